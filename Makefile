@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made when it is missing: Python 3.11 and make are enough.
+#   make demo      learn dictionaries from photographs, beside scikit-learn's own
+#   make test      the tests                  (PYTEST_ARGS="-k fista" to choose)
+#   make lint      ruff and mypy
+#   make doctest   the examples in docstrings, guide and README
+#   make docs      the HTML pages, in docs/_build/html; a warning is an error
+#   make clean     remove what was built, .venv included
+
+PYTHON ?= python3.11
+VENV ?= .venv
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# One thread for each test process: the processes share the cores already.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+export MPLBACKEND := Agg
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: demo test lint doctest docs clean help
+
+help:
+	@sed -n '2,7s/^# *//p' Makefile
+
+demo: $(VENV)/.installed-plot
+	$(BIN)/python examples/quickstart.py
+
+test: $(VENV)/.installed-test
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+doctest: $(VENV)/.installed-test
+	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules --doctest-glob='*.rst' \
+		--ignore=docs/conf.py --ignore=docs/_build --ignore=docs/generated sklearn_vsc docs
+	@echo 'The code of the README:'
+	sed -n '/^```python/,/^```/p' README.md | sed '/^```/d' \
+		| $(ONE_THREAD) $(BIN)/python -W error -
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) docs/_build docs/generated build dist .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt
+	@echo 'Installing sklearn-vsc with its "$*" extra into $(VENV) (minutes, the first time) ...'
+	$(PIP_INSTALL) -e '.[$*]'
+	@touch $@

@@ -1,0 +1,46 @@
+"""Configuration of the documentation. Building it needs no network."""
+
+from importlib.metadata import version as installed_version
+
+project = "sklearn-vsc"
+author = "The sklearn-vsc developers"
+copyright = "2026, The sklearn-vsc developers"
+release = installed_version("sklearn-vsc")
+version = ".".join(release.split(".")[:2])
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build"]
+default_role = "literal"
+
+autosummary_generate = True
+autodoc_typehints = "none"
+autodoc_default_options = {"members": True, "inherited-members": True}
+# The class template lists the members already.
+numpydoc_show_class_members = False
+# Each parameter documented, and no other; the sections a reader needs.
+numpydoc_validation_checks = {"GL08", "PR01", "PR02", "RT01"}
+numpydoc_validation_exclude = {r"\.__init__$", r"\.set_\w+_request$"}
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"sklearn-vsc {version}"
+html_show_sourcelink = False
+html_theme_options = {
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
+
+
+def _skip_what_scikit_learn_documents(app, what, name, obj, skip, options):
+    """Leave out members that come from scikit-learn; its own pages describe them."""
+    module = getattr(obj, "__module__", None) or ""
+    return True if module.split(".")[0] == "sklearn" else None
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", _skip_what_scikit_learn_documents)

@@ -1,0 +1,109 @@
+"""The only door between NumPy arrays and torch tensors: devices, dtypes, randomness."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_SEED_BOUND = np.iinfo(np.int32).max
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn the ``device`` parameter of an estimator into a device that is there.
+
+    Parameters
+    ----------
+    device : str
+        ``'auto'`` (CUDA if there is one, else MPS, else CPU) or a torch device name.
+
+    Returns
+    -------
+    device : torch.device
+
+    Raises
+    ------
+    ValueError
+        When the name is not a torch device or names a device this machine lacks.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The 'device' parameter must be 'auto' or the name of a torch device such as 'cpu', "
+            f"'cuda', 'cuda:1' or 'mps'; got {device!r}."
+        ) from error
+    n_cuda = torch.cuda.device_count()
+    there = {
+        "cpu": True,
+        "cuda": (resolved.index or 0) < n_cuda,
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(resolved.type, False):
+        raise ValueError(
+            f"device={device!r} is not available here (CUDA devices found: {n_cuda}). "
+            "Use device='auto' to take what there is, or device='cpu'."
+        )
+    return resolved
+
+
+def compute_dtype(dtype: np.dtype | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the torch dtype in which data of a NumPy dtype is computed on a device."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    # MPS has no float64.
+    return torch.float32 if dtype == np.float32 or device.type == "mps" else torch.float64
+
+
+def to_tensor(X: NDArray, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Move an array to a device; the array itself is never written to."""
+    if not X.flags.writeable or any(stride < 0 for stride in X.strides):
+        # torch can hold neither read-only memory nor negative strides.
+        X = X.copy()
+    return torch.from_numpy(X).to(device=device, dtype=dtype or compute_dtype(X.dtype, device))
+
+
+def to_numpy(tensor: torch.Tensor, dtype: np.dtype | None = None) -> NDArray:
+    """Bring a tensor back as a NumPy array, of ``dtype`` if given."""
+    array = tensor.detach().cpu().numpy()
+    return array if dtype is None else array.astype(dtype, copy=False)
+
+
+def draw_seed(random_state: np.random.RandomState) -> int:
+    """Draw one integer seed from a NumPy random state."""
+    return int(random_state.randint(_SEED_BOUND))
+
+
+def seeded_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a private generator; torch's global one is never touched."""
+    generator = torch.Generator(device=device)
+    generator.manual_seed(seed)
+    return generator
+
+
+def row_generators(X: NDArray, seed: int) -> Iterator[torch.Generator]:
+    """Yield for each row a CPU generator seeded by ``seed`` and the row's own content.
+
+    Draws made with it depend on the row alone, not on the rows beside it, so that sampled
+    codes and scores of a subset equal the subset of the codes and scores.
+    """
+    generator = torch.Generator()
+    key = seed.to_bytes(8, "little")
+    # Adding 0.0 turns -0.0 into 0.0: equal rows have equal bytes.
+    for row in np.ascontiguousarray(X) + 0.0:
+        digest = hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest()
+        generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+        yield generator
+
+
+def row_slices(n_rows: int, size: int) -> Iterator[slice]:
+    """Yield slices that cover ``n_rows`` rows, ``size`` at a time."""
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))

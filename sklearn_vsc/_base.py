@@ -1,0 +1,136 @@
+"""What all the estimators share: validation, tags, feature names, score plumbing."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_array, check_is_fitted
+
+from ._compat import validate_data
+
+# Above this share of unused atoms a fit warns.
+_MANY_DEAD = 0.2
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Moments of the posterior q(z given x) of each row.
+
+    Attributes
+    ----------
+    mean : ndarray of shape (n_samples, n_components)
+        Posterior mean of the code.
+    std : ndarray of shape (n_samples, n_components)
+        Posterior standard deviation of the code.
+    inclusion : ndarray of shape (n_samples, n_components)
+        Posterior probability that the code is not zero.
+    """
+
+    mean: NDArray
+    std: NDArray
+    inclusion: NDArray
+
+
+class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Base of the estimators; a subclass fits, codes, decodes and bounds log p(x)."""
+
+    components_: NDArray
+    component_usage_: NDArray
+    n_dead_: int
+
+    @abstractmethod
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Fit the model to the rows of X."""
+
+    @abstractmethod
+    def transform(self, X: ArrayLike) -> NDArray:
+        """Return the sparse code of each row."""
+
+    @abstractmethod
+    def score_samples(self, X: ArrayLike) -> NDArray:
+        """Return a lower bound on log p(x) of each row, in nats."""
+
+    def fit_transform(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> NDArray:
+        """Fit the model to X, then return the codes of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to learn from and to code.
+        y : Ignored
+            Not used, present for API consistency by convention.
+        **fit_params : dict
+            Passed to ``fit``.
+
+        Returns
+        -------
+        code : ndarray of shape (n_samples, n_features_out)
+            The same as ``fit(X).transform(X)``.
+        """
+        return self.fit(X, y, **fit_params).transform(X)
+
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Return the mean lower bound on log p(x), in nats a row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to score.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        score : float
+            Mean of ``score_samples(X)``; higher is better, and the scores of different
+            classes on the same X may be compared.
+        """
+        return float(np.mean(self.score_samples(X), dtype=np.float64))
+
+    def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
+        """Check X at the door; float32 stays float32, all else becomes float64."""
+        if not reset:
+            check_is_fitted(self)
+        return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+
+    def _validate_codes(self, Z: ArrayLike) -> NDArray:
+        """Check codes given to ``inverse_transform``."""
+        check_is_fitted(self)
+        Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
+        if Z.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of "
+                f"{self._n_features_out} columns."
+            )
+        return Z
+
+    def _record_usage(self, usage: NDArray) -> None:
+        """Keep the share of training rows that use each atom; warn when many are dead."""
+        self.component_usage_ = usage
+        self.n_dead_ = int(np.count_nonzero(usage == 0))
+        if self.n_dead_ > _MANY_DEAD * len(usage):
+            warnings.warn(
+                f"{self.n_dead_} of {len(usage)} atoms are used by no training row. "
+                f"{self._dead_atoms_cure()}",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _dead_atoms_cure(self) -> str:
+        """Say what a user may change when many atoms are dead."""
+        return "Lower n_components, or train on more rows."
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.components_.shape[0]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

@@ -1,0 +1,143 @@
+"""What a latent family answers: its prior, and its posterior given a network's heads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+# Heads move a scale at most this far (in log units) from the prior's: e^10 each way.
+_LOG_RANGE = 10.0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Reparameterised draws of the code.
+
+    Attributes
+    ----------
+    code : Tensor of shape (n_draws, n_rows, n_components)
+        The drawn codes.
+    active : bool Tensor of shape (n_draws, n_rows, n_components)
+        Which codes are not zero, as the sampler decided (not re-derived from the value).
+    threshold : Tensor of shape (n_draws, n_rows, n_components) or None
+        The thresholds drawn along with the codes, where they are part of the latent.
+    """
+
+    code: Tensor
+    active: Tensor
+    threshold: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Base noise of draws: what is random before the posterior's parameters shape it."""
+
+    base: Tensor
+    threshold: Tensor | None = None
+
+    @staticmethod
+    def concatenate(parts: list[Noise]) -> Noise:
+        """Join noise of single rows along the row axis."""
+        thresholds = [part.threshold for part in parts if part.threshold is not None]
+        return Noise(
+            torch.cat([part.base for part in parts], dim=1),
+            torch.cat(thresholds, dim=1) if thresholds else None,
+        )
+
+
+class LatentPosterior(ABC):
+    """Posterior q(z given x) of a batch of rows, independent over codes.
+
+    All methods return per-code values of shape (n_rows, n_components) or, where draws are
+    involved, (n_draws, n_rows, n_components). Densities are taken with respect to a point
+    mass at zero plus Lebesgue measure where the family has an atom at zero.
+    """
+
+    @property
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Mean of the code."""
+
+    @property
+    @abstractmethod
+    def variance(self) -> Tensor:
+        """Variance of the code."""
+
+    @property
+    @abstractmethod
+    def inclusion(self) -> Tensor:
+        """Probability that the code is not zero."""
+
+    @abstractmethod
+    def mode(self) -> Tensor:
+        """Sparse point estimate: exact zeros where the posterior prefers zero."""
+
+    @abstractmethod
+    def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
+        """Draw the base noise of ``n_draws`` draws."""
+
+    @abstractmethod
+    def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
+        """Shape base noise into draws that gradients pass through."""
+
+    @abstractmethod
+    def kl(self, draws: Draws | None = None) -> Tensor:
+        """KL(q || p) in nats; uses draws only where no closed form exists."""
+
+    @abstractmethod
+    def log_ratio(self, draws: Draws) -> Tensor:
+        """Return log p(z) - log q(z given x) at the draws, in nats."""
+
+    def training_kl(self, draws: Draws | None = None) -> Tensor:
+        """KL term of the training objective; ``kl`` unless the family is told otherwise."""
+        return self.kl(draws)
+
+    @property
+    def needs_draws_for_kl(self) -> bool:
+        """Whether ``kl`` has no closed form."""
+        return False
+
+    @abstractmethod
+    def row(self, index: int) -> LatentPosterior:
+        """Return the posterior of one row, as a batch of one."""
+
+
+class LatentFamily(ABC):
+    """Prior of one code, and the map from a network's heads to the posterior."""
+
+    n_heads: int
+
+    @abstractmethod
+    def posterior(self, heads: Tensor) -> LatentPosterior:
+        """Read the posterior from heads of shape (n_rows, n_heads, n_components).
+
+        All heads at zero give the prior itself.
+        """
+
+    @abstractmethod
+    def sample_prior(
+        self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
+    ) -> Tensor:
+        """Draw codes from the prior."""
+
+    @cached_property
+    @abstractmethod
+    def prior_inclusion(self) -> float:
+        """Probability under the prior that a code is not zero."""
+
+    @cached_property
+    @abstractmethod
+    def prior_variance(self) -> float:
+        """Variance of a code under the prior."""
+
+
+def bounded_exp(head: Tensor, centre: float) -> Tensor:
+    """Return ``centre * exp(head)`` with the exponent softly held within +-10.
+
+    Without the bound a single bad step of training sends a scale to zero or infinity.
+    """
+    return centre * torch.exp(_LOG_RANGE * torch.tanh(head / _LOG_RANGE))

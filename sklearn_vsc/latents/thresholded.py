@@ -1,0 +1,317 @@
+"""Thresholded codes: a base draw is kept, shrunken, only beyond a threshold.
+
+The law of a thresholded code is a point mass at zero plus a slab (Fallah & Rozell 2022,
+Proposition 3.1, for the Laplace base; the Gaussian slab is a pair of truncated normal tails).
+KL and importance weights here are those of the thresholded laws, so that the bounds built on
+them are bounds on log p(x) of the model whose prior is thresholded as well.
+
+A Gamma posterior over the threshold of a *Laplace* base integrates out in closed form: the
+slab does not depend on the threshold, and the activity (1 + 1 / (rate b))^-shape is that of
+one fixed threshold, b * shape * log(1 + 1 / (rate b)). So it needs no draws of thresholds at
+all. Under a Gaussian base the threshold stays in the latent and is drawn with the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp
+from .gamma import gamma_kl, gamma_log_prob, half_normal_rule, sample_gamma
+from .gaussian import Gaussian
+from .laplace import Laplace
+
+BASES = {"laplace": Laplace, "gaussian": Gaussian}
+# How far a posterior's inclusion must exceed the prior's for the point estimate to be non-zero
+# is set per family by `Thresholded.mode_odds`.
+
+
+class Thresholded(LatentFamily):
+    """Prior and posterior of a thresholded code.
+
+    Parameters
+    ----------
+    base : {'laplace', 'gaussian'}
+        Law before thresholding.
+    prior_scale : float
+        Scale b0 of the Laplace, standard deviation of the Gaussian.
+    threshold : float or None
+        Threshold of prior and posterior, or the mean of its Gamma prior; None: chosen so that
+        ``density`` of the codes are non-zero under the prior.
+    density : float
+        Expected share of non-zero codes under the prior where ``threshold`` is None.
+    gamma_shape : float or None
+        None: the threshold is fixed. Else the shape of its Gamma prior; the threshold is then
+        inferred per row and code.
+    gradient : {'straight_through', 'subgradient'}
+        How gradients pass the threshold. Straight-through hands the gradient of every code,
+        zero or not, to location and scale, and to the threshold through active codes alone.
+    training_kl : {'thresholded', 'base'}
+        Laws whose KL the training objective holds: 'base' is the published objective.
+    threshold_kl_weight : float
+        Weight of the KL of the Gamma thresholds in the training objective.
+    """
+
+    def __init__(
+        self,
+        base: str = "laplace",
+        *,
+        prior_scale: float = 1.0,
+        threshold: float | None = None,
+        density: float = 0.1,
+        gamma_shape: float | None = None,
+        gradient: str = "straight_through",
+        training_kl: str = "thresholded",
+        threshold_kl_weight: float = 1.0,
+    ) -> None:
+        self.base = BASES[base]
+        self.prior_scale = prior_scale
+        self.gamma_shape = gamma_shape
+        self.gradient = gradient
+        self.training_kl = training_kl
+        self.threshold_kl_weight = threshold_kl_weight
+        if threshold is None:
+            threshold = self._threshold_of_density(density)
+        self.threshold = threshold
+
+    @property
+    def n_heads(self) -> int:  # type: ignore[override]
+        """Number of parameters per code: location and scale, and the Gamma's two."""
+        return 2 if self.gamma_shape is None else 4
+
+    @property
+    def marginal(self) -> bool:
+        """Whether a Gamma threshold is integrated out in closed form."""
+        return self.gamma_shape is not None and self.base is Laplace
+
+    def gamma_rate(self) -> float:
+        """Rate of the Gamma prior, whose mean is the threshold."""
+        assert self.gamma_shape is not None
+        return self.gamma_shape / self.threshold
+
+    def posterior(self, heads: Tensor) -> ThresholdedPosterior:
+        """Read the posterior from heads of shape (n_rows, n_heads, n_components)."""
+        loc = self.prior_scale * heads[:, 0]
+        scale = bounded_exp(heads[:, 1], self.prior_scale)
+        if self.gamma_shape is None:
+            return ThresholdedPosterior(self, loc, scale)
+        shape = bounded_exp(heads[:, 2], self.gamma_shape)
+        rate = bounded_exp(heads[:, 3], self.gamma_rate())
+        return ThresholdedPosterior(self, loc, scale, shape, rate)
+
+    def prior(self, dtype: torch.dtype = torch.float64) -> ThresholdedPosterior:
+        """Return the prior in the form of a posterior of one row and one code."""
+        return self.posterior(torch.zeros(1, self.n_heads, 1, dtype=dtype))
+
+    def sample_prior(
+        self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
+    ) -> Tensor:
+        """Draw codes of the given shape from the prior."""
+        n_codes = torch.Size(shape).numel()
+        prior = self.prior(dtype)
+        with torch.no_grad():
+            return prior.rsample(prior.noise(n_codes, generator)).code.reshape(shape)
+
+    @cached_property
+    def prior_inclusion(self) -> float:
+        """Probability under the prior that a code is not zero."""
+        return float(self.prior().inclusion)
+
+    @cached_property
+    def prior_variance(self) -> float:
+        """Variance of a code under the prior."""
+        return float(self.prior().variance)
+
+    def prior_threshold(self, like: Tensor) -> Tensor:
+        """Threshold of the prior, or the one that stands for its Gamma (Laplace base)."""
+        threshold = torch.full_like(like, self.threshold)
+        if not self.marginal:
+            return threshold
+        shape = torch.full_like(like, self.gamma_shape)
+        return _marginal_threshold(
+            torch.full_like(like, self.prior_scale), shape, shape / threshold
+        )
+
+    def _threshold_of_density(self, density: float) -> float:
+        """Threshold at which the prior's activity equals ``density``."""
+
+        def excess(threshold: float) -> float:
+            self.threshold = threshold
+            return float(self.prior().inclusion) - density
+
+        low, high = 1e-8 * self.prior_scale, 1e3 * self.prior_scale
+        while excess(high) > 0:
+            high *= 1e3
+        return float(brentq(excess, low, high, xtol=1e-12 * self.prior_scale, rtol=1e-12))
+
+
+def _marginal_threshold(scale: Tensor, shape: Tensor, rate: Tensor) -> Tensor:
+    """Fixed threshold with the activity of a Gamma threshold, Laplace base."""
+    return scale * shape * torch.log1p(1 / (rate * scale))
+
+
+@dataclass(frozen=True)
+class ThresholdedPosterior(LatentPosterior):
+    """Posterior of thresholded codes: location, base scale, and Gamma shape and rate if any."""
+
+    family: Thresholded
+    loc: Tensor
+    scale: Tensor
+    shape: Tensor | None = None
+    rate: Tensor | None = None
+
+    def row(self, index: int) -> ThresholdedPosterior:
+        """Return the posterior of one row, as a batch of one."""
+        cut = slice(index, index + 1)
+        optional = [p if p is None else p[cut] for p in (self.shape, self.rate)]
+        return ThresholdedPosterior(self.family, self.loc[cut], self.scale[cut], *optional)
+
+    @property
+    def needs_draws_for_kl(self) -> bool:
+        """Whether the threshold is drawn, so that the KL has no closed form."""
+        return self.shape is not None and not self.family.marginal
+
+    @cached_property
+    def threshold(self) -> Tensor:
+        """Threshold of each code; with a Gamma and a Laplace base, the one that stands for it."""
+        if self.shape is None or self.rate is None:
+            return torch.full_like(self.scale, self.family.threshold)
+        if self.family.marginal:
+            return _marginal_threshold(self.scale, self.shape, self.rate)
+        return self.shape / self.rate
+
+    @cached_property
+    def inclusion(self) -> Tensor:
+        """Probability that the code is not zero."""
+        if self.needs_draws_for_kl:
+            return self._gamma_gaussian_moments()[0]
+        return self.family.base.log_activity(self.scale, self.threshold)[0].exp()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the code: the slab is symmetric around the location."""
+        return self.inclusion * self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the code."""
+        if self.needs_draws_for_kl:
+            second = self._gamma_gaussian_moments()[1]
+        else:
+            second = self.family.base.slab_moment(self.scale, self.threshold)
+        inclusion = self.inclusion
+        return second + inclusion * (1 - inclusion) * self.loc**2
+
+    def _gamma_gaussian_moments(self) -> tuple[Tensor, Tensor]:
+        """Activity and E[(z - loc)^2; z not zero] of a Gaussian base under a Gamma threshold.
+
+        Given the base deviation t, the threshold lies below it with the Gamma's distribution
+        function, and (t - threshold)^2 has the Gamma's partial moments: one integral is left.
+        """
+        assert self.shape is not None and self.rate is not None
+        shape, rate = self.shape.detach(), self.rate.detach()
+        inclusion, second = torch.zeros_like(shape), torch.zeros_like(shape)
+        for node, weight in zip(*half_normal_rule(shape), strict=True):
+            deviation = node * self.scale.detach()
+            reach = rate * deviation
+            below = torch.special.gammainc(shape, reach)
+            first = shape / rate * torch.special.gammainc(shape + 1, reach)
+            square = shape * (shape + 1) / rate**2 * torch.special.gammainc(shape + 2, reach)
+            inclusion += weight * below
+            second += weight * (deviation**2 * below - 2 * deviation * first + square)
+        return inclusion.clamp(0, 1), second.clamp_min(0)
+
+    def mode(self) -> Tensor:
+        """Sparse point estimate; see the class of the estimator for the rule."""
+        return torch.where(self.inclusion > 0.5, self.loc, torch.zeros_like(self.loc))
+
+    def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
+        """Draw base noise, and thresholds where they belong to the latent."""
+        shape = (n_draws, *self.loc.shape)
+        base = self.family.base.noise(shape, generator, self.loc)
+        if not self.needs_draws_for_kl:
+            return Noise(base)
+        assert self.shape is not None and self.rate is not None
+        return Noise(
+            base, sample_gamma(self.shape.expand(shape), self.rate.expand(shape), generator)
+        )
+
+    def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
+        """Threshold the deviation around the location; ``noise_scale`` warms the noise up."""
+        deviation = noise_scale * self.scale * noise.base
+        threshold = self.threshold if noise.threshold is None else noise.threshold
+        active = deviation.abs() > threshold
+        shrink = torch.where(active, deviation.sign() * threshold, 0)
+        kept = torch.where(active, self.loc + deviation, 0) - shrink
+        if self.family.gradient == "straight_through":
+            through = self.loc + deviation - shrink
+            # The bracket is exactly zero: an inactive code stays exactly zero.
+            kept = kept.detach() + (through - through.detach())
+        return Draws(kept, active, noise.threshold)
+
+    def kl(self, draws: Draws | None = None) -> Tensor:
+        """KL of the thresholded laws, nats; of codes and thresholds where those are drawn."""
+        family = self.family
+        if not self.needs_draws_for_kl:
+            prior_threshold = family.prior_threshold(self.scale)
+            return family.base.thresholded_kl(
+                self.loc, self.scale, self.threshold, family.prior_scale, prior_threshold
+            )
+        return self._code_kl_at(draws) + self.threshold_kl()
+
+    def _code_kl_at(self, draws: Draws | None) -> Tensor:
+        """KL of the codes given drawn thresholds, which prior and posterior share."""
+        if draws is None or draws.threshold is None:
+            raise ValueError("This KL has no closed form: draws of the threshold are needed.")
+        return self.family.base.thresholded_kl(
+            self.loc, self.scale, draws.threshold, self.family.prior_scale, draws.threshold
+        )
+
+    def threshold_kl(self) -> Tensor:
+        """KL of the Gamma posterior of the threshold from its prior, nats."""
+        assert self.shape is not None and self.rate is not None
+        assert self.family.gamma_shape is not None
+        return gamma_kl(self.shape, self.rate, self.family.gamma_shape, self.family.gamma_rate())
+
+    def training_kl(self, draws: Draws | None = None) -> Tensor:
+        """KL of the training objective; the published one is that of the base laws."""
+        family = self.family
+        if family.training_kl == "base":
+            kl = family.base.kl(self.loc, self.scale, family.prior_scale)
+        elif self.needs_draws_for_kl:
+            kl = self._code_kl_at(draws)
+        else:
+            return self.kl()
+        if self.shape is None:
+            return kl
+        return kl + family.threshold_kl_weight * self.threshold_kl()
+
+    def log_ratio(self, draws: Draws) -> Tensor:
+        """Return log p(z) - log q(z given x), mixed measure; with thresholds where drawn."""
+        family, base = self.family, self.family.base
+        if draws.threshold is None:
+            threshold, prior_threshold = self.threshold, family.prior_threshold(self.scale)
+        else:
+            threshold = prior_threshold = draws.threshold
+        prior_scale = torch.full_like(self.scale, family.prior_scale)
+        off = (
+            base.log_activity(prior_scale, prior_threshold)[1]
+            - base.log_activity(self.scale, threshold)[1]
+        )
+        on = base.log_slab(draws.code, prior_scale, prior_threshold) - base.log_slab(
+            draws.code - self.loc, self.scale, threshold
+        )
+        ratio = torch.where(draws.active, on, off)
+        if draws.threshold is None:
+            return ratio
+        assert self.shape is not None and self.rate is not None
+        assert family.gamma_shape is not None
+        return (
+            ratio
+            + gamma_log_prob(draws.threshold, family.gamma_shape, family.gamma_rate())
+            - gamma_log_prob(draws.threshold, self.shape, self.rate)
+        )

@@ -1,0 +1,124 @@
+"""A latent-variable model: encoder, latent family, decoder and likelihood, and its bounds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .bounds import OBJECTIVES
+from .latents import Draws, LatentFamily, LatentPosterior
+from .likelihoods import GaussianLikelihood, Likelihood
+from .networks import LinearDecoder
+from .networks._init import linear_layer
+
+
+class Heads(nn.Module):
+    """Map the encoder's features to the posterior's parameters (n, n_heads, n_components)."""
+
+    def __init__(
+        self, n_in: int, n_heads: int, n_components: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        # Small weights: the posterior starts near the prior, where every bound is finite.
+        self.linear = linear_layer(n_in, n_heads * n_components, generator, gain=0.1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the heads of each row."""
+        return self.linear(features).unflatten(-1, (self.n_heads, -1))
+
+
+class LatentVariableModel(nn.Module):
+    """p(x given z) p(z) with an amortised posterior q(z given x).
+
+    Rows come in and go out in the units of the model; estimators normalise at the door.
+
+    Parameters
+    ----------
+    encoder, heads, decoder : nn.Module
+        Rows to features, features to posterior parameters, codes to outputs.
+    likelihood : Likelihood
+        Density of rows given outputs.
+    family : LatentFamily
+        Prior and posterior of the codes.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        heads: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        family: LatentFamily,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.heads = heads
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.family = family
+
+    def posterior(self, x: Tensor) -> LatentPosterior:
+        """Posterior of each row."""
+        return self.family.posterior(self.heads(self.encoder(x)))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Mean of p(x given z)."""
+        return self.likelihood.mean(self.decoder(code))
+
+    def log_likelihood(self, x: Tensor, code: Tensor) -> Tensor:
+        """Log p(x given z) for codes (n_draws, n, K): shape (n_draws, n), nats."""
+        return self.likelihood.log_prob(x, self.decoder(code))
+
+    @property
+    def has_closed_likelihood(self) -> bool:
+        """Whether E log p(x given z) under q is known in closed form."""
+        return isinstance(self.decoder, LinearDecoder) and isinstance(
+            self.likelihood, GaussianLikelihood
+        )
+
+    def expected_log_likelihood(self, x: Tensor, posterior: LatentPosterior) -> Tensor:
+        """E log p(x given z) under q in closed form, (n,), nats."""
+        assert isinstance(self.decoder, LinearDecoder)
+        assert isinstance(self.likelihood, GaussianLikelihood)
+        output = self.decoder(posterior.mean)
+        variance = self.decoder.output_variance(posterior.variance)
+        return self.likelihood.expected_log_prob(x, output, variance)
+
+    def log_weights(
+        self, x: Tensor, posterior: LatentPosterior, draws: Draws, *, exact_ratio: bool
+    ) -> Tensor:
+        """Log weights of draws, (n_draws, n), nats, for scoring.
+
+        With ``exact_ratio`` they are log p(x, z) - log q(z given x), as IWAE needs them; else
+        the KL stands in for the log ratio of each draw, which has the same mean and less noise.
+        """
+        log_likelihood = self.log_likelihood(x, draws.code)
+        if exact_ratio:
+            return log_likelihood + posterior.log_ratio(draws).sum(-1)
+        return log_likelihood - posterior.kl(draws).sum(-1)
+
+    def training_bound(
+        self,
+        x: Tensor,
+        generator: torch.Generator,
+        *,
+        objective: str,
+        n_draws: int,
+        kl_weight: float,
+        noise_scale: float,
+    ) -> Tensor:
+        """Objective of each row (n,), nats, to be maximised.
+
+        ``objective='exact'`` is the ELBO in closed form, without draws.
+        """
+        posterior = self.posterior(x)
+        if objective == "exact":
+            kl = posterior.training_kl().sum(-1)
+            return self.expected_log_likelihood(x, posterior) - kl_weight * kl
+        draws = posterior.rsample(posterior.noise(n_draws, generator), noise_scale)
+        if objective == "iwae":
+            log_ratio = posterior.log_ratio(draws).sum(-1)
+        else:
+            log_ratio = -posterior.training_kl(draws).sum(-1)
+        return OBJECTIVES[objective](self.log_likelihood(x, draws.code) + kl_weight * log_ratio)

@@ -1,0 +1,47 @@
+"""The linear decoder: a dictionary of atoms and an intercept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearDecoder(nn.Module):
+    """Decode a code z as ``z @ weight + bias``.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (n_components, n_features)
+        The atoms it starts from.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.new_zeros(weight.shape[1]))
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Return the decoded rows."""
+        return code @ self.weight + self.bias
+
+    def output_variance(self, code_variance: Tensor) -> Tensor:
+        """Variance of the output summed over features, for independent codes (n, K)."""
+        return code_variance @ self.weight.square().sum(1)
+
+
+def atoms_from_rows(
+    rows: Tensor, n_components: int, norm: float, generator: torch.Generator
+) -> Tensor:
+    """Return atoms of one norm in the directions of random rows.
+
+    Rows start a dictionary where the data are. Where there are fewer rows than atoms, random
+    directions fill it up.
+    """
+    picked = torch.randperm(len(rows), generator=generator)[:n_components]
+    atoms = rows[picked.to(rows.device)]
+    missing = n_components - len(atoms)
+    # Noise tells equal and zero rows apart.
+    noise = torch.randn((n_components, rows.shape[1]), generator=generator, dtype=rows.dtype)
+    noise = noise.to(rows.device)
+    atoms = torch.cat([atoms, noise[:missing]]) + 1e-3 * noise
+    return norm * atoms / atoms.norm(dim=1, keepdim=True)

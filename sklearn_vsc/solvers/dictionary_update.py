@@ -1,0 +1,164 @@
+"""Update of a dictionary from the accumulated statistics of codes and rows.
+
+References
+----------
+Mairal, Bach, Ponce and Sapiro (2009), Online dictionary learning for sparse coding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def update_dictionary(
+    dictionary: Tensor,
+    code_gram: Tensor,
+    code_data: Tensor,
+    *,
+    positive: bool = False,
+    n_sweeps: int = 1,
+) -> Tensor:
+    """Lower 0.5 tr(V' A V) - tr(V' B) by block coordinate descent over unit-norm atoms.
+
+    Each atom in turn takes its exact minimiser on the unit sphere, the others held fixed.
+
+    Parameters
+    ----------
+    dictionary : Tensor of shape (n_components, n_features)
+        Unit-norm atoms V to start from; left as it is.
+    code_gram : Tensor of shape (n_components, n_components)
+        A = U' U, summed over the rows. Atoms with a zero diagonal are left as they are.
+    code_data : Tensor of shape (n_components, n_features)
+        B = U' X, summed over the rows.
+    positive : bool, default=False
+        Whether atoms must be non-negative.
+    n_sweeps : int, default=1
+        Number of times that every atom is updated.
+
+    Returns
+    -------
+    dictionary : Tensor of shape (n_components, n_features)
+        Unit-norm atoms.
+    """
+    dictionary = dictionary.clone()
+    columns = dictionary.T
+    weights = code_gram.diagonal()
+    used = weights.nonzero().squeeze(1).tolist()
+    # An atom's own weight does not turn its minimiser on the sphere.
+    others = code_gram - torch.diag(weights)
+    for _ in range(n_sweeps):
+        for atom in used:
+            target = torch.addmv(code_data[atom], columns, others[atom], alpha=-1)
+            if positive:
+                target.clamp_min_(0)
+            norm = torch.linalg.vector_norm(target)
+            # Nothing to project on: the old atom is as good as any.
+            dictionary[atom] = torch.where(norm > 0, target / norm, dictionary[atom])
+    return dictionary
+
+
+def normalise_atoms(
+    atoms: Tensor, *, positive: bool = False, generator: torch.Generator
+) -> Tensor:
+    """Scale atoms to unit norm; those without energy become random directions.
+
+    Parameters
+    ----------
+    atoms : Tensor of shape (n_components, n_features)
+        Any vectors.
+    positive : bool, default=False
+        Whether atoms must be non-negative; negative parts are set to zero.
+    generator : torch.Generator
+        Source of the random directions, on the CPU.
+
+    Returns
+    -------
+    atoms : Tensor of shape (n_components, n_features)
+        Unit-norm atoms.
+    """
+    if positive:
+        atoms = atoms.clamp_min(0)
+    # Two steps, so that neither tiny nor huge entries leave the range of their squares.
+    peak = atoms.abs().amax(1, keepdim=True)
+    flat = peak.squeeze(1) == 0
+    if flat.any():
+        fill = torch.randn(int(flat.sum()), atoms.shape[1], generator=generator)
+        atoms, peak = atoms.clone(), peak.clone()
+        atoms[flat] = (fill.abs() if positive else fill).to(atoms)
+        peak[flat] = 1
+    atoms = atoms / peak
+    return atoms / torch.linalg.vector_norm(atoms, dim=1, keepdim=True)
+
+
+def initial_dictionary(
+    X: Tensor, n_components: int, *, positive: bool = False, generator: torch.Generator
+) -> Tensor:
+    """Take distinct random rows as atoms, and random directions where rows are too few.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n_rows, n_features)
+        Rows to draw from; those without energy are passed over.
+    n_components : int
+        Number of atoms.
+    positive : bool, default=False
+        Whether atoms must be non-negative.
+    generator : torch.Generator
+        Source of randomness, on the CPU.
+
+    Returns
+    -------
+    dictionary : Tensor of shape (n_components, n_features)
+        Unit-norm atoms.
+    """
+    energetic = (X > 0 if positive else X != 0).any(1).nonzero().squeeze(1)
+    order = torch.randperm(len(energetic), generator=generator)[:n_components]
+    atoms = X.new_zeros(n_components, X.shape[1])
+    atoms[: len(order)] = X[energetic[order.to(X.device)]]
+    return normalise_atoms(atoms, positive=positive, generator=generator)
+
+
+def renew_atoms(
+    dictionary: Tensor,
+    dead: Tensor,
+    residual: Tensor,
+    *,
+    positive: bool = False,
+    generator: torch.Generator,
+) -> Tensor:
+    """Point atoms that nothing uses at rows that are badly coded.
+
+    As long as the codes of these atoms are zero the objective does not change.
+
+    Parameters
+    ----------
+    dictionary : Tensor of shape (n_components, n_features)
+        Unit-norm atoms; left as it is.
+    dead : Tensor of shape (n_components,), bool
+        Atoms to renew.
+    residual : Tensor of shape (n_rows, n_features)
+        What the codes leave unexplained. Rows are drawn with a probability in proportion
+        to their energy.
+    positive : bool, default=False
+        Whether atoms must be non-negative.
+    generator : torch.Generator
+        Source of randomness, on the CPU.
+
+    Returns
+    -------
+    dictionary : Tensor of shape (n_components, n_features)
+        Unit-norm atoms.
+    """
+    if positive:
+        residual = residual.clamp_min(0)
+    peak = residual.abs().amax().clamp_min(torch.finfo(residual.dtype).tiny)
+    energy = (residual / peak).square().sum(1).cpu()
+    n_drawn = min(int(dead.sum()), int(energy.count_nonzero()))
+    atoms = dictionary.new_zeros(int(dead.sum()), dictionary.shape[1])
+    if n_drawn:
+        rows = torch.multinomial(energy, n_drawn, generator=generator)
+        atoms[:n_drawn] = residual[rows.to(residual.device)]
+    dictionary = dictionary.clone()
+    dictionary[dead] = normalise_atoms(atoms, positive=positive, generator=generator)
+    return dictionary

@@ -1,0 +1,306 @@
+"""Training of a latent-variable model: a skorch net over batches that stay in memory."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler, ProgressBar
+from skorch.dataset import Dataset
+from skorch.helper import predefined_split
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from .model import LatentVariableModel
+from .networks import LinearDecoder
+
+# The noise variance is one number among thousands: it may move faster than the weights.
+_NOISE_RATE_FACTOR = 10.0
+_NOISE_SCALE_START = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a model is trained; the fields carry the names of the estimators' parameters."""
+
+    objective: str = "elbo"
+    n_draws: int = 1
+    kl_weight: float = 1.0
+    decoder_penalty: float = 0.0
+    noise_warmup: float = 0.0
+    kl_warmup: float = 0.0
+    max_iter: int = 100
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    schedule: bool = True
+    early_stopping: bool = False
+    n_iter_no_change: int = 10
+    tol: float = 1e-4
+    verbose: int = 0
+    callbacks: Sequence[Any] = ()
+
+
+@dataclass
+class TrainingResult:
+    """What a training run leaves behind, on the CPU."""
+
+    history: list[dict[str, Any]]
+    optimizer_state: dict[str, Any] = field(repr=False)
+
+
+class TrainingObjective(nn.Module):
+    """The loss of each row, with the state that warm-ups move during training."""
+
+    def __init__(
+        self, model: LatentVariableModel, options: TrainingOptions, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+        self.generator = generator
+        self.progress = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the loss of each row (n,), nats."""
+        options = self.options
+        progress = self.progress if self.training else 1.0
+        bound = self.model.training_bound(
+            x,
+            self.generator,
+            objective=options.objective,
+            n_draws=options.n_draws,
+            kl_weight=options.kl_weight * _ramp(progress, options.kl_warmup, 0.0),
+            noise_scale=_ramp(progress, options.noise_warmup, _NOISE_SCALE_START),
+        )
+        loss = -bound
+        if options.decoder_penalty:
+            loss = loss + options.decoder_penalty * _squared_weights(self.model.decoder)
+        return loss
+
+
+def _ramp(progress: float, share: float, start: float) -> float:
+    """Grow linearly from ``start`` to one over the first ``share`` of the steps."""
+    return 1.0 if progress >= share else start + (1 - start) * progress / share
+
+
+def _squared_weights(decoder: nn.Module) -> Tensor:
+    """Squared Frobenius norm of the decoder's weights, biases left out."""
+    if isinstance(decoder, LinearDecoder):
+        return decoder.weight.square().sum()
+    return sum(p.square().sum() for p in decoder.parameters() if p.ndim > 1)  # type: ignore
+
+
+class _MeanLoss(nn.Module):
+    """skorch's criterion: the module already returns the loss of each row."""
+
+    def forward(self, loss: Tensor, _: Tensor) -> Tensor:
+        return loss.mean()
+
+
+class InMemoryBatches:
+    """Batches cut from one tensor: a permutation and an index, no worker, no collation."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.X = dataset.X
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.X) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n_rows = len(self.X)
+        if self.generator is None:
+            order = torch.arange(n_rows)
+        else:
+            order = torch.randperm(n_rows, generator=self.generator)
+        for picked in order.to(self.X.device).split(self.batch_size):
+            rows = self.X[picked]
+            yield rows, rows[:, :0]
+
+
+class _WholeEpochs(Callback):
+    """Keep the state of the last whole epoch, move the warm-ups, stop on a loss gone wrong."""
+
+    def __init__(self, n_steps: int) -> None:
+        self.n_steps = n_steps
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.step_ = 0
+        self.n_epochs_ = 0
+        self._keep(net)
+
+    def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
+        if training:
+            net.module_.progress = self.step_ / self.n_steps
+            self.step_ += 1
+
+    def on_batch_end(self, net: NeuralNet, loss: Any = None, **kwargs: Any) -> None:
+        if not math.isfinite(net.history[-1]["batches"][-1].get("train_loss", 0.0)):
+            raise ValueError(
+                f"Training diverged: the loss is not finite at epoch {len(net.history)}. "
+                "Try a smaller 'learning_rate_init', a larger 'batch_size', or look for "
+                "features of very different size in X (sklearn.preprocessing.StandardScaler)."
+            )
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.n_epochs_ += 1
+        self._keep(net)
+
+    def _keep(self, net: NeuralNet) -> None:
+        self.state_ = copy.deepcopy(net.module_.state_dict())
+
+    def restore(self, net: NeuralNet) -> None:
+        """Put the last whole epoch back."""
+        net.module_.load_state_dict(self.state_)
+
+
+def train(
+    model: LatentVariableModel,
+    X: Tensor,
+    X_valid: Tensor | None,
+    options: TrainingOptions,
+    *,
+    noise_generator: torch.Generator,
+    order_generator: torch.Generator,
+    optimizer_state: dict[str, Any] | None = None,
+) -> TrainingResult:
+    """Train a model in place on the device of X; an interruption keeps the last whole epoch.
+
+    Parameters
+    ----------
+    model : LatentVariableModel
+        Trained in place.
+    X : Tensor of shape (n_samples, n_features)
+        Rows in the units of the model.
+    X_valid : Tensor or None
+        Rows that early stopping watches.
+    options : TrainingOptions
+        How to train.
+    noise_generator, order_generator : torch.Generator
+        Of the posterior's draws (on the device of X), and of the order of rows (on the CPU).
+    optimizer_state : dict or None
+        Moments of an earlier run, to go on from.
+
+    Returns
+    -------
+    result : TrainingResult
+        Record of each epoch, and the optimiser's state.
+
+    Raises
+    ------
+    ValueError
+        When the loss is not finite.
+    """
+    n_steps = max(1, options.max_iter * math.ceil(len(X) / options.batch_size))
+    whole_epochs = _WholeEpochs(n_steps)
+    stopping = EarlyStopping(
+        monitor="valid_loss" if X_valid is not None else "train_loss",
+        patience=options.n_iter_no_change,
+        threshold=options.tol,
+        threshold_mode="abs",
+        load_best=X_valid is not None,
+        sink=lambda _: None,
+    )
+    net = NeuralNet(
+        TrainingObjective(model, options, noise_generator),
+        criterion=_MeanLoss,
+        optimizer=torch.optim.Adam,
+        lr=options.learning_rate,
+        optimizer__param_groups=[
+            ("model.likelihood.*", {"lr": _NOISE_RATE_FACTOR * options.learning_rate})
+        ],
+        max_epochs=options.max_iter,
+        batch_size=options.batch_size,
+        iterator_train=InMemoryBatches,
+        iterator_train__generator=order_generator,
+        iterator_valid=InMemoryBatches,
+        train_split=None if X_valid is None else predefined_split(Dataset(X_valid)),
+        callbacks=_callbacks(options, whole_epochs, stopping, n_steps),
+        callbacks__print_log=None,
+        device=X.device,
+        verbose=0,
+    )
+    net.initialize()
+    if optimizer_state is not None:
+        _restore_moments(net.optimizer_, optimizer_state)
+    net.partial_fit(X)
+    if len(net.history) > whole_epochs.n_epochs_:
+        whole_epochs.restore(net)
+    if whole_epochs.n_epochs_ < options.max_iter and not _stopped_early(net):
+        warnings.warn(
+            f"Training was interrupted: the model is that of the last whole epoch, "
+            f"{whole_epochs.n_epochs_} of {options.max_iter}.",
+            UserWarning,
+            stacklevel=2,
+        )
+    model.cpu()
+    history = _records(net.history[: whole_epochs.n_epochs_])
+    return TrainingResult(history, _to_cpu(net.optimizer_.state_dict()))
+
+
+def _stopped_early(net: NeuralNet) -> bool:
+    """Whether an early-stopping callback, ours or the user's, ended the training."""
+    return any(
+        isinstance(callback, EarlyStopping) and callback.misses_ >= callback.patience
+        for _, callback in net.callbacks_
+    )
+
+
+def _callbacks(
+    options: TrainingOptions, whole_epochs: _WholeEpochs, stopping: EarlyStopping, n_steps: int
+) -> list[Any]:
+    callbacks: list[Any] = [("whole_epochs", whole_epochs), ("stopping", stopping)]
+    if options.schedule:
+        schedule = LRScheduler(LambdaLR, lr_lambda=_one_cycle(n_steps), step_every="batch")
+        callbacks.append(("schedule", schedule))
+    if options.verbose:
+        callbacks.append(("progress", ProgressBar()))
+    return callbacks + list(options.callbacks)
+
+
+def _one_cycle(n_steps: int, warmup: float = 0.05) -> Any:
+    """Learning rate over a run: a short linear rise, then a cosine to a thousandth."""
+
+    def factor(step: int) -> float:
+        progress = min(1.0, (step + 1) / n_steps)
+        rise = min(1.0, progress / warmup)
+        return rise * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    return factor
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give the optimiser the moments of an earlier run but not its last learning rate."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    return [_to_cpu(item) for item in value] if isinstance(value, list) else value
+
+
+def _records(history: Any) -> list[dict[str, Any]]:
+    """One record per whole epoch."""
+    records = []
+    for row in history:
+        record = {"epoch": row["epoch"], "loss": row["train_loss"], "duration": row["dur"]}
+        if "valid_loss" in row:
+            record["valid_loss"] = row["valid_loss"]
+        records.append(record)
+    return records
