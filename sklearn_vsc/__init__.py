@@ -1,1 +1,8 @@
+"""Sparse coding, classical and variational, as scikit-learn estimators on torch."""
 
+from .dictionary import FISTADictionaryLearner
+from .thresholded import ThresholdedVSC
+
+__version__ = "0.1.0"
+
+__all__ = ["FISTADictionaryLearner", "ThresholdedVSC"]

@@ -61,13 +61,10 @@ class GaussianLikelihood(Likelihood):
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         """Log density of rows (n, D) given outputs (..., n, D), summed over features."""
-        return self._log_prob_of_error((x - output).square().sum(-1), x.shape[-1])
+        return self.log_prob_of_error((x - output).square().sum(-1), x.shape[-1])
 
-    def expected_log_prob(self, x: Tensor, output: Tensor, variance: Tensor) -> Tensor:
-        """Return E log p(x given z) where the output has this mean and summed variance (n,)."""
-        return self._log_prob_of_error((x - output).square().sum(-1) + variance, x.shape[-1])
-
-    def _log_prob_of_error(self, squared_error: Tensor, n_features: int) -> Tensor:
+    def log_prob_of_error(self, squared_error: Tensor, n_features: int) -> Tensor:
+        """Log density of rows at this squared distance from their means, or its expectation."""
         variance = self.noise_variance
         return -0.5 * (squared_error / variance + n_features * (_LOG_2PI + variance.log()))
 

@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler, ProgressBar
+from skorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    GradientNormClipping,
+    LRScheduler,
+    ProgressBar,
+)
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
@@ -227,7 +233,7 @@ def train(
         iterator_train__generator=order_generator,
         iterator_valid=InMemoryBatches,
         train_split=None if X_valid is None else predefined_split(Dataset(X_valid)),
-        callbacks=_callbacks(options, whole_epochs, stopping, n_steps),
+        callbacks=_callbacks(options, whole_epochs, stopping, n_steps, X.shape[1]),
         callbacks__print_log=None,
         device=X.device,
         verbose=0,
@@ -259,9 +265,20 @@ def _stopped_early(net: NeuralNet) -> bool:
 
 
 def _callbacks(
-    options: TrainingOptions, whole_epochs: _WholeEpochs, stopping: EarlyStopping, n_steps: int
+    options: TrainingOptions,
+    whole_epochs: _WholeEpochs,
+    stopping: EarlyStopping,
+    n_steps: int,
+    n_features: int,
 ) -> list[Any]:
-    callbacks: list[Any] = [("whole_epochs", whole_epochs), ("stopping", stopping)]
+    # The loss is a sum over features. Typical gradients are a few times this norm, so steps are
+    # of one length, and a batch with an outlier cannot throw the weights far.
+    clipping = GradientNormClipping(math.sqrt(n_features))
+    callbacks: list[Any] = [
+        ("whole_epochs", whole_epochs),
+        ("clipping", clipping),
+        ("stopping", stopping),
+    ]
     if options.schedule:
         schedule = LRScheduler(LambdaLR, lr_lambda=_one_cycle(n_steps), step_every="batch")
         callbacks.append(("schedule", schedule))

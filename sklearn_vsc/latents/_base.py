@@ -9,8 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# Heads move a scale at most this far (in log units) from the prior's: e^10 each way.
-_LOG_RANGE = 10.0
+# Heads move a scale at most this far, in log units, below and above the prior's. A posterior
+# much wider than its prior is a step gone wrong, so there the bound is tight.
+_LOG_RANGE_BELOW = 10.0
+_LOG_RANGE_ABOVE = 3.0
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,6 @@ class LatentPosterior(ABC):
         """KL term of the training objective; ``kl`` unless the family is told otherwise."""
         return self.kl(draws)
 
-    @property
-    def needs_draws_for_kl(self) -> bool:
-        """Whether ``kl`` has no closed form."""
-        return False
-
     @abstractmethod
     def row(self, index: int) -> LatentPosterior:
         """Return the posterior of one row, as a batch of one."""
@@ -109,7 +106,15 @@ class LatentPosterior(ABC):
 class LatentFamily(ABC):
     """Prior of one code, and the map from a network's heads to the posterior."""
 
-    n_heads: int
+    @property
+    @abstractmethod
+    def n_heads(self) -> int:
+        """Number of posterior parameters per code."""
+
+    @property
+    def has_closed_kl(self) -> bool:
+        """Whether the KL needs no draws."""
+        return True
 
     @abstractmethod
     def posterior(self, heads: Tensor) -> LatentPosterior:
@@ -136,8 +141,9 @@ class LatentFamily(ABC):
 
 
 def bounded_exp(head: Tensor, centre: float) -> Tensor:
-    """Return ``centre * exp(head)`` with the exponent softly held within +-10.
+    """Return ``centre * exp(head)`` with the exponent softly held within bounds.
 
-    Without the bound a single bad step of training sends a scale to zero or infinity.
+    Without them a single bad step of training sends a scale to zero or infinity.
     """
-    return centre * torch.exp(_LOG_RANGE * torch.tanh(head / _LOG_RANGE))
+    reach = torch.where(head < 0, _LOG_RANGE_BELOW, _LOG_RANGE_ABOVE)
+    return centre * torch.exp(reach * torch.tanh(head / reach))

@@ -32,10 +32,7 @@ class Gaussian:
     def kl(loc: Tensor, scale: Tensor, prior_scale: float) -> Tensor:
         """KL(N(loc, scale^2) || N(0, prior_scale^2)), nats."""
         return (
-            math.log(prior_scale)
-            - scale.log()
-            + (scale**2 + loc**2) / (2 * prior_scale**2)
-            - 0.5
+            math.log(prior_scale) - scale.log() + (scale**2 + loc**2) / (2 * prior_scale**2) - 0.5
         )
 
     @staticmethod
@@ -55,9 +52,7 @@ class Gaussian:
     def slab_moment(scale: Tensor, threshold: Tensor) -> Tensor:
         """E[(z - loc)^2; z is not zero]: two tails of a normal, moved to zero."""
         ratio = threshold / scale
-        return scale**2 * (
-            (1 + ratio**2) * 2 * _upper_tail(ratio) - 2 * ratio * _density(ratio)
-        )
+        return scale**2 * ((1 + ratio**2) * 2 * _upper_tail(ratio) - 2 * ratio * _density(ratio))
 
     @classmethod
     def thresholded_kl(
@@ -83,11 +78,13 @@ class Gaussian:
         between = loc + threshold + prior_threshold
         variance = scale**2
         second = (
-            above**2 * q_near + 2 * above * scale * d_near + variance * i_near
-        ) + (variance * i_far - 2 * below * scale * d_far + below**2 * q_far) + (
-            between**2 * (q_near - q_far)
-            - 2 * between * scale * (d_near - d_far)
-            + variance * (i_near - i_far)
+            (above**2 * q_near + 2 * above * scale * d_near + variance * i_near)
+            + (variance * i_far - 2 * below * scale * d_far + below**2 * q_far)
+            + (
+                between**2 * (q_near - q_far)
+                - 2 * between * scale * (d_near - d_far)
+                + variance * (i_near - i_far)
+            )
         )
         log_on, log_off = cls.log_activity(scale, threshold)
         _, prior_off = cls.log_activity(torch.full_like(scale, prior_scale), prior_threshold)

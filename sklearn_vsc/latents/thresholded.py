@@ -25,9 +25,7 @@ from .gamma import gamma_kl, gamma_log_prob, half_normal_rule, sample_gamma
 from .gaussian import Gaussian
 from .laplace import Laplace
 
-BASES = {"laplace": Laplace, "gaussian": Gaussian}
-# How far a posterior's inclusion must exceed the prior's for the point estimate to be non-zero
-# is set per family by `Thresholded.mode_odds`.
+BASES: dict[str, type[Laplace] | type[Gaussian]] = {"laplace": Laplace, "gaussian": Gaussian}
 
 
 class Thresholded(LatentFamily):
@@ -79,14 +77,14 @@ class Thresholded(LatentFamily):
         self.threshold = threshold
 
     @property
-    def n_heads(self) -> int:  # type: ignore[override]
+    def n_heads(self) -> int:
         """Number of parameters per code: location and scale, and the Gamma's two."""
         return 2 if self.gamma_shape is None else 4
 
     @property
-    def marginal(self) -> bool:
-        """Whether a Gamma threshold is integrated out in closed form."""
-        return self.gamma_shape is not None and self.base is Laplace
+    def has_closed_kl(self) -> bool:
+        """Whether thresholds are fixed, or integrated out in closed form."""
+        return self.gamma_shape is None or self.base is Laplace
 
     def gamma_rate(self) -> float:
         """Rate of the Gamma prior, whose mean is the threshold."""
@@ -129,7 +127,7 @@ class Thresholded(LatentFamily):
     def prior_threshold(self, like: Tensor) -> Tensor:
         """Threshold of the prior, or the one that stands for its Gamma (Laplace base)."""
         threshold = torch.full_like(like, self.threshold)
-        if not self.marginal:
+        if self.gamma_shape is None or not self.has_closed_kl:
             return threshold
         shape = torch.full_like(like, self.gamma_shape)
         return _marginal_threshold(
@@ -170,24 +168,19 @@ class ThresholdedPosterior(LatentPosterior):
         optional = [p if p is None else p[cut] for p in (self.shape, self.rate)]
         return ThresholdedPosterior(self.family, self.loc[cut], self.scale[cut], *optional)
 
-    @property
-    def needs_draws_for_kl(self) -> bool:
-        """Whether the threshold is drawn, so that the KL has no closed form."""
-        return self.shape is not None and not self.family.marginal
-
     @cached_property
     def threshold(self) -> Tensor:
         """Threshold of each code; with a Gamma and a Laplace base, the one that stands for it."""
         if self.shape is None or self.rate is None:
             return torch.full_like(self.scale, self.family.threshold)
-        if self.family.marginal:
+        if self.family.has_closed_kl:
             return _marginal_threshold(self.scale, self.shape, self.rate)
         return self.shape / self.rate
 
     @cached_property
     def inclusion(self) -> Tensor:
         """Probability that the code is not zero."""
-        if self.needs_draws_for_kl:
+        if not self.family.has_closed_kl:
             return self._gamma_gaussian_moments()[0]
         return self.family.base.log_activity(self.scale, self.threshold)[0].exp()
 
@@ -199,7 +192,7 @@ class ThresholdedPosterior(LatentPosterior):
     @property
     def variance(self) -> Tensor:
         """Variance of the code."""
-        if self.needs_draws_for_kl:
+        if not self.family.has_closed_kl:
             second = self._gamma_gaussian_moments()[1]
         else:
             second = self.family.base.slab_moment(self.scale, self.threshold)
@@ -226,14 +219,22 @@ class ThresholdedPosterior(LatentPosterior):
         return inclusion.clamp(0, 1), second.clamp_min(0)
 
     def mode(self) -> Tensor:
-        """Sparse point estimate; see the class of the estimator for the rule."""
-        return torch.where(self.inclusion > 0.5, self.loc, torch.zeros_like(self.loc))
+        """Sparse point estimate.
+
+        With an inferred threshold: the location where the code is more likely non-zero than
+        zero. A fixed threshold ties inclusion to the scale alone and keeps it low (0.5 needs
+        a scale above 1.4 thresholds), so there the threshold itself decides: the mean where
+        the location lies beyond the threshold.
+        """
+        if self.shape is None:
+            return torch.where(self.loc.abs() > self.threshold, self.mean, 0)
+        return torch.where(self.inclusion > 0.5, self.loc, 0)
 
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
         """Draw base noise, and thresholds where they belong to the latent."""
         shape = (n_draws, *self.loc.shape)
         base = self.family.base.noise(shape, generator, self.loc)
-        if not self.needs_draws_for_kl:
+        if self.family.has_closed_kl:
             return Noise(base)
         assert self.shape is not None and self.rate is not None
         return Noise(
@@ -256,7 +257,7 @@ class ThresholdedPosterior(LatentPosterior):
     def kl(self, draws: Draws | None = None) -> Tensor:
         """KL of the thresholded laws, nats; of codes and thresholds where those are drawn."""
         family = self.family
-        if not self.needs_draws_for_kl:
+        if self.family.has_closed_kl:
             prior_threshold = family.prior_threshold(self.scale)
             return family.base.thresholded_kl(
                 self.loc, self.scale, self.threshold, family.prior_scale, prior_threshold
@@ -282,7 +283,7 @@ class ThresholdedPosterior(LatentPosterior):
         family = self.family
         if family.training_kl == "base":
             kl = family.base.kl(self.loc, self.scale, family.prior_scale)
-        elif self.needs_draws_for_kl:
+        elif not self.family.has_closed_kl:
             kl = self._code_kl_at(draws)
         else:
             return self.kl()

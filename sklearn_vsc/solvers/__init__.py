@@ -1,0 +1,1 @@
+"""Lasso coders and dictionary updates: pure functions of tensors."""

@@ -1,7 +1,7 @@
-"""Learning loops: alternate between the codes of some rows and the dictionary.
+"""Dictionary learning over all rows, by block coordinate descent on the exact objective.
 
-Both loops yield after every epoch, so that who runs them decides when to stop and what to
-keep. Dictionaries that were yielded are never written to again.
+The loop yields after every epoch, so that who runs it decides when to stop and what to keep.
+A dictionary that was yielded is never written to again.
 
 References
 ----------
@@ -27,36 +27,9 @@ _LOOSE, _TIGHT = 1e-2, 1e-5
 _TIGHTENING = 0.7
 # Passes between two fresh accumulations of the statistics, against rounding drift.
 _REFRESH_EVERY = 16
-# Rows seen, per atom of the dictionary, before an atom that none of them uses is renewed.
-_PATIENCE = 10
 
 # Maps rows, dictionary, codes to start from and a relative gap to codes.
 Coder = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Where learning stands after an epoch.
-
-    Attributes
-    ----------
-    dictionary : Tensor of shape (n_components, n_features)
-        Unit-norm atoms.
-    objective : float
-        Sum over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1.
-    n_steps : int
-        Updates of the dictionary so far.
-    duration : float
-        Seconds that the epoch took.
-    converged : bool
-        Whether the stopping rule holds.
-    """
-
-    dictionary: Tensor
-    objective: float
-    n_steps: int
-    duration: float
-    converged: bool
 
 
 @dataclass
@@ -70,9 +43,11 @@ class Statistics:
     def zeros_like(cls, dictionary: Tensor) -> Statistics:
         """Start from no rows."""
         n_components = len(dictionary)
-        return cls(
-            dictionary.new_zeros(n_components, n_components), torch.zeros_like(dictionary)
-        )
+        return cls(dictionary.new_zeros(n_components, n_components), torch.zeros_like(dictionary))
+
+    def copy(self) -> Statistics:
+        """Return a copy that later rows leave alone."""
+        return Statistics(self.code_gram.clone(), self.code_data.clone())
 
     def add(self, codes: Tensor, X: Tensor, weight: float = 1.0) -> None:
         """Add the share of some rows, or with weight -1 take it away."""
@@ -91,15 +66,43 @@ class Statistics:
         self.code_data *= keep.unsqueeze(1)
 
 
-def objective(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) -> float:
-    """Return the sum over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1."""
+@dataclass(frozen=True)
+class Epoch:
+    """Where learning stands after an epoch.
+
+    Attributes
+    ----------
+    dictionary : Tensor of shape (n_components, n_features)
+        Unit-norm atoms.
+    loss : float
+        Mean over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1.
+    statistics : Statistics
+        Copy of what the dictionary was updated from.
+    n_steps : int
+        Updates of the dictionary so far.
+    duration : float
+        Seconds that the epoch took.
+    converged : bool
+        Whether the stopping rule holds.
+    """
+
+    dictionary: Tensor
+    loss: float
+    statistics: Statistics
+    n_steps: int
+    duration: float
+    converged: bool
+
+
+def mean_objective(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) -> float:
+    """Return the mean over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1."""
     total = 0.0
     for start in range(0, len(X), BLOCK_SIZE):
         rows = slice(start, start + BLOCK_SIZE)
         residual = torch.addmm(X[rows], codes[rows], dictionary, alpha=-1)
         by_row = 0.5 * residual.square().sum(1) + alpha * codes[rows].abs().sum(1)
         total += float(by_row.cpu().double().sum())
-    return total
+    return total / len(X)
 
 
 @dataclass
@@ -118,23 +121,31 @@ class FullBatchLearner:
     coder: Coder
     positive_dict: bool
     generator: torch.Generator
-    statistics: Statistics
     n_steps: int = 0
 
-    def epochs(self, tol: float, shuffle: bool = True) -> Iterator[Epoch]:
-        """Yield after each pass over the rows, without end."""
+    def epochs(self, tol: float, shuffle: bool) -> Iterator[Epoch]:
+        """Yield after each pass over the rows, without end.
+
+        A pass has converged when the codes aim at their tightest gap and the objective fell
+        by less than ``tol`` of its value.
+        """
         gap, last, passes = _LOOSE, math.inf, 0
         while True:
             start = time.perf_counter()
             if passes % _REFRESH_EVERY == 0:
                 self._refresh()
             self._pass(gap, shuffle)
-            value = objective(self.X, self.codes, self.dictionary, self.alpha)
-            decrease = (last - value) / value if value > 0 else 0.0
-            converged = gap <= _TIGHT and decrease < tol
-            seconds = time.perf_counter() - start
-            yield Epoch(self.dictionary, value, self.n_steps, seconds, converged)
-            gap, last, passes = max(_TIGHT, _TIGHTENING * gap), value, passes + 1
+            loss = mean_objective(self.X, self.codes, self.dictionary, self.alpha)
+            decrease = (last - loss) / loss if loss > 0 else 0.0
+            yield Epoch(
+                self.dictionary,
+                loss,
+                self.statistics.copy(),
+                self.n_steps,
+                time.perf_counter() - start,
+                converged=gap <= _TIGHT and decrease < tol,
+            )
+            gap, last, passes = max(_TIGHT, _TIGHTENING * gap), loss, passes + 1
             self._renew()
 
     def _refresh(self) -> None:
@@ -184,67 +195,3 @@ class FullBatchLearner:
             positive=self.positive_dict,
             generator=self.generator,
         )
-
-
-@dataclass
-class OnlineLearner:
-    """Mini-batch learning from statistics that forget (Mairal et al. 2009)."""
-
-    dictionary: Tensor
-    alpha: float
-    coder: Coder
-    positive_dict: bool
-    generator: torch.Generator
-    statistics: Statistics
-    # Rows seen since each atom was last used.
-    idle: Tensor
-    n_steps: int = 0
-
-    def step(self, X: Tensor) -> tuple[Tensor, float]:
-        """Code a mini-batch, then update the dictionary.
-
-        Returns
-        -------
-        codes : Tensor of shape (n_rows, n_components)
-            Codes of the rows under the dictionary before its update.
-        cost : float
-            Mean objective of the rows at these codes.
-        """
-        codes = self.coder(X, self.dictionary, None, 0.1 * _LOOSE)
-        cost = objective(X, codes, self.dictionary, self.alpha) / len(X)
-        self.statistics.scale(forgetting(self.n_steps, len(X)))
-        self.statistics.add(codes, X)
-        used = (codes != 0).any(0)
-        self.idle = torch.where(used, 0, self.idle + len(X))
-        self._renew(X, codes)
-        self.dictionary = update_dictionary(
-            self.dictionary,
-            self.statistics.code_gram,
-            self.statistics.code_data,
-            positive=self.positive_dict,
-        )
-        self.n_steps += 1
-        return codes, cost
-
-    def _renew(self, X: Tensor, codes: Tensor) -> None:
-        dead = self.idle >= _PATIENCE * len(self.dictionary)
-        if not dead.any():
-            return
-        self.statistics.clear(dead)
-        self.idle = self.idle.masked_fill(dead, 0)
-        self.dictionary = renew_atoms(
-            self.dictionary,
-            dead,
-            torch.addmm(X, codes, self.dictionary, alpha=-1),
-            positive=self.positive_dict,
-            generator=self.generator,
-        )
-
-
-def forgetting(n_steps: int, batch_size: int) -> float:
-    """Return the factor on past statistics, slow at first to leave the start behind."""
-    if n_steps < batch_size - 1:
-        theta = (n_steps + 1) * batch_size
-    else:
-        theta = batch_size**2 + n_steps + 1 - batch_size
-    return (theta + 1 - batch_size) / (theta + 1)

@@ -58,9 +58,7 @@ def update_dictionary(
     return dictionary
 
 
-def normalise_atoms(
-    atoms: Tensor, *, positive: bool = False, generator: torch.Generator
-) -> Tensor:
+def normalise_atoms(atoms: Tensor, *, positive: bool = False, generator: torch.Generator) -> Tensor:
     """Scale atoms to unit norm; those without energy become random directions.
 
     Parameters

@@ -136,9 +136,7 @@ def lower_bounds(
     return -normaliser - residual_energy / (2 * s2) - cost
 
 
-def _by_coordinate(
-    codes: Tensor, dictionary: Tensor, model: LaplaceModel
-) -> tuple[Tensor, Tensor]:
+def _by_coordinate(codes: Tensor, dictionary: Tensor, model: LaplaceModel) -> tuple[Tensor, Tensor]:
     """Return cost and relative scale of each code; zeros of an atom share theirs."""
     curvature = _curvature(dictionary, model)
     cost, rho = (

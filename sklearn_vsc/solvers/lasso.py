@@ -29,7 +29,7 @@ _CHECK_EVERY = 10
 # Numbers in a block of codes: what stays in a CPU's cache, what keeps a GPU busy.
 _BLOCK_NUMEL = {"cpu": 2**18, "other": 2**24}
 # Squarings of the Gram matrix in the bound on its largest eigenvalue.
-_SQUARINGS = 7
+_SQUARINGS = 6
 # Iterations before the first trial of the exact finish on rows that have not converged.
 _STAGE = 100
 # Most linear systems solved for a row in one trial of the exact finish.
@@ -375,9 +375,7 @@ class _Best:
         """Take over, of the rows listed, those that are no worse than before."""
         # Where both are optimal up to rounding, the smaller gap decides.
         better = done | (now.objective <= self.objective[rows])
-        part = _Best(
-            self.codes[rows], self.objective[rows], self.gaps[rows], self.converged[rows]
-        )
+        part = _Best(self.codes[rows], self.objective[rows], self.gaps[rows], self.converged[rows])
         part.replace(better, codes, now, done)
         self.codes[rows], self.objective[rows] = part.codes, part.objective
         self.gaps[rows], self.converged[rows] = part.gaps, part.converged
@@ -398,10 +396,10 @@ def _join(results: list[LassoResult]) -> LassoResult:
     if len(results) == 1:
         return results[0]
     return LassoResult(
-        *(
-            torch.cat([getattr(result, name) for result in results])
-            for name in ("codes", "objective", "gaps", "converged")
-        ),
+        codes=torch.cat([result.codes for result in results]),
+        objective=torch.cat([result.objective for result in results]),
+        gaps=torch.cat([result.gaps for result in results]),
+        converged=torch.cat([result.converged for result in results]),
         n_iter=max(result.n_iter for result in results),
     )
 

@@ -1,0 +1,272 @@
+"""What a fitted model answers: codes, posteriors, scores and samples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from . import bounds
+from ._arrays import (
+    draw_seed,
+    resolve_device,
+    row_generators,
+    row_slices,
+    seeded_generator,
+    to_numpy,
+    to_tensor,
+)
+from ._base import BaseSparseCoder, Posterior
+from .latents import Draws, LatentPosterior, Noise
+from .model import LatentVariableModel
+
+# Numbers held at once while draws are scored; bounds memory, not results.
+_CHUNK_NUMBERS = 2**24
+
+
+class AmortisedCoder(BaseSparseCoder):
+    """Codes, scores and samples by a trained latent-variable model.
+
+    The model lives in units of its own: X less ``_offset`` (its column means), over ``_unit``,
+    one number for all of X. That is done once at the door and undone there, so the unit of X
+    changes neither the training nor the codes.
+    """
+
+    module_: LatentVariableModel
+    likelihood: str
+    device: str
+    random_state: int | np.random.RandomState | None
+    n_draws: int
+    transform_method: str
+    score_method: str
+    score_draws: int
+    _offset: NDArray
+    _unit: float
+    _n_components: int
+    _evaluation_seed: int
+
+    def _normalize(self, X: NDArray, device: torch.device) -> Tensor:
+        """Rows in the units of the model."""
+        return (to_tensor(X, device) - self._offset_on(X.dtype, device)) / self._unit
+
+    def _denormalize(self, rows: Tensor) -> Tensor:
+        """Rows in the units of X."""
+        return rows * self._unit + torch.from_numpy(self._offset).to(rows)
+
+    def _offset_on(self, dtype: np.dtype, device: torch.device) -> Tensor:
+        return to_tensor(self._offset.astype(dtype, copy=False), device)
+
+    def _evaluate(
+        self,
+        X: NDArray,
+        device: torch.device,
+        of_rows: Callable[[LatentVariableModel, Tensor, NDArray], Tensor],
+        n_draws: int = 1,
+    ) -> NDArray:
+        """Apply a function of (model, normalised rows, raw rows) in chunks of bounded memory."""
+        # At rest the model is on the CPU, where it pickles and opens anywhere.
+        model = self.module_ if device.type == "cpu" else copy.deepcopy(self.module_).to(device)
+        dtype = next(model.parameters()).dtype
+        n_rows = max(1, _CHUNK_NUMBERS // (n_draws * max(self._n_components, X.shape[1])))
+        parts = []
+        with torch.no_grad():
+            for chunk in row_slices(len(X), min(n_rows, 4096)):
+                rows = self._normalize(X[chunk], device).to(dtype)
+                parts.append(to_numpy(of_rows(model, rows, X[chunk]), X.dtype))
+        return np.concatenate(parts)
+
+    def _draws(self, posterior: LatentPosterior, X: NDArray, n_draws: int) -> Draws:
+        """Seeded draws that belong to each row's content, whatever rows are beside it."""
+        generators = row_generators(X, self._evaluation_seed)
+        noise = [posterior.row(i).noise(n_draws, g) for i, g in enumerate(generators)]
+        return posterior.rsample(Noise.concatenate(noise))
+
+    def _evaluated(self, X: ArrayLike) -> tuple[NDArray, torch.device]:
+        return self._validate_rows(X, reset=False), resolve_device(self.device)
+
+    def transform(self, X: ArrayLike) -> NDArray:
+        """Return the code of each row, by the rule that ``transform_method`` names.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to code.
+
+        Returns
+        -------
+        code : ndarray of shape (n_samples, n_components)
+            The code of a row does not depend on the rows beside it.
+        """
+        X, device = self._evaluated(X)
+        rule = {
+            "map": self._map_codes,
+            "mean": lambda model, rows, _: model.posterior(rows).mean,
+            "sample": lambda model, rows, raw: self._drawn(model, rows, raw, 1)[:, 0],
+            "max_elbo": self._best_codes,
+        }[self.transform_method]
+        n_draws = self.n_draws if self.transform_method == "max_elbo" else 1
+        return self._evaluate(X, device, rule, n_draws)
+
+    def _map_codes(self, model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
+        return model.posterior(rows).mode()
+
+    def _drawn(
+        self, model: LatentVariableModel, rows: Tensor, raw: NDArray, n_draws: int
+    ) -> Tensor:
+        """Draws of the code, rows first."""
+        return self._draws(model.posterior(rows), raw, n_draws).code.transpose(0, 1)
+
+    def _best_codes(self, model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
+        """Of ``n_draws`` seeded draws the one with the highest ELBO."""
+        posterior = model.posterior(rows)
+        draws = self._draws(posterior, raw, self.n_draws)
+        weights = model.log_weights(rows, posterior, draws, exact_ratio=False)
+        best = weights.argmax(0)
+        return draws.code[best, torch.arange(len(rows), device=best.device)]
+
+    def inverse_transform(self, Z: ArrayLike) -> NDArray:
+        """Decode codes: the mean of p(x given z).
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Codes.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Reconstruction, in the units of the training X.
+        """
+        Z = self._validate_codes(Z)
+
+        def decode(model: LatentVariableModel, codes: Tensor) -> Tensor:
+            return self._denormalize(model.decode(codes))
+
+        return self._evaluate_codes(Z, decode)
+
+    def _evaluate_codes(
+        self, Z: NDArray, of_codes: Callable[[LatentVariableModel, Tensor], Tensor]
+    ) -> NDArray:
+        dtype = next(self.module_.parameters()).dtype
+        with torch.no_grad():
+            codes = to_tensor(Z, torch.device("cpu"), dtype)
+            return to_numpy(of_codes(self.module_, codes), Z.dtype)
+
+    def posterior(self, X: ArrayLike) -> Posterior:
+        """Return mean, standard deviation and inclusion probability of each code.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to code.
+
+        Returns
+        -------
+        posterior : Posterior
+            With arrays ``mean``, ``std`` and ``inclusion`` of shape (n_samples, n_components).
+        """
+        X, device = self._evaluated(X)
+
+        def moments(model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
+            q = model.posterior(rows)
+            return torch.stack([q.mean, q.variance.clamp_min(0).sqrt(), q.inclusion], dim=1)
+
+        found = self._evaluate(X, device, moments)
+        return Posterior(mean=found[:, 0], std=found[:, 1], inclusion=found[:, 2])
+
+    def sample_posterior(self, X: ArrayLike, n_draws: int = 1) -> NDArray:
+        """Draw codes from q(z given x).
+
+        Draws are seeded by the fit and by each row's content: the same call gives the same
+        draws, and the first draws of a longer call are those of a shorter one.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to code.
+        n_draws : int, default=1
+            Number of draws of each row.
+
+        Returns
+        -------
+        draws : ndarray of shape (n_draws, n_samples, n_components)
+            Codes, with exact zeros where the family has them.
+        """
+        n_draws = _check_count(n_draws, "n_draws")
+        X, device = self._evaluated(X)
+
+        def drawn(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
+            return self._drawn(model, rows, raw, n_draws)
+
+        return np.ascontiguousarray(self._evaluate(X, device, drawn, n_draws).swapaxes(0, 1))
+
+    def score_samples(self, X: ArrayLike) -> NDArray:
+        """Return a lower bound on log p(x) of each row, in nats.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to score.
+
+        Returns
+        -------
+        bound : ndarray of shape (n_samples,)
+            The ELBO with KL weight one, in closed form where family, decoder and likelihood
+            allow it, else its unbiased estimate from ``score_draws`` seeded draws; with
+            ``score_method='iwae'`` the importance-weighted bound of that many draws.
+        """
+        X, device = self._evaluated(X)
+        bound = self._evaluate(X, device, self._row_bounds, self.score_draws)
+        if self.likelihood == "gaussian":
+            # Density of x from that of x / unit.
+            bound = bound - X.shape[1] * np.log(self._unit)
+        return bound.astype(X.dtype, copy=False)
+
+    def _row_bounds(self, model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
+        posterior = model.posterior(rows)
+        closed = model.has_closed_likelihood and model.family.has_closed_kl
+        if self.score_method == "elbo" and closed:
+            return model.expected_log_likelihood(rows, posterior) - posterior.kl().sum(-1)
+        draws = self._draws(posterior, raw, self.score_draws)
+        if self.score_method == "elbo":
+            return bounds.elbo(model.log_weights(rows, posterior, draws, exact_ratio=False))
+        return bounds.iwae(model.log_weights(rows, posterior, draws, exact_ratio=True))
+
+    def sample(self, n_samples: int = 1) -> NDArray:
+        """Draw new rows: codes from the prior, decoded, with observation noise.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            New rows, in the units of the training X.
+        """
+        check_is_fitted(self)
+        n_samples = _check_count(n_samples, "n_samples")
+        generator = seeded_generator(draw_seed(check_random_state(self.random_state)))
+        model, dtype = self.module_, next(self.module_.parameters()).dtype
+        with torch.no_grad():
+            shape = (n_samples, self._n_features_out)
+            codes = model.family.sample_prior(shape, generator, dtype)
+            rows = model.likelihood.sample(model.decoder(codes), generator)
+            return to_numpy(self._denormalize(rows), self.components_.dtype)
+
+
+def _check_count(value: Any, name: str) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"The '{name}' parameter must be a whole number of at least 1; got {value!r}."
+        )
+    return int(value)

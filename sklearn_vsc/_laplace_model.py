@@ -1,0 +1,205 @@
+"""The generative model that stands behind a lasso, as methods of an estimator."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ._arrays import row_generators, row_slices, to_numpy
+from ._base import BaseSparseCoder, Posterior
+from .solvers.laplace_bound import CodeStatistics, LaplaceModel, lower_bounds, posterior_scales
+from .solvers.lasso import LassoResult
+
+# Rows whose bound is computed at once, in float64.
+_CHUNK_ROWS = 4096
+# Least noise variance, over the mean square of X: no fit is credited with less.
+_NOISE_FLOOR = 1e-12
+
+
+class LaplaceModelCoder(BaseSparseCoder):
+    """Base of estimators whose code is the mode of a Laplace prior and Gaussian noise.
+
+    A subclass sets ``components_`` and ``noise_variance_`` and solves the lasso.
+    """
+
+    alpha: float
+    random_state: Any
+    noise_variance_: float
+    # Seed of the posterior's draws, drawn in fit.
+    _draw_seed: int
+
+    @abstractmethod
+    def _solve_lasso(self, X: NDArray, alpha: float) -> LassoResult:
+        """Return the lasso codes of the rows of X."""
+
+    def score_samples(self, X: ArrayLike) -> NDArray:
+        """Return a lower bound on log p(x) of each row, in nats.
+
+        The bound is taken at the lasso code for ``alpha``, whatever ``transform_algorithm``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to score.
+
+        Returns
+        -------
+        bounds : ndarray of shape (n_samples,)
+            Float64, constants of the densities included.
+
+        Raises
+        ------
+        ValueError
+            Where ``alpha`` is zero: the model then has no proper prior.
+        """
+        X = self._validate_rows(X, reset=False)
+        model = self._model()
+        dictionary = torch.from_numpy(self.components_).double()
+        bounds = []
+        for rows in row_slices(len(X), _CHUNK_ROWS):
+            codes = self._solve_lasso(X[rows], self.alpha).codes.cpu().double()
+            residual = torch.from_numpy(X[rows].astype(np.float64)) - codes @ dictionary
+            bounds.append(lower_bounds(codes, residual.square().sum(1), dictionary, model))
+        return to_numpy(torch.cat(bounds))
+
+    def posterior(self, X: ArrayLike) -> Posterior:
+        """Return the moments of the Laplace posterior of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to code.
+
+        Returns
+        -------
+        posterior : Posterior
+            ``mean`` is the lasso code for ``alpha``; ``inclusion`` is one throughout, since
+            a Laplace law has no mass at zero.
+
+        Raises
+        ------
+        ValueError
+            Where ``alpha`` is zero: the model then has no proper prior.
+        """
+        X = self._validate_rows(X, reset=False)
+        codes, scales = self._laplace_posterior(X)
+        return Posterior(codes, np.sqrt(2).astype(X.dtype) * scales, np.ones_like(codes))
+
+    def sample_posterior(self, X: ArrayLike, n_draws: int = 1) -> NDArray:
+        """Draw codes from the Laplace posterior of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to code.
+        n_draws : int, default=1
+            Draws for each row. They depend on the row and the fit alone.
+
+        Returns
+        -------
+        draws : ndarray of shape (n_draws, n_samples, n_components)
+            Codes; none is exactly zero.
+
+        Raises
+        ------
+        ValueError
+            Where ``n_draws`` is not positive, or ``alpha`` is zero.
+        """
+        check_scalar(n_draws, "n_draws", Integral, min_val=1)
+        X = self._validate_rows(X, reset=False)
+        codes, scales = self._laplace_posterior(X)
+        draws = np.empty((n_draws, *codes.shape), dtype=X.dtype)
+        for row, generator in enumerate(row_generators(X, self._draw_seed)):
+            # A Laplace draw is the difference of two exponential ones.
+            rise, fall = torch.empty(2, n_draws, codes.shape[1], dtype=torch.float64).exponential_(
+                generator=generator
+            )
+            draws[:, row] = codes[row] + scales[row] * (rise - fall).numpy()
+        return draws
+
+    def sample(self, n_samples: int = 1) -> NDArray:
+        """Draw new rows from the score's model: prior, dictionary, observation noise.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows. With an integer ``random_state`` each call draws the same ones.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            New rows.
+
+        Raises
+        ------
+        ValueError
+            Where ``n_samples`` is not positive, or ``alpha`` is zero.
+        """
+        check_is_fitted(self)
+        check_scalar(n_samples, "n_samples", Integral, min_val=1)
+        model = self._model()
+        random_state = check_random_state(self.random_state)
+        n_components, n_features = self.components_.shape
+        codes = random_state.laplace(0, model.prior_scale, (n_samples, n_components))
+        noise = random_state.normal(0, model.noise_variance**0.5, (n_samples, n_features))
+        return (codes @ self.components_ + noise).astype(self.components_.dtype, copy=False)
+
+    @property
+    def prior_scale_(self) -> float:
+        """Scale of the Laplace prior of the score's model."""
+        return self.noise_variance_ / self.alpha if self.alpha else math.inf
+
+    def _fit_noise(self, rows: Tensor, codes: Tensor, dictionary: Tensor) -> float:
+        """Return the noise variance under which the mean bound of the rows is highest."""
+        X, U, V = (tensor.cpu().double() for tensor in (rows, codes, dictionary))
+        statistics = CodeStatistics.from_codes(U, (X - U @ V).square().sum(1), X.shape[1])
+        return _best_noise_variance(statistics, float(self.alpha), float(X.square().mean()))
+
+    def _model(self) -> LaplaceModel:
+        if self.alpha == 0:
+            raise ValueError(
+                "alpha=0 leaves the codes without a prior, and so without a likelihood: use a "
+                "positive alpha for scores, posteriors and samples."
+            )
+        return LaplaceModel(float(self.alpha), self.noise_variance_)
+
+    def _laplace_posterior(self, X: NDArray) -> tuple[NDArray, NDArray]:
+        """Return centres and scales of the posterior of each row."""
+        model = self._model()
+        codes = self._solve_lasso(X, self.alpha).codes.cpu()
+        dictionary = torch.from_numpy(self.components_).double()
+        scales = [
+            posterior_scales(block.double(), dictionary, model)
+            for block in codes.split(_CHUNK_ROWS)
+        ]
+        return to_numpy(codes, X.dtype), to_numpy(torch.cat(scales), X.dtype)
+
+
+def _best_noise_variance(statistics: CodeStatistics, alpha: float, power: float) -> float:
+    """Return the noise variance at which the mean bound is highest, not below a floor."""
+    unit = power or alpha**2 or 1.0
+    floor = _NOISE_FLOOR * unit
+    if alpha == 0:
+        return max(statistics.residual_energy / statistics.n_features, floor)
+
+    def pull(log_ratio: float) -> float:
+        variance = unit * math.exp(log_ratio)
+        better = statistics.noise_variance_update(LaplaceModel(alpha, variance))
+        return math.log(better / variance)
+
+    lowest = math.log(_NOISE_FLOOR)
+    if pull(lowest) <= 0:
+        return floor
+    # At this end the pull is downwards, whatever the codes of a lasso.
+    highest = math.log(8 * (1 + alpha**2 / unit))
+    return unit * math.exp(brentq(pull, lowest, highest, xtol=1e-12))

@@ -1,0 +1,665 @@
+"""Dictionary learning with batched FISTA coding, a likelihood bound for its score."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.decomposition import sparse_encode
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_array
+from torch import Tensor
+
+from ._arrays import (
+    draw_seed,
+    resolve_device,
+    row_slices,
+    seeded_generator,
+    to_numpy,
+    to_tensor,
+)
+from ._compat import Interval, StrOptions, fit_context
+from ._fit_progress import FitProgress, SeenRows
+from ._laplace_model import LaplaceModelCoder
+from .solvers.dictionary_learning import (
+    Coder,
+    Epoch,
+    FullBatchLearner,
+    Statistics,
+)
+from .solvers.dictionary_update import initial_dictionary, normalise_atoms
+from .solvers.lasso import LassoResult, default_tolerance, fista
+from .solvers.online_learning import OnlineLearner, OnlineStopping, forgetting
+
+_OURS = ("auto", "fista")
+# Rows that the noise variance is estimated from, at most.
+_NOISE_ROWS = 4096
+# Rows of the final look at the training rows coded at once.
+_CHUNK_ROWS = 4096
+# Iterations that a row gets in a pass of a full-batch fit: it is visited again.
+_VISIT_ITERATIONS = 50
+# A full-batch fit calls back every so many iterations, as in scikit-learn.
+_CALLBACK_EVERY = 5
+
+
+class FISTADictionaryLearner(LaplaceModelCoder):
+    r"""Dictionary learning whose lasso codes come from batched FISTA.
+
+    Minimises over codes :math:`U` and a dictionary :math:`V` of unit-norm atoms
+
+    .. math:: \tfrac12 \|X - U V\|_F^2 + \alpha \|U\|_1 .
+
+    It takes every parameter of :class:`sklearn.decomposition.DictionaryLearning` and
+    :class:`sklearn.decomposition.MiniBatchDictionaryLearning`, with the same meaning. All
+    rows of a block are coded together by accelerated proximal gradient with adaptive
+    restart, from the codes of the last pass, and each row stops by its own duality gap; the
+    dictionary is updated by block coordinate descent from accumulated statistics. Atoms
+    that no row uses are renewed from rows that are badly coded.
+
+    Parameters
+    ----------
+    n_components : int, default=None
+        Number of atoms. None: as many as ``dict_init`` has, or else as there are features.
+
+    alpha : float, default=1
+        Weight of the l1 norm, in units of X. Zero leaves no prior, and thus no score.
+
+    max_iter : int, default=1000
+        Largest number of passes over the rows.
+
+    tol : float, default=1e-8
+        Full batch: stop when the objective falls in a pass by less than ``tol`` times its
+        value, once codes are solved to their tightest duality gap. Mini-batch: stop when the
+        Frobenius norm of the dictionary's change in a step, over the number of atoms, is at
+        most ``tol``; zero never stops.
+
+    fit_algorithm : {'auto', 'fista', 'lars', 'cd'}, default='auto'
+        Coder used in ``fit``. 'fista' is batched FISTA, and 'auto' the fastest of ours,
+        today the same; 'lars' and 'cd' are scikit-learn's.
+
+    transform_algorithm : {'auto', 'fista', 'lasso_lars', 'lasso_cd', 'lars', 'omp', \
+            'threshold'}, default='auto'
+        Coder used in ``transform``. 'auto' and 'fista' solve the lasso, with an exact
+        active-set finish; the others are scikit-learn's
+        (:func:`sklearn.decomposition.sparse_encode`).
+
+    transform_n_nonzero_coefs : int, default=None
+        Number of non-zero codes that 'lars' and 'omp' aim at; None: a tenth of the features.
+
+    transform_alpha : float, default=None
+        Weight of the l1 norm in ``transform``, or the threshold of 'threshold'. None:
+        ``alpha``.
+
+    n_jobs : int, default=None
+        Number of jobs of scikit-learn's coders. Ours use torch's threads.
+
+    code_init : ndarray of shape (n_samples, n_components), default=None
+        Codes of the training rows that a full-batch fit starts from.
+
+    dict_init : ndarray of shape (n_components, n_features), default=None
+        Dictionary to start from; its atoms are scaled to unit norm. None: random distinct
+        rows of X, so scaled.
+
+    callback : callable, default=None
+        Called with one dict. Full batch: every five iterations, with ``ii`` (number of the
+        iteration, from 0), ``errors`` (list of objectives), ``dictionary``. Mini-batch: at
+        each step, with ``i`` (its number, from 0), ``batch_cost``, ``dictionary``.
+
+    verbose : bool or int, default=False
+        Whether to print the mean objective after each pass.
+
+    split_sign : bool, default=False
+        Whether ``transform`` gives positive and negative parts of the codes side by side, as
+        2 ``n_components`` non-negative columns.
+
+    random_state : int, RandomState instance or None, default=None
+        Seed of the first dictionary, the order of rows, renewed atoms, and of what
+        ``sample`` and ``sample_posterior`` draw.
+
+    positive_code : bool, default=False
+        Whether codes must be non-negative.
+
+    positive_dict : bool, default=False
+        Whether atoms must be non-negative.
+
+    transform_max_iter : int, default=1000
+        Largest number of iterations of a lasso solve.
+
+    batch_size : int, default=None
+        Rows in a mini-batch, learned from online with statistics that forget. None: full
+        batch.
+
+    shuffle : bool, default=True
+        Whether each pass visits the rows in a new random order.
+
+    max_no_improvement : int, default=10
+        Mini-batch: stop after so many steps in a row without a new minimum of the smoothed
+        cost; None never stops.
+
+    transform_tol : float, default=None
+        A row's lasso code is done when its duality gap is at most ``transform_tol`` times
+        its objective. None: 1e-6 in float64, 1e-4 in float32. The exact finish mostly
+        leaves a far smaller gap.
+
+    device : str, default='auto'
+        Where to compute: 'auto' (CUDA if there is one, else MPS, else CPU) or the name of a
+        torch device. Results come back as NumPy arrays.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components, n_features)
+        Dictionary of unit-norm atoms.
+
+    error_ : ndarray of shape (n_iter_,)
+        Objective of all rows after each pass; never rises in a full-batch fit with our
+        coder. Mini-batch: sum of the costs that the rows had in their steps.
+
+    n_iter_ : int
+        Number of passes over the rows; calls of ``partial_fit`` count as one each.
+
+    n_steps_ : int
+        Number of dictionary updates.
+
+    noise_variance_ : float
+        Variance s2 of the observation noise under the score's model, where the mean bound of
+        the training rows (up to 4096 of them) is highest.
+
+    prior_scale_ : float
+        Scale b = s2 / alpha of the Laplace prior of the score's model; infinite for a zero
+        ``alpha``.
+
+    component_usage_ : ndarray of shape (n_components,)
+        Share of the training rows whose lasso code uses each atom. After an interrupted fit
+        up to 4096 rows are looked at; after ``partial_fit`` all rows seen, at their codes
+        then.
+
+    n_dead_ : int
+        Number of atoms that none of those rows uses.
+
+    history_ : list of dict
+        One record a pass: ``epoch`` (from 1), ``loss`` (mean objective of a row),
+        ``duration`` (seconds).
+
+    n_features_in_ : int
+        Number of features seen in ``fit``.
+
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, where all are strings.
+
+    See Also
+    --------
+    sklearn.decomposition.DictionaryLearning : The same objective, atoms of norm at most one.
+    sklearn.decomposition.MiniBatchDictionaryLearning : Its online variant.
+
+    Notes
+    -----
+    ``score_samples`` takes the fit as the model z ~ Laplace(0, b), x given z ~ N(z V, s2 I)
+    with alpha = s2 / b, of which the lasso code is the posterior mode. Around that code a
+    product of Laplace laws, with the scales that maximise the bound, gives a lower bound on
+    log p(x) in closed form. Codes have a density under this model, so that their posterior
+    probability of not being zero is one. ``positive_code`` restricts the lasso codes, not
+    this model.
+
+    An interrupted ``fit`` (Ctrl-C) warns and leaves the dictionary of the last full pass,
+    or the first dictionary where no pass was finished.
+
+    References
+    ----------
+    .. [1] J. Mairal, F. Bach, J. Ponce and G. Sapiro (2009). Online dictionary learning for
+       sparse coding. ICML.
+    .. [2] A. Beck and M. Teboulle (2009). A fast iterative shrinkage-thresholding algorithm
+       for linear inverse problems. SIAM Journal on Imaging Sciences 2.
+    .. [3] B. O'Donoghue and E. Candes (2015). Adaptive restart for accelerated gradient
+       schemes. Foundations of Computational Mathematics 15.
+    .. [4] O. Fercoq, A. Gramfort and J. Salmon (2015). Mind the duality gap: safer rules for
+       the Lasso. ICML.
+    .. [5] H. Lee, A. Battle, R. Raina and A. Ng (2007). Efficient sparse coding algorithms.
+       NeurIPS.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.datasets import make_sparse_coded_signal
+    >>> from sklearn_vsc import FISTADictionaryLearner
+    >>> X, dictionary, code = make_sparse_coded_signal(
+    ...     n_samples=200, n_components=15, n_features=20, n_nonzero_coefs=3, random_state=0
+    ... )
+    >>> learner = FISTADictionaryLearner(n_components=15, alpha=0.1, random_state=0).fit(X)
+    >>> codes = learner.transform(X)
+    >>> codes.shape
+    (200, 15)
+    >>> X_hat = learner.inverse_transform(codes)
+    >>> bool(np.mean((X - X_hat) ** 2) < 0.1 * np.mean(X**2))
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_components": [Interval(Integral, 1, None, closed="left"), None],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "fit_algorithm": [StrOptions({"auto", "fista", "lars", "cd"})],
+        "transform_algorithm": [
+            StrOptions({"auto", "fista", "lasso_lars", "lasso_cd", "lars", "omp", "threshold"})
+        ],
+        "transform_n_nonzero_coefs": [Interval(Integral, 1, None, closed="left"), None],
+        "transform_alpha": [Interval(Real, 0, None, closed="left"), None],
+        "n_jobs": [Integral, None],
+        "code_init": [np.ndarray, None],
+        "dict_init": [np.ndarray, None],
+        "callback": [callable, None],
+        "verbose": ["verbose"],
+        "split_sign": ["boolean"],
+        "random_state": ["random_state"],
+        "positive_code": ["boolean"],
+        "positive_dict": ["boolean"],
+        "transform_max_iter": [Interval(Integral, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left"), None],
+        "shuffle": ["boolean"],
+        "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
+        "transform_tol": [Interval(Real, 0, None, closed="neither"), None],
+        "device": [str],
+    }
+
+    def __init__(
+        self,
+        n_components: int | None = None,
+        *,
+        alpha: float = 1,
+        max_iter: int = 1000,
+        tol: float = 1e-8,
+        fit_algorithm: str = "auto",
+        transform_algorithm: str = "auto",
+        transform_n_nonzero_coefs: int | None = None,
+        transform_alpha: float | None = None,
+        n_jobs: int | None = None,
+        code_init: NDArray | None = None,
+        dict_init: NDArray | None = None,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+        verbose: bool | int = False,
+        split_sign: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        positive_code: bool = False,
+        positive_dict: bool = False,
+        transform_max_iter: int = 1000,
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        max_no_improvement: int | None = 10,
+        transform_tol: float | None = None,
+        device: str = "auto",
+    ):
+        self.n_components = n_components
+        self.alpha = alpha
+        self.max_iter = max_iter
+        self.tol = tol
+        self.fit_algorithm = fit_algorithm
+        self.transform_algorithm = transform_algorithm
+        self.transform_n_nonzero_coefs = transform_n_nonzero_coefs
+        self.transform_alpha = transform_alpha
+        self.n_jobs = n_jobs
+        self.code_init = code_init
+        self.dict_init = dict_init
+        self.callback = callback
+        self.verbose = verbose
+        self.split_sign = split_sign
+        self.random_state = random_state
+        self.positive_code = positive_code
+        self.positive_dict = positive_dict
+        self.transform_max_iter = transform_max_iter
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.max_no_improvement = max_no_improvement
+        self.transform_tol = transform_tol
+        self.device = device
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Learn the dictionary from the rows of X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training rows.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            Where X or a parameter does not fit, or the objective is no longer finite.
+        """
+        X = self._validate_rows(X, reset=True)
+        rows, dictionary, norms, generator = self._begin(X)
+        start = None
+        if self.batch_size is None:
+            start = self._initial_codes(X, dictionary, norms)
+            learner = FullBatchLearner(
+                rows, start, dictionary, self.alpha, self._coder(), self.positive_dict, generator
+            )
+            epochs = learner.epochs(self.tol, self.shuffle)
+        else:
+            epochs = self._online_epochs(rows, dictionary, generator)
+        progress = FitProgress.before(dictionary)
+        interrupted = progress.follow(
+            itertools.islice(epochs, self.max_iter), len(rows), self._after_epoch
+        )
+        self._keep(progress)
+        self._summarise(rows, start, interrupted)
+        return self
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Take one online step: code the rows of X, then update the dictionary.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows of one mini-batch.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : object
+            The estimator, ready for use.
+        """
+        start = time.perf_counter()
+        first = not hasattr(self, "components_")
+        X = self._validate_rows(X, reset=first)
+        if first:
+            rows, dictionary, _, generator = self._begin(X)
+            self._keep(FitProgress.before(dictionary))
+        else:
+            rows = self._to_rows(X.astype(self.components_.dtype, copy=False))
+            dictionary = self._to_rows(self.components_)
+            generator = seeded_generator(self._seed + self.n_steps_)
+        learner = self._online_learner(dictionary, generator, self._seen, self.n_steps_)
+        codes, cost = learner.step(rows)
+        seconds = time.perf_counter() - start
+        progress = FitProgress(
+            Epoch(dictionary, cost, learner.statistics, self.n_steps_, 0.0, False),
+            self.history_,
+            list(self.error_),
+        )
+        progress.add(
+            Epoch(learner.dictionary, cost, learner.statistics, learner.n_steps, seconds, False),
+            len(rows),
+        )
+        self._keep(progress, self._seen)
+        self._add_rows(codes, rows, dictionary, learner.idle)
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray:
+        """Return the sparse codes of the rows of X by ``transform_algorithm``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to code.
+
+        Returns
+        -------
+        codes : ndarray of shape (n_samples, n_components)
+            Codes, or (n_samples, 2 n_components) with ``split_sign``: positive parts, then
+            the sizes of the negative ones.
+        """
+        X = self._validate_rows(X, reset=False)
+        alpha = self.alpha if self.transform_alpha is None else self.transform_alpha
+        if self.transform_algorithm in _OURS:
+            result = self._solve_lasso(X, alpha)
+            self._warn_unconverged(result)
+            codes = to_numpy(result.codes, X.dtype)
+        else:
+            codes = self._sklearn_codes(X, self.components_, self.transform_algorithm, alpha)
+        if self.split_sign:
+            codes = np.hstack([np.maximum(codes, 0), np.maximum(-codes, 0)])
+        return codes
+
+    def inverse_transform(self, Z: ArrayLike) -> NDArray:
+        """Return the rows that codes stand for.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Codes as ``transform`` gives them; with ``split_sign``, of twice the columns.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            The product of codes and dictionary.
+        """
+        Z = self._validate_codes(Z)
+        if self.split_sign:
+            positive, negative = np.split(Z, 2, axis=1)
+            Z = positive - negative
+        return Z @ self.components_.astype(Z.dtype, copy=False)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_) * (2 if self.split_sign else 1)
+
+    def _dead_atoms_cure(self) -> str:
+        return "Lower alpha or n_components, or train on more rows."
+
+    def _begin(self, X: NDArray) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
+        """Return rows, first dictionary, the norms taken from its atoms, and a generator."""
+        random_state = check_random_state(self.random_state)
+        self._seed, self._draw_seed = draw_seed(random_state), draw_seed(random_state)
+        generator = seeded_generator(self._seed)
+        rows = self._to_rows(X)
+        positive, n_features = self.positive_dict, X.shape[1]
+        if self.dict_init is None:
+            n_components = self.n_components or n_features
+            dictionary = initial_dictionary(
+                rows, n_components, positive=positive, generator=generator
+            )
+            return rows, dictionary, rows.new_ones(n_components), generator
+        n_components = self.n_components or len(self.dict_init)
+        atoms = self._check_init("dict_init", (n_components, n_features), X.dtype)
+        norms = torch.linalg.vector_norm(atoms, dim=1)
+        dictionary = normalise_atoms(atoms, positive=positive, generator=generator)
+        return rows, dictionary, norms, generator
+
+    def _check_init(self, name: str, shape: tuple[int, int], dtype: np.dtype) -> Tensor:
+        """Return ``dict_init`` or ``code_init`` as a tensor, once its shape is right."""
+        array = check_array(getattr(self, name), dtype=dtype, input_name=name, copy=True)
+        if array.shape != shape:
+            raise ValueError(f"{name} must have shape {shape}, but has {array.shape}.")
+        return self._to_rows(array)
+
+    def _initial_codes(self, X: NDArray, dictionary: Tensor, norms: Tensor) -> Tensor:
+        """Return the codes that a full-batch fit starts from."""
+        if self.code_init is None:
+            return dictionary.new_zeros(len(X), len(dictionary))
+        # What is taken from the norm of an atom goes to its codes.
+        codes = self._check_init("code_init", (len(X), len(dictionary)), X.dtype) * norms
+        return codes.clamp_min(0) if self.positive_code else codes
+
+    def _coder(self) -> Coder:
+        """Return the coder of ``fit_algorithm``."""
+        if self.fit_algorithm in _OURS:
+
+            def code(X: Tensor, dictionary: Tensor, start: Tensor | None, gap: float) -> Tensor:
+                most = self.transform_max_iter
+                return fista(
+                    X,
+                    dictionary,
+                    self.alpha,
+                    code_init=start,
+                    tol=gap,
+                    max_iter=most if start is None else min(most, _VISIT_ITERATIONS),
+                    positive=self.positive_code,
+                    finish=False,
+                ).codes
+        else:
+
+            def code(X: Tensor, dictionary: Tensor, start: Tensor | None, gap: float) -> Tensor:
+                name = f"lasso_{self.fit_algorithm}"
+                codes = self._sklearn_codes(to_numpy(X), to_numpy(dictionary), name, self.alpha)
+                return torch.from_numpy(codes).to(X)
+
+        return code
+
+    def _online_learner(
+        self,
+        dictionary: Tensor,
+        generator: torch.Generator,
+        seen: SeenRows | None = None,
+        n_steps: int = 0,
+    ) -> OnlineLearner:
+        statistics = Statistics.zeros_like(dictionary)
+        idle = torch.zeros(len(dictionary), dtype=torch.int64, device=dictionary.device)
+        if seen is not None:
+            statistics.code_gram += torch.from_numpy(seen.code_gram).to(dictionary)
+            statistics.code_data += torch.from_numpy(seen.code_data).to(dictionary)
+            idle += torch.from_numpy(seen.idle).to(idle)
+        return OnlineLearner(
+            dictionary,
+            self.alpha,
+            self._coder(),
+            self.positive_dict,
+            generator,
+            statistics,
+            idle,
+            n_steps,
+        )
+
+    def _online_epochs(
+        self, rows: Tensor, dictionary: Tensor, generator: torch.Generator
+    ) -> Iterator[Epoch]:
+        def on_step(step: int, cost: float, atoms: Tensor) -> None:
+            if self.callback is not None:
+                self.callback({"i": step, "batch_cost": cost, "dictionary": to_numpy(atoms)})
+
+        return self._online_learner(dictionary, generator).epochs(
+            rows,
+            self.batch_size or len(rows),
+            shuffle=self.shuffle,
+            stopping=OnlineStopping(self.tol, self.max_no_improvement),
+            on_step=on_step,
+        )
+
+    def _after_epoch(self, progress: FitProgress) -> None:
+        """Report a pass."""
+        index = len(progress.history) - 1
+        if self.verbose:
+            print(f"Epoch {index + 1}: mean objective {progress.epoch.loss:.6g}")
+        if self.batch_size is None and self.callback and index % _CALLBACK_EVERY == 0:
+            atoms, errors = to_numpy(progress.epoch.dictionary), list(progress.errors)
+            self.callback({"ii": index, "errors": errors, "dictionary": atoms})
+
+    def _keep(self, progress: FitProgress, seen: SeenRows | None = None) -> None:
+        """Set the attributes that a pass changes; without rows seen, start their count."""
+        epoch = progress.epoch
+        self.components_ = to_numpy(epoch.dictionary).copy()
+        self.history_ = progress.history
+        self.error_ = np.asarray(progress.errors, dtype=np.float64)
+        self.n_iter_ = len(progress.history)
+        self.n_steps_ = epoch.n_steps
+        n_components = len(self.components_)
+        self._seen = SeenRows(
+            code_gram=to_numpy(epoch.statistics.code_gram),
+            code_data=to_numpy(epoch.statistics.code_data),
+            idle=np.zeros(n_components, dtype=np.int64) if seen is None else seen.idle,
+            n_uses=np.zeros(n_components) if seen is None else seen.n_uses,
+            n_rows=0 if seen is None else seen.n_rows,
+            noise_rows=0.0 if seen is None else seen.noise_rows,
+        )
+
+    def _summarise(self, rows: Tensor, start: Tensor | None, interrupted: bool) -> None:
+        """Code the training rows once more: use of the atoms and noise variance."""
+        every = math.ceil(len(rows) / _NOISE_ROWS)
+        if interrupted:
+            # Who interrupts does not want to wait for all rows.
+            rows, start = rows[::every], None if start is None else start[::every]
+            every = 1
+        dictionary = self._to_rows(self.components_)
+        n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
+        kept = []
+        for block in row_slices(len(rows), every * math.ceil(_CHUNK_ROWS / every)):
+            codes = fista(
+                rows[block],
+                dictionary,
+                self.alpha,
+                code_init=None if start is None else start[block],
+                tol=self._tolerance(rows.dtype),
+                max_iter=self.transform_max_iter,
+                positive=self.positive_code,
+            ).codes
+            n_uses += (codes != 0).sum(0)
+            kept.append(codes[::every])
+        seen = self._seen
+        seen.n_uses, seen.n_rows, seen.noise_rows = to_numpy(n_uses), len(rows), len(rows)
+        self.noise_variance_ = self._fit_noise(rows[::every], torch.cat(kept), dictionary)
+        self._record_usage(seen.n_uses / seen.n_rows)
+
+    def _add_rows(self, codes: Tensor, rows: Tensor, dictionary: Tensor, idle: Tensor) -> None:
+        """Let the rows of a step count in the use of the atoms and the noise variance."""
+        seen = self._seen
+        old = seen.noise_rows * forgetting(self.n_steps_ - 1, len(rows))
+        every = math.ceil(len(rows) / _NOISE_ROWS)
+        noise = self._fit_noise(rows[::every], codes[::every], dictionary)
+        if old > 0:
+            noise = (old * self.noise_variance_ + len(rows) * noise) / (old + len(rows))
+        self.noise_variance_ = noise
+        seen.noise_rows, seen.n_rows = old + len(rows), seen.n_rows + len(rows)
+        seen.n_uses, seen.idle = seen.n_uses + to_numpy((codes != 0).sum(0)), to_numpy(idle)
+        self.component_usage_ = seen.n_uses / seen.n_rows
+        self.n_dead_ = int(np.count_nonzero(seen.n_uses == 0))
+
+    def _solve_lasso(self, X: NDArray, alpha: float) -> LassoResult:
+        rows = self._to_rows(X)
+        return fista(
+            rows,
+            self._to_rows(self.components_).to(rows.dtype),
+            alpha,
+            tol=self._tolerance(rows.dtype),
+            max_iter=self.transform_max_iter,
+            positive=self.positive_code,
+        )
+
+    def _warn_unconverged(self, result: LassoResult) -> None:
+        n_left = int((~result.converged).sum())
+        if n_left:
+            warnings.warn(
+                f"The lasso codes of {n_left} of {len(result.converged)} rows did not reach a "
+                f"relative duality gap of {self._tolerance(result.codes.dtype):.1e} in "
+                f"{self.transform_max_iter} iterations. Raise transform_max_iter or "
+                "transform_tol.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _sklearn_codes(
+        self, X: NDArray, dictionary: NDArray, algorithm: str, alpha: float
+    ) -> NDArray:
+        return sparse_encode(
+            X,
+            dictionary.astype(X.dtype, copy=False),
+            algorithm=algorithm,
+            n_nonzero_coefs=self.transform_n_nonzero_coefs,
+            alpha=alpha,
+            max_iter=self.transform_max_iter,
+            n_jobs=self.n_jobs,
+            positive=self.positive_code,
+        )
+
+    def _tolerance(self, dtype: torch.dtype) -> float:
+        return default_tolerance(dtype) if self.transform_tol is None else self.transform_tol
+
+    def _to_rows(self, X: NDArray) -> Tensor:
+        return to_tensor(X, resolve_device(self.device))

@@ -1,0 +1,178 @@
+"""Online dictionary learning: mini-batches and statistics that forget.
+
+References
+----------
+Mairal, Bach, Ponce and Sapiro (2009), Online dictionary learning for sparse coding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .dictionary_learning import Coder, Epoch, Statistics, mean_objective
+from .dictionary_update import renew_atoms, update_dictionary
+
+# Relative duality gap that the codes of a mini-batch aim at.
+_GAP = 1e-3
+# Rows seen, per atom of the dictionary, before an atom that none of them uses is renewed.
+_PATIENCE = 10
+
+
+@dataclass
+class OnlineLearner:
+    """Mini-batch learning from statistics that forget (Mairal et al. 2009)."""
+
+    dictionary: Tensor
+    alpha: float
+    coder: Coder
+    positive_dict: bool
+    generator: torch.Generator
+    statistics: Statistics
+    # Rows seen since each atom was last used.
+    idle: Tensor
+    n_steps: int = 0
+
+    def step(self, X: Tensor) -> tuple[Tensor, float]:
+        """Code a mini-batch, then update the dictionary.
+
+        Returns
+        -------
+        codes : Tensor of shape (n_rows, n_components)
+            Codes of the rows under the dictionary before its update.
+        cost : float
+            Mean objective of the rows at these codes.
+        """
+        codes = self.coder(X, self.dictionary, None, _GAP)
+        cost = mean_objective(X, codes, self.dictionary, self.alpha)
+        self.statistics.scale(forgetting(self.n_steps, len(X)))
+        self.statistics.add(codes, X)
+        used = (codes != 0).any(0)
+        self.idle = torch.where(used, 0, self.idle + len(X))
+        self._renew(X, codes)
+        self.dictionary = update_dictionary(
+            self.dictionary,
+            self.statistics.code_gram,
+            self.statistics.code_data,
+            positive=self.positive_dict,
+        )
+        self.n_steps += 1
+        return codes, cost
+
+    def epochs(
+        self,
+        X: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        stopping: OnlineStopping,
+        on_step: Callable[[int, float, Tensor], None],
+    ) -> Iterator[Epoch]:
+        """Yield after each pass over the rows, or in mid-pass where the stopping rule holds.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n_rows, n_features)
+            Rows to visit again and again.
+        batch_size : int
+            Rows in a mini-batch.
+        shuffle : bool
+            Whether each pass visits the rows in a new random order.
+        stopping : OnlineStopping
+            Rule that ends learning.
+        on_step : callable
+            Called after each step with its number, the mini-batch's cost, the dictionary.
+
+        Yields
+        ------
+        epoch : Epoch
+        """
+        order = torch.arange(len(X), device=X.device)
+        done = False
+        while True:
+            start, total, n_seen = time.perf_counter(), 0.0, 0
+            if shuffle:
+                order = torch.randperm(len(X), generator=self.generator).to(X.device)
+            for rows in order.split(batch_size):
+                before = self.dictionary
+                cost = self.step(X[rows])[1]
+                total, n_seen = total + cost * len(rows), n_seen + len(rows)
+                change = float(torch.linalg.matrix_norm(self.dictionary - before))
+                done = stopping.update(cost, change / len(before), len(rows), len(X))
+                on_step(self.n_steps - 1, cost, self.dictionary)
+                if done:
+                    break
+            yield Epoch(
+                self.dictionary,
+                total / n_seen,
+                self.statistics.copy(),
+                self.n_steps,
+                time.perf_counter() - start,
+                converged=done,
+            )
+
+    def _renew(self, X: Tensor, codes: Tensor) -> None:
+        dead = self.idle >= _PATIENCE * len(self.dictionary)
+        if not dead.any():
+            return
+        self.statistics.clear(dead)
+        self.idle = self.idle.masked_fill(dead, 0)
+        self.dictionary = renew_atoms(
+            self.dictionary,
+            dead,
+            torch.addmm(X, codes, self.dictionary, alpha=-1),
+            positive=self.positive_dict,
+            generator=self.generator,
+        )
+
+
+@dataclass
+class OnlineStopping:
+    """Stops on a small change of the dictionary or on a smoothed cost that stays up.
+
+    Attributes
+    ----------
+    tol : float
+        Least Frobenius norm of the dictionary's change in a step, over the number of atoms;
+        zero never stops.
+    max_no_improvement : int or None
+        Most steps in a row in which the smoothed cost finds no new minimum; None never stops.
+    """
+
+    tol: float
+    max_no_improvement: int | None
+    _n_steps: int = 0
+    _smoothed: float | None = None
+    _lowest: float = math.inf
+    _n_failed: int = 0
+
+    def update(self, cost: float, change: float, batch_size: int, n_rows: int) -> bool:
+        """Take in one step; say whether to stop."""
+        self._n_steps += 1
+        # The first steps start from a random dictionary and would mislead.
+        if self._n_steps <= min(100, n_rows / batch_size):
+            return False
+        weight = min(batch_size / (n_rows + 1), 1.0)
+        smoothed = cost if self._smoothed is None else self._smoothed
+        self._smoothed = smoothed + weight * (cost - smoothed)
+        if self._smoothed < self._lowest:
+            self._lowest, self._n_failed = self._smoothed, 0
+        else:
+            self._n_failed += 1
+        still = self.tol > 0 and change <= self.tol
+        limit = self.max_no_improvement
+        return still or (limit is not None and self._n_failed >= limit)
+
+
+def forgetting(n_steps: int, batch_size: int) -> float:
+    """Return the factor on past statistics, slow at first to leave the start behind."""
+    if n_steps < batch_size - 1:
+        theta = (n_steps + 1) * batch_size
+    else:
+        theta = batch_size**2 + n_steps + 1 - batch_size
+    return (theta + 1 - batch_size) / (theta + 1)
