@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from . import bounds
 from ._arrays import (
+    draw_blocks,
     draw_seed,
+    private_random_state,
     resolve_device,
     row_generators,
     row_slices,
@@ -86,11 +87,20 @@ class AmortisedCoder(BaseSparseCoder):
     def _draws(self, posterior: LatentPosterior, X: NDArray, n_draws: int) -> Draws:
         """Seeded draws that belong to each row's content, whatever rows are beside it."""
         generators = row_generators(X, self._evaluation_seed)
-        noise = [posterior.row(i).noise(n_draws, g) for i, g in enumerate(generators)]
+        noise = [_prefix_noise(posterior.row(i), n_draws, g) for i, g in enumerate(generators)]
         return posterior.rsample(Noise.concatenate(noise))
 
     def _evaluated(self, X: ArrayLike) -> tuple[NDArray, torch.device]:
-        return self._validate_rows(X, reset=False), resolve_device(self.device)
+        X = self._validate_rows(X, reset=False)
+        self._check_likelihood(X)
+        return X, resolve_device(self.device)
+
+    def _check_likelihood(self, X: NDArray) -> None:
+        if self.likelihood == "bernoulli" and (X.min() < 0 or X.max() > 1):
+            raise ValueError(
+                "likelihood='bernoulli' needs X in [0, 1]; got values from "
+                f"{X.min():.3g} to {X.max():.3g}. Rescale X or use likelihood='gaussian'."
+            )
 
     def transform(self, X: ArrayLike) -> NDArray:
         """Return the code of each row, by the rule that ``transform_method`` names.
@@ -255,13 +265,19 @@ class AmortisedCoder(BaseSparseCoder):
         """
         check_is_fitted(self)
         n_samples = _check_count(n_samples, "n_samples")
-        generator = seeded_generator(draw_seed(check_random_state(self.random_state)))
+        generator = seeded_generator(draw_seed(private_random_state(self.random_state)))
         model, dtype = self.module_, next(self.module_.parameters()).dtype
         with torch.no_grad():
             shape = (n_samples, self._n_features_out)
             codes = model.family.sample_prior(shape, generator, dtype)
             rows = model.likelihood.sample(model.decoder(codes), generator)
             return to_numpy(self._denormalize(rows), self.components_.dtype)
+
+
+def _prefix_noise(posterior: LatentPosterior, n_draws: int, generator: torch.Generator) -> Noise:
+    """Noise of which a shorter call gives the first draws."""
+    blocks = [posterior.noise(size, generator) for size in draw_blocks(n_draws)]
+    return Noise.concatenate(blocks, dim=0).first(n_draws)
 
 
 def _check_count(value: Any, name: str) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 
 _SEED_BOUND = np.iinfo(np.int32).max
 
@@ -76,6 +77,13 @@ def to_numpy(tensor: torch.Tensor, dtype: np.dtype | None = None) -> NDArray:
     return array if dtype is None else array.astype(dtype, copy=False)
 
 
+def private_random_state(
+    random_state: int | np.random.RandomState | None,
+) -> np.random.RandomState:
+    """As ``check_random_state``, but None does not mean NumPy's global generator."""
+    return np.random.RandomState() if random_state is None else check_random_state(random_state)
+
+
 def draw_seed(random_state: np.random.RandomState) -> int:
     """Draw one integer seed from a NumPy random state."""
     return int(random_state.randint(_SEED_BOUND))
@@ -101,6 +109,19 @@ def row_generators(X: NDArray, seed: int) -> Iterator[torch.Generator]:
         digest = hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest()
         generator.manual_seed(int.from_bytes(digest, "little") >> 1)
         yield generator
+
+
+def draw_blocks(n_draws: int) -> Iterator[int]:
+    """Yield sizes of blocks that hold ``n_draws`` draws, the last one often too many.
+
+    torch fills an array in an order that hangs on its size. Draws made block by block and then
+    cut begin with those of a shorter call: each block is as large as all before it.
+    """
+    n_drawn = 0
+    while n_drawn < n_draws:
+        size = max(1, n_drawn)
+        yield size
+        n_drawn += size
 
 
 def row_slices(n_rows: int, size: int) -> Iterator[slice]:

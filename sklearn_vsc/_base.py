@@ -110,11 +110,11 @@ class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             )
         return Z
 
-    def _record_usage(self, usage: NDArray) -> None:
+    def _record_usage(self, usage: NDArray, *, warn: bool = True) -> None:
         """Keep the share of training rows that use each atom; warn when many are dead."""
         self.component_usage_ = usage
         self.n_dead_ = int(np.count_nonzero(usage == 0))
-        if self.n_dead_ > _MANY_DEAD * len(usage):
+        if warn and self.n_dead_ > _MANY_DEAD * len(usage):
             warnings.warn(
                 f"{self.n_dead_} of {len(usage)} atoms are used by no training row. "
                 f"{self._dead_atoms_cure()}",

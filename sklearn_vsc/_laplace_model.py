@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from sklearn.utils import check_random_state, check_scalar
+from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ._arrays import row_generators, row_slices, to_numpy
+from ._arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
 from ._base import BaseSparseCoder, Posterior
 from .solvers.laplace_bound import CodeStatistics, LaplaceModel, lower_bounds, posterior_scales
 from .solvers.lasso import LassoResult
@@ -103,7 +103,8 @@ class LaplaceModelCoder(BaseSparseCoder):
         X : array-like of shape (n_samples, n_features)
             Rows to code.
         n_draws : int, default=1
-            Draws for each row. They depend on the row and the fit alone.
+            Draws for each row. They depend on the row and the fit alone, and the first
+            draws of a longer call are those of a shorter one.
 
         Returns
         -------
@@ -121,9 +122,13 @@ class LaplaceModelCoder(BaseSparseCoder):
         draws = np.empty((n_draws, *codes.shape), dtype=X.dtype)
         for row, generator in enumerate(row_generators(X, self._draw_seed)):
             # A Laplace draw is the difference of two exponential ones.
-            rise, fall = torch.empty(2, n_draws, codes.shape[1], dtype=torch.float64).exponential_(
-                generator=generator
-            )
+            blocks = [
+                torch.empty(2, size, codes.shape[1], dtype=torch.float64).exponential_(
+                    generator=generator
+                )
+                for size in draw_blocks(n_draws)
+            ]
+            rise, fall = torch.cat(blocks, dim=1)[:, :n_draws]
             draws[:, row] = codes[row] + scales[row] * (rise - fall).numpy()
         return draws
 
@@ -148,7 +153,7 @@ class LaplaceModelCoder(BaseSparseCoder):
         check_is_fitted(self)
         check_scalar(n_samples, "n_samples", Integral, min_val=1)
         model = self._model()
-        random_state = check_random_state(self.random_state)
+        random_state = private_random_state(self.random_state)
         n_components, n_features = self.components_.shape
         codes = random_state.laplace(0, model.prior_scale, (n_samples, n_components))
         noise = random_state.normal(0, model.noise_variance**0.5, (n_samples, n_features))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,13 +13,14 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from ._amortised import AmortisedCoder
 from ._arrays import (
     draw_seed,
+    private_random_state,
     resolve_device,
     row_slices,
     seeded_generator,
@@ -35,6 +37,8 @@ from .training import TrainingOptions, train
 
 # Share of the data's power that decoded draws of the prior start with.
 _INITIAL_POWER = 0.1
+# Rows, at most, that the first weights are made from.
+_START_ROWS = 10_000
 
 
 class NeuralSparseCoder(AmortisedCoder):
@@ -102,17 +106,20 @@ class NeuralSparseCoder(AmortisedCoder):
             When a parameter or X does not fit the model, or when training diverges.
         """
         self._check_parameters()
-        X = self._validate_rows(X, reset=True)
-        self._check_likelihood(X)
-        device = resolve_device(self.device)
-        goes_on = self.warm_start and hasattr(self, "module_")
-        if not goes_on:
-            self._initialize(X)
-        X_train, X_valid = X, None
-        if self.early_stopping:
-            X_train, X_valid = self._split(X)
-        self._train(X_train, X_valid, device, self.max_iter, schedule=True)
-        self._finish(X, device)
+        with _unchanged_on_error(self):
+            goes_on = self.warm_start and hasattr(self, "module_")
+            X = self._validate_rows(X, reset=not goes_on)
+            self._check_likelihood(X)
+            device = resolve_device(self.device)
+            if not goes_on:
+                self._initialize(X)
+            X_train, X_valid = X, None
+            if self.early_stopping:
+                X_train, X_valid = self._split(X)
+            self._train(X_train, X_valid, device, self.max_iter, schedule=True)
+            self._settle_noise_variance(X, device)
+            self._n_uses, self._n_rows_seen = np.zeros(self._n_components), 0
+            self._record_usage(self._usage_with(self._finish(X, device)))
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -121,6 +128,8 @@ class NeuralSparseCoder(AmortisedCoder):
 
         The first call fixes the number of features and the units of the model from its rows.
         The learning rate stays at ``learning_rate_init`` and warm-ups do not apply.
+        ``component_usage_`` counts all rows seen, at their codes then; the ``components_`` of
+        a decoder that is not linear rest on the rows of this call.
 
         Parameters
         ----------
@@ -135,22 +144,16 @@ class NeuralSparseCoder(AmortisedCoder):
             The estimator after this pass.
         """
         self._check_parameters()
-        first = not hasattr(self, "module_")
-        X = self._validate_rows(X, reset=first)
-        self._check_likelihood(X)
-        device = resolve_device(self.device)
-        if first:
-            self._initialize(X)
-        self._train(X, None, device, 1, schedule=False)
-        self._finish(X, device)
+        with _unchanged_on_error(self):
+            first = not hasattr(self, "module_")
+            X = self._validate_rows(X, reset=first)
+            self._check_likelihood(X)
+            device = resolve_device(self.device)
+            if first:
+                self._initialize(X)
+            self._train(X, None, device, 1, schedule=False)
+            self._record_usage(self._usage_with(self._finish(X, device)), warn=False)
         return self
-
-    def _check_likelihood(self, X: NDArray) -> None:
-        if self.likelihood == "bernoulli" and (X.min() < 0 or X.max() > 1):
-            raise ValueError(
-                "likelihood='bernoulli' needs X in [0, 1]; got values from "
-                f"{X.min():.3g} to {X.max():.3g}. Rescale X or use likelihood='gaussian'."
-            )
 
     def _split(self, X: NDArray) -> tuple[NDArray, NDArray]:
         if len(X) < 2:
@@ -162,23 +165,28 @@ class NeuralSparseCoder(AmortisedCoder):
 
     def _initialize(self, X: NDArray) -> None:
         """Fix units and seeds, and build the model."""
-        self._random_state = check_random_state(self.random_state)
+        self._random_state = private_random_state(self.random_state)
         self._evaluation_seed = draw_seed(self._random_state)
         self._offset, self._unit = self._find_units(X)
         self._n_components = X.shape[1] if self.n_components is None else self.n_components
         generator = seeded_generator(draw_seed(self._random_state))
         self._optimizer_state: dict[str, Any] | None = None
         self.history_: list[dict[str, Any]] = []
+        self._n_uses, self._n_rows_seen = np.zeros(self._n_components), 0
         # A sample is enough to start from; float32 is what networks are trained in.
-        rows = self._normalize(X[:10_000], torch.device("cpu")).float()
+        sample = X[:: math.ceil(len(X) / _START_ROWS)]
+        rows = self._normalize(sample, torch.device("cpu")).float()
         self.module_ = self._build(rows, generator)
 
     def _find_units(self, X: NDArray) -> tuple[NDArray, float]:
         if self.likelihood == "bernoulli":
             return np.zeros(X.shape[1], dtype=X.dtype), 1.0
         offset = X.mean(axis=0, dtype=np.float64)
-        power = np.mean([np.mean((X[s] - offset) ** 2) for s in row_slices(len(X), 4096)])
-        unit = float(np.sqrt(power)) or float(np.abs(offset).max()) or 1.0
+        energy = sum(np.sum((X[s] - offset) ** 2) for s in row_slices(len(X), 4096))
+        unit, size = float(np.sqrt(energy / X.size)), float(np.abs(offset).max())
+        if unit <= 10 * np.finfo(X.dtype).eps * size:
+            # All rows are equal: what is left is rounding.
+            unit = size or 1.0
         return offset.astype(X.dtype), unit
 
     def _build(self, rows: Tensor, generator: torch.Generator) -> LatentVariableModel:
@@ -190,7 +198,7 @@ class NeuralSparseCoder(AmortisedCoder):
 
     def _hidden_sizes(self) -> tuple[int, ...]:
         sizes = np.atleast_1d(self.hidden_layer_sizes)
-        if sizes.size and (sizes.dtype.kind not in "iu" or sizes.min() < 1):
+        if sizes.ndim > 1 or (sizes.size and (sizes.dtype.kind not in "iu" or sizes.min() < 1)):
             raise ValueError(
                 "The 'hidden_layer_sizes' parameter must hold whole numbers of at least 1; "
                 f"got {self.hidden_layer_sizes!r}."
@@ -201,7 +209,7 @@ class NeuralSparseCoder(AmortisedCoder):
         """Return the encoder and the number of features it gives to the heads."""
         n_features = rows.shape[1]
         if isinstance(self.encoder, nn.Module):
-            encoder = copy.deepcopy(self.encoder).float()
+            encoder = copy.deepcopy(self.encoder).cpu().float()
             return encoder, _probe(encoder, "encoder", rows[:1], None)
         sizes = self._hidden_sizes()
         return mlp(n_features, sizes, generator), sizes[-1] if sizes else n_features
@@ -211,7 +219,7 @@ class NeuralSparseCoder(AmortisedCoder):
     ) -> nn.Module:
         n_features, n_components = rows.shape[1], self._n_components
         if isinstance(self.decoder, nn.Module):
-            decoder = copy.deepcopy(self.decoder).float()
+            decoder = copy.deepcopy(self.decoder).cpu().float()
             _probe(decoder, "decoder", rows.new_zeros(1, n_components), n_features)
             return decoder
         if self.decoder == "mlp":
@@ -226,7 +234,8 @@ class NeuralSparseCoder(AmortisedCoder):
             return BernoulliLikelihood()
         if self.noise_variance == "learned":
             return GaussianLikelihood(1.0)
-        return GaussianLikelihood(self.noise_variance / self._unit**2, learned=False)
+        self._fixed_noise_variance = self.noise_variance / self._unit**2
+        return GaussianLikelihood(self._fixed_noise_variance, learned=False)
 
     def _train(
         self,
@@ -256,9 +265,11 @@ class NeuralSparseCoder(AmortisedCoder):
             callbacks=tuple(self.callbacks or ()),
         )
         noise_seed, order_seed = draw_seed(self._random_state), draw_seed(self._random_state)
+        # A copy: should training fail, the fitted model is still there.
+        module = copy.deepcopy(self.module_).float()
         with self._own_modules_seeded():
             result = train(
-                self.module_.float(),
+                module,
                 self._normalize(X, device).float(),
                 None if X_valid is None else self._normalize(X_valid, device).float(),
                 options,
@@ -266,10 +277,14 @@ class NeuralSparseCoder(AmortisedCoder):
                 order_generator=seeded_generator(order_seed),
                 optimizer_state=self._optimizer_state,
             )
+        self.module_ = module
         self._optimizer_state = result.optimizer_state
-        for record in result.history:
-            self.history_.append(record | {"epoch": len(self.history_) + 1})
+        n_before = len(self.history_)
+        self.history_ = self.history_ + [
+            record | {"epoch": n_before + record["epoch"]} for record in result.history
+        ]
         self.n_iter_ = len(self.history_)
+        self._to_final_dtype(X.dtype)
 
     def _own_modules_seeded(self) -> Any:
         """Seed what a user's own module draws (dropout), and put the global state back."""
@@ -277,12 +292,22 @@ class NeuralSparseCoder(AmortisedCoder):
             return nullcontext()
         return _forked_global_generator(draw_seed(self._random_state))
 
-    def _finish(self, X: NDArray, device: torch.device) -> None:
-        """Set every fitted attribute from the trained model and its training rows."""
-        self.module_.to(torch.float32 if X.dtype == np.float32 else torch.float64).eval()
+    def _settle_noise_variance(self, X: NDArray, device: torch.device) -> None:
+        """Set a learned noise variance to the best one for the training rows."""
         likelihood = self.module_.likelihood
         if isinstance(likelihood, GaussianLikelihood) and likelihood.learned:
             likelihood.set_noise_variance(self._best_noise_variance(X, device))
+
+    def _to_final_dtype(self, dtype: np.dtype) -> None:
+        """Take the trained model out of training, in the precision of X."""
+        self.module_.to(torch.float32 if dtype == np.float32 else torch.float64).eval()
+        likelihood = self.module_.likelihood
+        if isinstance(likelihood, GaussianLikelihood) and not likelihood.learned:
+            # Training in float32 has rounded it.
+            likelihood.set_noise_variance(self._fixed_noise_variance)
+
+    def _finish(self, X: NDArray, device: torch.device) -> NDArray:
+        """Set what is read off the trained model, and return the codes of its training rows."""
         self.noise_variance_ = self._noise_variance()
         decoder = self.module_.decoder
         codes = self._evaluate(X, device, self._map_codes)
@@ -292,13 +317,22 @@ class NeuralSparseCoder(AmortisedCoder):
         else:
             dictionary = effective_dictionary(to_tensor(X, device), to_tensor(codes, device))
             self.components_ = to_numpy(dictionary, X.dtype)
-        self._record_usage(np.mean(codes != 0, axis=0))
+            self.__dict__.pop("intercept_", None)
+        return codes
+
+    def _usage_with(self, codes: NDArray) -> NDArray:
+        """Share of the rows seen, with those of these codes, that use each atom."""
+        self._n_uses = self._n_uses + np.count_nonzero(codes, axis=0)
+        self._n_rows_seen += len(codes)
+        return self._n_uses / self._n_rows_seen
+
+    def _dead_atoms_cure(self) -> str:
+        return "Train longer or on more rows, or lower n_components."
 
     def _noise_variance(self) -> float:
         likelihood = self.module_.likelihood
         if isinstance(likelihood, GaussianLikelihood):
-            return float(likelihood.noise_variance) * self._unit**2
-        # A coin flip's variance is its mean's, averaged under the model's own prior draws.
+            return float(likelihood.noise_variance.detach()) * self._unit**2
         return float("nan")
 
     def _best_noise_variance(self, X: NDArray, device: torch.device) -> float:
@@ -323,13 +357,27 @@ def _probe(module: nn.Module, name: str, batch: Tensor, n_out: int | None) -> in
     try:
         with torch.no_grad():
             output = module(batch)
-    except RuntimeError as error:
+    except Exception as error:
         raise ValueError(f"{teach}, but it fails on such a batch: {error}") from error
     finally:
         module.train(was_training)
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{teach}; it gave a {type(output).__name__}.")
     if output.ndim != 2 or len(output) != 1 or n_out not in (None, output.shape[1]):
         raise ValueError(f"{teach}; from (1, {batch.shape[1]}) it made {tuple(output.shape)}.")
     return int(output.shape[1])
+
+
+@contextmanager
+def _unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
+    """Give an estimator back the attributes that it had, should something fail."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
 
 
 @contextmanager

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from ._arrays import (
     draw_seed,
+    private_random_state,
     resolve_device,
     row_slices,
     seeded_generator,
@@ -457,7 +457,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
 
     def _begin(self, X: NDArray) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
         """Return rows, first dictionary, the norms taken from its atoms, and a generator."""
-        random_state = check_random_state(self.random_state)
+        random_state = private_random_state(self.random_state)
         self._seed, self._draw_seed = draw_seed(random_state), draw_seed(random_state)
         generator = seeded_generator(self._seed)
         rows = self._to_rows(X)

@@ -56,8 +56,10 @@ class GaussianLikelihood(Likelihood):
 
     def set_noise_variance(self, value: float) -> None:
         """Set the variance of a fitted model."""
+        if self.learned:
+            value = max(value, _MIN_NOISE_VARIANCE)
         with torch.no_grad():
-            self.log_noise_variance.fill_(math.log(max(value, _MIN_NOISE_VARIANCE)))
+            self.log_noise_variance.fill_(math.log(value))
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         """Log density of rows (n, D) given outputs (..., n, D), summed over features."""

@@ -205,7 +205,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         ThresholdedVSC(
             prior="laplace", prior_scale=0.1, threshold=0.25, threshold_prior=None,
             gradient="straight_through", kl="base", n_draws=20, objective="max_elbo",
-            noise_variance=0.01 * n_features / 2, decoder_penalty=2e-4 / (0.02 * n_features),
+            noise_variance=0.01 * n_features / 2, decoder_penalty=0.02 / n_features,
             hidden_layer_sizes=(512, 1024, 512, 256), noise_warmup=0.02, batch_size=100,
             max_iter=300, n_iter_no_change=300,
         )
@@ -377,8 +377,9 @@ class ThresholdedVSC(NeuralSparseCoder):
                 stacklevel=3,
             )
 
-    def _finish(self, X: NDArray, device: torch.device) -> None:
-        super()._finish(X, device)
+    def _finish(self, X: NDArray, device: torch.device) -> NDArray:
+        codes = super()._finish(X, device)
         family = self.module_.family
         assert isinstance(family, Thresholded)
         self.threshold_ = family.threshold
+        return codes

@@ -153,23 +153,33 @@ class _WholeEpochs(Callback):
             self.step_ += 1
 
     def on_batch_end(self, net: NeuralNet, loss: Any = None, **kwargs: Any) -> None:
-        if not math.isfinite(net.history[-1]["batches"][-1].get("train_loss", 0.0)):
-            raise ValueError(
-                f"Training diverged: the loss is not finite at epoch {len(net.history)}. "
-                "Try a smaller 'learning_rate_init', a larger 'batch_size', or look for "
-                "features of very different size in X (sklearn.preprocessing.StandardScaler)."
-            )
+        batch = net.history[-1]["batches"][-1]
+        if not math.isfinite(batch.get("train_loss", batch.get("valid_loss"))):
+            raise _diverged("loss is", net)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        # The last step of an epoch may go wrong without a loss that shows it.
+        if not all(p.isfinite().all() for p in net.module_.parameters()):
+            raise _diverged("weights are", net)
         self.n_epochs_ += 1
         self._keep(net)
 
     def _keep(self, net: NeuralNet) -> None:
         self.state_ = copy.deepcopy(net.module_.state_dict())
+        self.optimizer_state_ = copy.deepcopy(net.optimizer_.state_dict())
 
     def restore(self, net: NeuralNet) -> None:
         """Put the last whole epoch back."""
         net.module_.load_state_dict(self.state_)
+        net.optimizer_.load_state_dict(self.optimizer_state_)
+
+
+def _diverged(what: str, net: NeuralNet) -> ValueError:
+    return ValueError(
+        f"Training diverged: the {what} not finite at epoch {len(net.history)}. "
+        "Try a smaller 'learning_rate_init', a larger 'batch_size', or look for "
+        "features of very different size in X (sklearn.preprocessing.StandardScaler)."
+    )
 
 
 def train(
@@ -277,14 +287,14 @@ def _callbacks(
     callbacks: list[Any] = [
         ("whole_epochs", whole_epochs),
         ("clipping", clipping),
-        ("stopping", stopping),
     ]
     if options.schedule:
         schedule = LRScheduler(LambdaLR, lr_lambda=_one_cycle(n_steps), step_every="batch")
         callbacks.append(("schedule", schedule))
     if options.verbose:
         callbacks.append(("progress", ProgressBar()))
-    return callbacks + list(options.callbacks)
+    # Last: it ends the epoch by an interruption, which callbacks after it would not see.
+    return [*callbacks, *options.callbacks, ("stopping", stopping)]
 
 
 def _one_cycle(n_steps: int, warmup: float = 0.05) -> Any:
@@ -301,7 +311,9 @@ def _one_cycle(n_steps: int, warmup: float = 0.05) -> Any:
 def _restore_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Give the optimiser the moments of an earlier run but not its last learning rate."""
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    # torch would go on writing into the tensors that it is given.
+    moments = copy.deepcopy(state["state"])
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _to_cpu(value: Any) -> Any:
@@ -316,8 +328,9 @@ def _records(history: Any) -> list[dict[str, Any]]:
     """One record per whole epoch."""
     records = []
     for row in history:
-        record = {"epoch": row["epoch"], "loss": row["train_loss"], "duration": row["dur"]}
+        # Plain floats: what is recorded is printed and written as numbers.
+        record = {"epoch": row["epoch"], "loss": float(row["train_loss"]), "duration": row["dur"]}
         if "valid_loss" in row:
-            record["valid_loss"] = row["valid_loss"]
+            record["valid_loss"] = float(row["valid_loss"])
         records.append(record)
     return records

@@ -42,13 +42,18 @@ class Noise:
     threshold: Tensor | None = None
 
     @staticmethod
-    def concatenate(parts: list[Noise]) -> Noise:
-        """Join noise of single rows along the row axis."""
+    def concatenate(parts: list[Noise], dim: int = 1) -> Noise:
+        """Join noise along the axis of rows (1) or of draws (0)."""
         thresholds = [part.threshold for part in parts if part.threshold is not None]
         return Noise(
-            torch.cat([part.base for part in parts], dim=1),
-            torch.cat(thresholds, dim=1) if thresholds else None,
+            torch.cat([part.base for part in parts], dim=dim),
+            torch.cat(thresholds, dim=dim) if thresholds else None,
         )
+
+    def first(self, n_draws: int) -> Noise:
+        """Return the noise of the first draws."""
+        threshold = None if self.threshold is None else self.threshold[:n_draws]
+        return Noise(self.base[:n_draws], threshold)
 
 
 class LatentPosterior(ABC):

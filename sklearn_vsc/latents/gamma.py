@@ -10,13 +10,17 @@ from torch import Tensor
 # integrand falls like a normal density, which has no mass left at 9 standard deviations.
 _N_NODES = 48
 _LAST_NODE = 9.0
+# Least draw of a Gamma law, over the least normal number of its type.
+_LEAST_DRAW = 1e6
 
 
 def sample_gamma(shape: Tensor, rate: Tensor, generator: torch.Generator) -> Tensor:
     """Draw Gamma variates; gradients reach shape and rate by implicit reparameterisation."""
     # The CPU sampler refuses a generator of another device, and the other way round.
     standard = torch._standard_gamma(shape.to(generator.device), generator=generator)
-    return standard.to(shape.device) / rate
+    draws = standard.to(shape.device) / rate
+    # Under a small shape draws underflow; above this, log densities have finite gradients.
+    return draws.clamp_min(_LEAST_DRAW * torch.finfo(draws.dtype).tiny)
 
 
 def gamma_kl(shape: Tensor, rate: Tensor, prior_shape: float, prior_rate: float) -> Tensor:
@@ -33,7 +37,9 @@ def gamma_kl(shape: Tensor, rate: Tensor, prior_shape: float, prior_rate: float)
 
 def gamma_log_prob(value: Tensor, shape: Tensor | float, rate: Tensor | float) -> Tensor:
     """Log density of Gamma(shape, rate), nats."""
-    shape, rate = torch.as_tensor(shape).to(value), torch.as_tensor(rate).to(value)
+    shape, rate = (
+        torch.as_tensor(p, dtype=value.dtype, device=value.device) for p in (shape, rate)
+    )
     return (
         torch.xlogy(shape, rate)
         - torch.lgamma(shape)

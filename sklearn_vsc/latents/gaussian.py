@@ -38,9 +38,10 @@ class Gaussian:
     @staticmethod
     def log_activity(scale: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """Return log P(code is not zero) and log P(code is zero)."""
-        ratio = (threshold / scale).clamp_min(_TINY)
-        log_on = math.log(2) + torch.special.log_ndtr(-ratio)
-        return log_on, torch.log(torch.erf(ratio / math.sqrt(2)))
+        ratio = (threshold / scale).clamp_min(_TINY) / math.sqrt(2)
+        # Not by log_ndtr, whose gradient overflows in the far tail.
+        log_on = torch.log(torch.special.erfcx(ratio)) - ratio**2
+        return log_on, torch.log(torch.erf(ratio))
 
     @staticmethod
     def log_slab(deviation: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:

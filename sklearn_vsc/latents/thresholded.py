@@ -144,6 +144,8 @@ class Thresholded(LatentFamily):
         low, high = 1e-8 * self.prior_scale, 1e3 * self.prior_scale
         while excess(high) > 0:
             high *= 1e3
+        while excess(low) < 0:
+            low *= 1e-3
         return float(brentq(excess, low, high, xtol=1e-12 * self.prior_scale, rtol=1e-12))
 
 

@@ -64,7 +64,8 @@ def relative_scales(magnitude: Tensor, curvature: Tensor) -> Tensor:
     # and at m infinite.
     low = 2 / (1 + (1 + 8 * curvature).sqrt())
     high = (2 * curvature).rsqrt()
-    rho = low.clone()
+    # From the end that is nearer Newton's steps seldom leave the bracket.
+    rho = torch.where(magnitude > high, high, low)
     for _ in range(_MAX_NEWTON_STEPS):
         decay = torch.exp(-magnitude / rho)
         excess = 2 * curvature * rho.square() + (rho + magnitude) * decay - 1
@@ -73,7 +74,7 @@ def relative_scales(magnitude: Tensor, curvature: Tensor) -> Tensor:
         slope = 4 * curvature * rho + decay * (1 + (rho + magnitude) * magnitude / rho.square())
         new = rho - excess / slope
         # Newton's step where it stays inside the bracket, else bisection.
-        new = torch.where((new > low) & (new < high), new, (low * high).sqrt())
+        new = torch.where((new >= low) & (new <= high), new, (low * high).sqrt())
         new = torch.where(excess == 0, rho, new)
         settled = (new - rho).abs() <= 4 * torch.finfo(rho.dtype).eps * rho
         rho = new

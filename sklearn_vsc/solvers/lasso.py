@@ -231,26 +231,44 @@ def fista(
         )
     if tol is None:
         tol = default_tolerance(X.dtype)
-    n_components, n_features = dictionary.shape
-    use_gram = form == "gram" or (form == "auto" and n_components <= 2 * n_features)
-    gram = dictionary @ dictionary.T if use_gram else None
+    atoms = fine_atoms = _Atoms.of(dictionary, form)
+    if finish and X.device.type != "mps":
+        # The last step is worth its precision; MPS has none to offer.
+        fine_atoms = atoms if X.dtype == torch.float64 else _Atoms.of(dictionary.double(), form)
     bound = lipschitz_bound(dictionary)
     # A dictionary of zeros has nothing to step on.
     step = float(torch.where(bound > 0, 1 / bound, torch.ones_like(bound)))
     solver = _Fista(alpha, step, tol, max_iter, positive, finish)
     results = []
-    for rows in _blocks(X.shape[0], n_components, X.device):
+    for rows in _blocks(X.shape[0], len(dictionary), X.device):
         block = X[rows]
-        start = block.new_zeros(block.shape[0], n_components)
+        start = block.new_zeros(block.shape[0], len(dictionary))
         if code_init is not None:
             start = code_init[rows].clamp_min(0) if positive else code_init[rows]
-        fit: Fit = (
-            DataFit.from_rows(block, dictionary)
-            if gram is None
-            else GramFit.from_rows(block, dictionary, gram)
-        )
-        results.append(solver.solve(fit, start))
+        fit = atoms.fit(block)
+        fine = fit if fine_atoms is atoms else fine_atoms.fit(block.double())
+        results.append(solver.solve(fit, fine, start))
     return _join(results)
+
+
+@dataclass(frozen=True)
+class _Atoms:
+    """A dictionary, and its inner products where they make the cheaper form."""
+
+    dictionary: Tensor
+    gram: Tensor | None
+
+    @classmethod
+    def of(cls, dictionary: Tensor, form: str) -> Self:
+        """Choose the form of the gradient that takes fewer operations, unless told."""
+        n_components, n_features = dictionary.shape
+        use_gram = form == "gram" or (form == "auto" and n_components <= 2 * n_features)
+        return cls(dictionary, dictionary @ dictionary.T if use_gram else None)
+
+    def fit(self, X: Tensor) -> Fit:
+        if self.gram is None:
+            return DataFit.from_rows(X, self.dictionary)
+        return GramFit.from_rows(X, self.dictionary, self.gram)
 
 
 @dataclass(frozen=True)
@@ -264,20 +282,22 @@ class _Fista:
     positive: bool
     finish: bool
 
-    def solve(self, fit: Fit, codes: Tensor) -> LassoResult:
+    def solve(self, fit: Fit, fine: Fit, codes: Tensor) -> LassoResult:
+        """Solve a block of rows; ``fine`` is the same fit in the precision of the finish."""
         if not self.finish:
             return self._iterate(fit, codes, self.max_iter)
         # The exact finish may solve at once what the iteration only creeps up to, so that it
         # is tried now and then on the way.
-        result = self._finish(fit, self._iterate(fit, codes, min(self.max_iter, _STAGE)))
-        stage = _STAGE
+        stage = min(self.max_iter, _STAGE)
+        result = self._finish(fit, fine, self._iterate(fit, codes, stage))
         while result.n_iter < self.max_iter:
             left = (~result.converged).nonzero().squeeze(1)
             if len(left) == 0:
                 break
-            part = fit.select(left)
             stage = min(2 * stage, self.max_iter - result.n_iter)
-            more = self._finish(part, self._iterate(part, result.codes[left], stage))
+            part = fit.select(left)
+            more = self._iterate(part, result.codes[left], stage)
+            more = self._finish(part, fine.select(left), more)
             result = _overwrite(result, left, more)
         return result
 
@@ -318,15 +338,18 @@ class _Fista:
             codes, weight = new, new_weight
         return _Momentum(codes, point, weight)
 
-    def _finish(self, fit: Fit, result: LassoResult) -> LassoResult:
+    def _finish(self, fit: Fit, fine: Fit, result: LassoResult) -> LassoResult:
         """Replace codes by what the active-set search makes of them, where that is better."""
+        dtype = result.codes.dtype
+        codes = result.codes.to(fine.energy.dtype)
         polished = active_set_search(
-            fit, result.codes, self.alpha, positive=self.positive, max_steps=_FINISH_STEPS
+            fine, codes, self.alpha, positive=self.positive, max_steps=_FINISH_STEPS
         )
-        now = self._certify(fit, polished)
+        now = self._certify(fine, polished)
+        better = now.gap < self._certify(fine, codes).gap
+        now = Certificate(now.objective.to(dtype), now.gap.to(dtype), now.gradient)
         best = _Best(result.codes, result.objective, result.gaps, result.converged)
-        better = now.gap < result.gaps
-        best.replace(better, polished, now, self._within(fit, now))
+        best.replace(better, polished.to(dtype), now, self._within(fit, now))
         return best.result(result.n_iter)
 
     def _certify(self, fit: Fit, codes: Tensor) -> Certificate:

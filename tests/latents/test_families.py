@@ -1,0 +1,465 @@
+"""The contract of a latent family. A new family is one more line in FAMILIES."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from mixed_measure import assert_mean, integral, law_integrals, log_evidence
+from numpy.testing import assert_allclose
+from scipy import stats
+from torch import nn
+
+from sklearn_vsc import bounds
+from sklearn_vsc.latents import LatentFamily, Noise, Thresholded
+from sklearn_vsc.likelihoods import GaussianLikelihood
+from sklearn_vsc.model import LatentVariableModel
+from sklearn_vsc.networks import LinearDecoder
+
+# --- prior laws by SciPy: the sub-density of codes that are not zero
+
+
+def thresholded(base, threshold):
+    """A deviation beyond the threshold, moved towards zero by it."""
+    return lambda z: base.pdf(abs(z) + threshold)
+
+
+def gamma_thresholded(base, shape, mean, n_nodes=200):
+    """The same with a Gamma threshold integrated out."""
+    law = stats.gamma(shape, scale=mean / shape)
+    nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
+    last = law.isf(1e-18)
+    thresholds = 0.5 * last * (nodes + 1)
+    weights = 0.5 * last * weights * law.pdf(thresholds)
+    return lambda z: float(weights @ base.pdf(abs(z) + thresholds))
+
+
+# --- the families
+
+
+def _random_heads(family, n_rows, n_components, generator):
+    shape = (n_rows, family.n_heads, n_components)
+    return 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family, its prior law away from zero, and random heads that are not too extreme."""
+
+    make: Callable[[], LatentFamily]
+    prior_slab: Callable[[float], float]
+    heads: Callable = _random_heads
+
+
+_LAPLACE, _GAUSSIAN = stats.laplace(scale=0.7), stats.norm(scale=1.3)
+
+FAMILIES = {
+    "thresholded_laplace": Case(
+        lambda: Thresholded("laplace", prior_scale=0.7, threshold=0.9),
+        thresholded(_LAPLACE, 0.9),
+    ),
+    "thresholded_laplace_gamma": Case(
+        lambda: Thresholded("laplace", prior_scale=0.7, threshold=0.9, gamma_shape=3.0),
+        gamma_thresholded(_LAPLACE, 3.0, 0.9),
+    ),
+    "thresholded_laplace_subgradient": Case(
+        lambda: Thresholded("laplace", prior_scale=0.7, threshold=0.2, gradient="subgradient"),
+        thresholded(_LAPLACE, 0.2),
+    ),
+    "thresholded_gaussian": Case(
+        lambda: Thresholded("gaussian", prior_scale=1.3, threshold=1.1),
+        thresholded(_GAUSSIAN, 1.1),
+    ),
+    "thresholded_gaussian_gamma": Case(
+        lambda: Thresholded("gaussian", prior_scale=1.3, threshold=1.1, gamma_shape=3.2),
+        gamma_thresholded(_GAUSSIAN, 3.2, 1.1),
+    ),
+}
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def case(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def family(case):
+    return case.make()
+
+
+@pytest.fixture(scope="module")
+def heads(case, family):
+    return case.heads(family, 3, 2, torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def q(family, heads):
+    return family.posterior(heads)
+
+
+def _draws(posterior, n_draws, seed=0):
+    return posterior.rsample(posterior.noise(n_draws, torch.Generator().manual_seed(seed)))
+
+
+def _prior_as_posterior(family, n_rows, n_components):
+    heads = torch.zeros(n_rows, family.n_heads, n_components, dtype=torch.float64)
+    return family.posterior(heads)
+
+
+def _needs_no_draws(family):
+    if not family.has_closed_kl:
+        pytest.skip("More than the code is latent: its law is not one-dimensional.")
+
+
+# --- shapes and types
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_and_types(case, family, dtype):
+    n_rows, n_components, n_draws = 4, 3, 5
+    heads = case.heads(family, n_rows, n_components, torch.Generator().manual_seed(2))
+    q = family.posterior(heads.to(dtype))
+    draws = _draws(q, n_draws)
+    per_code = [q.mean, q.variance, q.inclusion, q.mode()]
+    per_draw = [draws.code, q.log_ratio(draws)]
+    if family.has_closed_kl:
+        per_code += [q.kl(), q.training_kl()]
+    else:
+        per_draw += [q.kl(draws), q.training_kl(draws)]
+    for values in per_code:
+        assert values.shape == (n_rows, n_components)
+    for values in per_draw:
+        assert values.shape == (n_draws, n_rows, n_components)
+    assert draws.active.shape == draws.code.shape
+    assert draws.active.dtype == torch.bool
+    for values in per_code + per_draw:
+        assert values.dtype == dtype
+        assert values.isfinite().all()
+
+
+def test_float32_agrees_with_float64(family, heads):
+    single, double = family.posterior(heads.float()), family.posterior(heads)
+    for name in ("mean", "variance", "inclusion"):
+        assert_allclose(getattr(single, name), getattr(double, name), rtol=2e-5, atol=1e-6)
+    draws = _draws(double, 50)
+    rounded = type(draws)(
+        draws.code.float(),
+        draws.active,
+        None if draws.threshold is None else draws.threshold.float(),
+    )
+    assert_allclose(single.log_ratio(rounded), double.log_ratio(draws), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inactive_codes_are_exactly_zero(case, family, dtype):
+    heads = case.heads(family, 20, 10, torch.Generator().manual_seed(3)).to(dtype)
+    draws = _draws(family.posterior(heads), 50)
+    assert (draws.code[~draws.active] == 0).all()
+    assert (draws.code[draws.active] != 0).all()
+    if family.prior_inclusion < 1:
+        assert 0 < draws.active.double().mean() < 1
+
+
+# --- the prior
+
+
+def test_heads_at_zero_give_the_prior(family):
+    prior = _prior_as_posterior(family, 2, 3)
+    assert_allclose(prior.inclusion, family.prior_inclusion, rtol=1e-12)
+    assert_allclose(prior.variance, family.prior_variance, rtol=1e-12)
+    assert_allclose(prior.mean, 0, atol=1e-14)
+    assert (prior.mode() == 0).all()
+    draws = _draws(prior, 100)
+    assert_allclose(prior.kl(draws), 0, atol=1e-12)
+    assert_allclose(prior.log_ratio(draws), 0, atol=1e-12)
+
+
+def test_prior_law_is_the_documented_one(case, family):
+    points = (0.0,)
+    inclusion = integral(case.prior_slab, points)
+    variance = integral(lambda z: z**2 * case.prior_slab(z), points)
+    assert_allclose(family.prior_inclusion, inclusion, rtol=1e-8)
+    assert_allclose(family.prior_variance, variance, rtol=1e-8)
+
+
+def test_prior_draws(family, case):
+    n = 100_000
+    codes = family.sample_prior((n // 4, 4), torch.Generator().manual_seed(4), torch.float64)
+    assert codes.shape == (n // 4, 4)
+    assert codes.dtype == torch.float64
+    codes = codes.flatten().numpy()
+    assert_mean(codes != 0, family.prior_inclusion)
+    assert_mean(codes, 0.0)
+    assert_mean(codes**2, family.prior_variance)
+    # One more feature of the law than its first moments.
+    assert_mean(
+        np.where(codes == 0, 0, np.exp(-np.abs(codes))),
+        integral(lambda z: math.exp(-abs(z)) * case.prior_slab(z), (0.0,)),
+    )
+
+
+def test_prior_draws_hang_on_the_generator_alone(family):
+    def draw(seed):
+        return family.sample_prior((7, 2), torch.Generator().manual_seed(seed), torch.float32)
+
+    state = torch.get_rng_state()
+    first, other = draw(0), draw(1)
+    torch.manual_seed(99)
+    assert torch.equal(draw(0), first)
+    torch.set_rng_state(state)
+    assert not torch.equal(first, other)
+    assert first.dtype == torch.float32
+
+
+# --- the posterior's law, by quadrature
+
+
+def test_law_by_quadrature(case, family, q):
+    """One law stands behind ``log_ratio``, inclusion, mean, variance and KL."""
+    _needs_no_draws(family)
+
+    def functions(z, log_ratio):
+        one = np.ones_like(log_ratio)
+        return np.stack([one, z * one, z**2 * one, -log_ratio])
+
+    integrals, mass_at_zero = law_integrals(family, q, case.prior_slab, functions)
+    total, first, second, kl = integrals
+    # The reference prior of a Gamma threshold is a quadrature of its own.
+    assert_allclose(total, 1, rtol=1e-9)
+    assert_allclose(1 - mass_at_zero, q.inclusion, rtol=1e-9)
+    assert_allclose(first, q.mean, rtol=1e-9)
+    assert_allclose(second - first**2, q.variance, rtol=1e-9)
+    assert_allclose(kl, q.kl(), rtol=1e-9)
+
+
+# --- the posterior's law, by draws
+
+
+def test_draws_have_the_stated_moments(q):
+    draws = _draws(q, 50_000)
+    code = draws.code.numpy()
+    assert_mean(draws.active, q.inclusion)
+    if not q.variance.isfinite().all():
+        pytest.skip("A law without a variance.")
+    assert_mean(code, q.mean)
+    assert_mean((code - q.mean.numpy()) ** 2, q.variance)
+
+
+def test_mean_log_ratio_is_minus_the_kl(q):
+    draws = _draws(q, 50_000, seed=1)
+    paired = q.log_ratio(draws) + q.kl(draws)
+    assert paired.std() > 1e-3
+    assert_mean(paired, np.zeros(paired.shape[1:]))
+
+
+TEST_FUNCTIONS = {
+    "one": lambda draws: torch.ones_like(draws.code),
+    "active": lambda draws: draws.active.double(),
+    "wave": lambda draws: torch.sin(2 * draws.code + 0.5),
+    "near": lambda draws: (draws.code.abs() < 0.5).double(),
+}
+
+
+@pytest.mark.parametrize("function", TEST_FUNCTIONS.values(), ids=TEST_FUNCTIONS)
+def test_log_ratio_is_that_of_the_laws_drawn_from(family, q, function):
+    """With w = p/q, E_q[f w / (1 + w)] = E_p[f / (1 + w)]: bounded, so any family may be asked.
+
+    A wrong constant in ``log_ratio``, or draws of another law, moves the two sides apart.
+    """
+    n = 50_000
+    from_q = _draws(q, n, seed=2)
+    from_p = _draws(_prior_as_posterior(family, *q.mean.shape), n, seed=3)
+    left = function(from_q) * torch.sigmoid(q.log_ratio(from_q))
+    right = function(from_p) * torch.sigmoid(-q.log_ratio(from_p))
+    assert_mean(left - right, np.zeros(q.mean.shape))
+
+
+def test_row_is_the_posterior_of_that_row_alone(family, heads, q):
+    for i in range(len(heads)):
+        row, alone = q.row(i), family.posterior(heads[i : i + 1])
+        for posterior in (row, alone):
+            assert_allclose(posterior.mean[0], q.mean[i], rtol=1e-14)
+            assert_allclose(posterior.inclusion[0], q.inclusion[i], rtol=1e-14)
+        noise = row.noise(5, torch.Generator().manual_seed(i))
+        assert torch.equal(row.rsample(noise).code, alone.rsample(noise).code)
+
+
+def test_noise_of_single_rows_joins_into_a_batch(q):
+    n_rows = len(q.mean)
+    parts = [q.row(i).noise(6, torch.Generator().manual_seed(i)) for i in range(n_rows)]
+    joined = q.rsample(Noise.concatenate(parts))
+    for i, part in enumerate(parts):
+        alone = q.row(i).rsample(part)
+        assert torch.equal(joined.code[:, i], alone.code[:, 0])
+        assert torch.equal(joined.active[:, i], alone.active[:, 0])
+
+
+def test_noise_joins_along_draws_too(q):
+    parts = [q.noise(n, torch.Generator().manual_seed(n)) for n in (2, 5)]
+    joined = q.rsample(Noise.concatenate(parts, dim=0))
+    assert torch.equal(joined.code[:2], q.rsample(parts[0]).code)
+    assert torch.equal(joined.code[2:], q.rsample(parts[1]).code)
+    first = q.rsample(Noise.concatenate(parts, dim=0).first(3))
+    assert torch.equal(first.code, joined.code[:3])
+
+
+def test_noise_leaves_the_global_generator_alone(q):
+    state = torch.get_rng_state()
+    first = _draws(q, 3, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(_draws(q, 3, seed=5).code, first.code)
+    assert not torch.equal(_draws(q, 3, seed=6).code, first.code)
+
+
+# --- KL
+
+
+def test_kl_is_positive_unless_equal(case, family):
+    heads = case.heads(family, 200, 3, torch.Generator().manual_seed(7))
+    q = family.posterior(heads)
+    # A KL by draws is positive at each of them too: that of the codes, given the threshold.
+    assert (q.kl(_draws(q, 1)) > 0).all()
+
+
+@pytest.mark.parametrize("step", [-0.2, 0.2])
+def test_every_head_moves_the_posterior_off_the_prior(family, step):
+    heads = step * torch.eye(family.n_heads, dtype=torch.float64)[..., None]
+    q = family.posterior(heads)
+    draws = _draws(q, 100)
+    assert (q.kl(draws).reshape(-1, family.n_heads) > 1e-5).all()
+
+
+# --- gradients
+
+
+def _everything_differentiable(q, n_draws=4):
+    draws = _draws(q, n_draws)
+    return (
+        draws.code.sum()
+        + q.kl(draws).sum()
+        + q.training_kl(draws).sum()
+        + (q.log_ratio(draws).sum())
+    )
+
+
+def test_gradients_reach_every_head(heads, family):
+    heads = heads.clone().requires_grad_()
+    _everything_differentiable(family.posterior(heads)).backward()
+    assert heads.grad.isfinite().all()
+    assert (heads.grad != 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [3.0, 50.0, 1e4])
+def test_gradients_are_finite_at_extreme_heads(family, dtype, size):
+    """Every corner: scales of a millionth of the prior's, inclusions of zero and of one."""
+    corners = torch.cartesian_prod(*[torch.tensor([-size, 0.0, size])] * family.n_heads)
+    heads = corners[..., None].to(dtype).requires_grad_()
+    q = family.posterior(heads)
+    objective = _everything_differentiable(q)
+    assert objective.isfinite()
+    objective.backward()
+    assert heads.grad.isfinite().all()
+    for values in (q.mean, q.variance, q.inclusion, q.mode()):
+        assert values.isfinite().all()
+    assert (q.variance >= -1e-12).all()  # a variance of zero may be rounded down
+    assert ((q.inclusion >= 0) & (q.inclusion <= 1)).all()
+
+
+def test_kl_gradient_against_finite_differences(family, heads):
+    noise = family.posterior(heads).noise(1, torch.Generator().manual_seed(8))
+
+    def kl(heads):
+        q = family.posterior(heads)
+        # Thresholds that are drawn stay where they were drawn.
+        draws = type(_draws(q, 1))(
+            torch.zeros_like(noise.base), torch.zeros_like(noise.base, dtype=bool), noise.threshold
+        )
+        return q.kl(draws)
+
+    assert torch.autograd.gradcheck(kl, heads.clone().requires_grad_())
+
+
+# --- bounds on log p(x), one latent
+
+
+class _FixedHeads(nn.Module):
+    """Stands for a network: the same posterior for each row."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, x):
+        return self.heads.expand(len(x), -1, -1)
+
+
+ATOM = torch.tensor([[1.0, -0.5, 0.8]], dtype=torch.float64)
+NOISE_VARIANCE = 0.3
+
+
+@pytest.mark.parametrize("x", [(0.9, -0.4, 0.3), (2.5, -1.5, 2.0), (0.0, 0.1, -0.1)])
+def test_bounds_stay_below_the_evidence_and_rise_to_it(case, family, x):
+    x = torch.tensor([x], dtype=torch.float64)
+    heads = torch.zeros(1, family.n_heads, 1, dtype=torch.float64)
+    heads[:, 0], heads[:, 1] = 0.5, 0.1
+    heads[:, 2:] = 0.2
+    likelihood = GaussianLikelihood(NOISE_VARIANCE, learned=False)
+    model = LatentVariableModel(
+        nn.Identity(), _FixedHeads(heads), LinearDecoder(ATOM), likelihood, family
+    ).double()
+    likelihood.set_noise_variance(NOISE_VARIANCE)
+
+    log_p = log_evidence(
+        case.prior_slab, family.prior_inclusion, x[0].numpy(), ATOM[0].numpy(), NOISE_VARIANCE
+    )
+    n_rows = 4000
+    rows = x.expand(n_rows, -1)
+    with torch.no_grad():
+        posterior = model.posterior(rows)
+        draws = _draws(posterior, 100, seed=9)
+        weights = model.log_weights(rows, posterior, draws, exact_ratio=True)
+        smoothed = model.log_weights(rows, posterior, draws, exact_ratio=False)
+
+    # Importance weights are unbiased: that holds only with every constant in place.
+    assert_mean((weights - log_p).exp().flatten(), 1.0)
+
+    # The ELBO: from exact weights, with the KL in place of the ratio, and in closed form.
+    assert_mean((weights - smoothed).flatten(), 0.0)
+    elbo = bounds.elbo(weights).numpy()
+    if family.has_closed_kl:
+        q = model.posterior(x)
+        closed = (model.expected_log_likelihood(x, q) - q.kl().sum(-1)).item()
+        assert closed < log_p
+        assert_mean(elbo, closed)
+
+    levels = [bounds.iwae(weights[:n]).numpy() for n in (1, 2, 5, 20, 100)]
+    for lower, higher in zip([elbo, *levels], levels, strict=False):
+        gain = higher - lower
+        assert gain.mean() > -4 * gain.std() / math.sqrt(n_rows)
+    for bound in [elbo, *levels]:
+        assert bound.mean() < log_p + 4 * bound.std() / math.sqrt(n_rows)
+    # Not a bound so loose that it would pass by itself.
+    assert log_p - levels[-1].mean() < 0.2 * (log_p - elbo.mean())
+    assert log_p - elbo.mean() > 0.02
+
+
+# --- devices
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_same_law_on_the_gpu(family, heads, q):
+    on_gpu = family.posterior(heads.cuda())
+    # Noise may come from a generator of either device.
+    noise = on_gpu.noise(50, torch.Generator().manual_seed(0))
+    assert noise.base.is_cuda
+    draws, same = on_gpu.rsample(noise), _draws(q, 50)
+    assert_allclose(draws.code.cpu(), same.code, rtol=1e-9, atol=1e-12)
+    assert_allclose(on_gpu.log_ratio(draws).cpu(), q.log_ratio(same), rtol=1e-9, atol=1e-9)
+    for name in ("mean", "variance", "inclusion"):
+        assert_allclose(getattr(on_gpu, name).cpu(), getattr(q, name), rtol=1e-9)
+    native = on_gpu.rsample(on_gpu.noise(20_000, torch.Generator("cuda").manual_seed(0)))
+    assert_mean(native.active.cpu(), q.inclusion)
