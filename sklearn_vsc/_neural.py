@@ -157,7 +157,9 @@ class NeuralSparseCoder(AmortisedCoder):
 
     def _split(self, X: NDArray) -> tuple[NDArray, NDArray]:
         if len(X) < 2:
-            raise ValueError("early_stopping=True needs at least 2 rows to set some aside.")
+            raise ValueError(
+                "early_stopping=True sets rows aside and needs at least 2; got n_samples=1."
+            )
         train_rows, valid_rows = train_test_split(
             X, test_size=self.validation_fraction, random_state=draw_seed(self._random_state)
         )
@@ -193,6 +195,8 @@ class NeuralSparseCoder(AmortisedCoder):
         family = self._make_family()
         encoder, n_hidden = self._make_encoder(rows, generator)
         decoder = self._make_decoder(rows, family, generator)
+        if self.likelihood == "bernoulli" and isinstance(self.decoder, str):
+            _start_at_mean(decoder, rows)
         heads = Heads(n_hidden, family.n_heads, self._n_components, generator)
         return LatentVariableModel(encoder, heads, decoder, self._make_likelihood(), family)
 
@@ -346,6 +350,13 @@ class NeuralSparseCoder(AmortisedCoder):
             return (rows - model.decoder(draws.code)).square().sum(-1).mean(0)
 
         return float(np.mean(self._evaluate(X, device, squared_error, self.n_draws)) / X.shape[1])
+
+
+def _start_at_mean(decoder: nn.Module, rows: Tensor) -> None:
+    """Let zero codes decode to the log-odds of the mean row; other rows are centred already."""
+    output = decoder[-1] if isinstance(decoder, nn.Sequential) else decoder
+    with torch.no_grad():
+        output.bias.copy_(torch.logit(rows.mean(0), eps=0.5 / len(rows)))
 
 
 def _probe(module: nn.Module, name: str, batch: Tensor, n_out: int | None) -> int:
