@@ -16,6 +16,9 @@ from ._compat import Interval, StrOptions
 from ._neural import NeuralSparseCoder
 from .latents import Thresholded
 
+# With codes rarer than this, nothing is left of them in floating point.
+_LEAST_INCLUSION = 1e-9
+
 
 class ThresholdedVSC(NeuralSparseCoder):
     """Variational sparse coding with thresholded samples.
@@ -333,7 +336,7 @@ class ThresholdedVSC(NeuralSparseCoder):
                 "or threshold_prior=None for codes that are never thresholded."
             )
         sampled = self._training_objective() != "exact"
-        return Thresholded(
+        family = Thresholded(
             self.prior,
             prior_scale=self.prior_scale,
             threshold=self.threshold,
@@ -343,6 +346,14 @@ class ThresholdedVSC(NeuralSparseCoder):
             training_kl=("base" if sampled else "thresholded") if self.kl == "auto" else self.kl,
             threshold_kl_weight=self.threshold_kl_weight,
         )
+        if family.prior_inclusion < _LEAST_INCLUSION:
+            raise ValueError(
+                f"threshold={family.threshold:g} is too large for prior_scale="
+                f"{self.prior_scale:g}: a code is non-zero with probability "
+                f"{family.prior_inclusion:.1g}. Lower 'threshold', or leave it None and set "
+                "'density'."
+            )
+        return family
 
     def _training_objective(self) -> str:
         obstacle = self._obstacle_to_exact()
