@@ -355,6 +355,7 @@ class NeuralSparseCoder(AmortisedCoder):
 def _start_at_mean(decoder: nn.Module, rows: Tensor) -> None:
     """Let zero codes decode to the log-odds of the mean row; other rows are centred already."""
     output = decoder[-1] if isinstance(decoder, nn.Sequential) else decoder
+    assert isinstance(output, nn.Linear | LinearDecoder)
     with torch.no_grad():
         output.bias.copy_(torch.logit(rows.mean(0), eps=0.5 / len(rows)))
 

@@ -354,7 +354,17 @@ def test_draws_of_a_longer_call_begin_with_those_of_a_shorter_one(estimator):
     draws = model.sample_posterior(ROWS, n_draws=11)
     for n_draws in (1, 2, 5):
         assert_array_equal(model.sample_posterior(ROWS, n_draws=n_draws), draws[:n_draws])
-    assert len(np.unique(draws[:, 0, np.argmax(model.posterior(ROWS).inclusion[0])])) > 5
+
+
+@each
+def test_neither_rows_nor_draws_share_their_noise(estimator):
+    model = fitted(estimator)
+    posterior = model.posterior(ROWS[:6])
+    noise = (model.sample_posterior(ROWS[:6], n_draws=300) - posterior.mean) / posterior.std
+    of_rows = np.corrcoef(noise.swapaxes(0, 1).reshape(6, -1))
+    of_draws = np.corrcoef(noise.reshape(300, -1)[:60])
+    assert np.abs(of_rows[np.triu_indices(6, 1)]).max() < 0.3
+    assert np.abs(of_draws[np.triu_indices(60, 1)]).mean() < 0.3
 
 
 @each

@@ -597,5 +597,7 @@ def test_modules_of_the_wrong_shape_are_named(name, module, message):
 
 
 def test_modules_in_double_precision_are_taken():
-    model = vsc(encoder=nn.Linear(64, 6).double(), decoder=nn.Linear(8, 64).double()).fit(DIGITS)
+    parts = {"encoder": nn.Linear(64, 6).double(), "decoder": nn.Linear(8, 64).double()}
+    model = vsc(**parts).fit(DIGITS)
     assert np.isfinite(model.score(DIGITS))
+    assert {part.weight.dtype for part in parts.values()} == {torch.float64}
