@@ -86,11 +86,10 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Coder used in ``fit``. 'fista' is batched FISTA, and 'auto' the fastest of ours,
         today the same; 'lars' and 'cd' are scikit-learn's.
 
-    transform_algorithm : {'auto', 'fista', 'lasso_lars', 'lasso_cd', 'lars', 'omp', \
-            'threshold'}, default='auto'
+    transform_algorithm : str, default='auto'
         Coder used in ``transform``. 'auto' and 'fista' solve the lasso, with an exact
-        active-set finish; the others are scikit-learn's
-        (:func:`sklearn.decomposition.sparse_encode`).
+        active-set finish; 'lasso_lars', 'lasso_cd', 'lars', 'omp' and 'threshold' are
+        scikit-learn's (:func:`sklearn.decomposition.sparse_encode`).
 
     transform_n_nonzero_coefs : int, default=None
         Number of non-zero codes that 'lars' and 'omp' aim at; None: a tenth of the features.
@@ -159,7 +158,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     components_ : ndarray of shape (n_components, n_features)
         Dictionary of unit-norm atoms.
 
-    error_ : ndarray of shape (n_iter_,)
+    error_ : ndarray of shape (`n_iter_`,)
         Objective of all rows after each pass; never rises in a full-batch fit with our
         coder. Mini-batch: sum of the costs that the rows had in their steps.
 
@@ -192,7 +191,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     n_features_in_ : int
         Number of features seen in ``fit``.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, where all are strings.
 
     See Also
