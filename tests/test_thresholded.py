@@ -264,7 +264,9 @@ def test_components_of_other_decoders_are_least_squares():
     model = vsc(6, decoder="mlp", threshold_prior=None).fit(DIGITS)
     codes = model.transform(DIGITS)
     assert np.linalg.matrix_rank(codes) == 6
-    assert_allclose(model.components_, np.linalg.lstsq(codes, DIGITS)[0], rtol=1e-5, atol=1e-6)
+    assert_allclose(
+        model.components_, np.linalg.lstsq(codes, DIGITS, rcond=None)[0], rtol=1e-5, atol=1e-6
+    )
     assert not hasattr(model, "intercept_")
     assert hasattr(model.set_params(decoder="linear").fit(DIGITS), "intercept_")
     assert not hasattr(model.set_params(decoder="mlp").fit(DIGITS), "intercept_")
@@ -443,6 +445,17 @@ def test_settings_of_training_matter():
     ):
         other = ThresholdedVSC(5, **({"gradient": "straight_through"} | params), **SMALL)
         assert not np.allclose(other.fit(DIGITS).components_, reference), params
+
+
+@pytest.mark.parametrize("gradient", ["exact", "straight_through"])
+def test_under_a_heavy_kl_the_posterior_is_the_prior(gradient):
+    usual = vsc(gradient=gradient).fit(DIGITS)
+    assert explained(usual, DIGITS, usual.posterior(DIGITS).mean) > 0.3
+    model = vsc(gradient=gradient, kl_weight=1e3).fit(DIGITS)
+    posterior = model.posterior(DIGITS)
+    assert explained(model, DIGITS, posterior.mean) < 0.02
+    assert posterior.inclusion.mean() == pytest.approx(0.1, abs=0.02)
+    assert np.ptp(posterior.inclusion, axis=0).max() < 0.05
 
 
 def test_published_settings_run():
