@@ -39,21 +39,22 @@ class Noise:
     """Base noise of draws: what is random before the posterior's parameters shape it."""
 
     base: Tensor
-    threshold: Tensor | None = None
+    # What else a family draws: thresholds, or the uniforms of gates.
+    extra: Tensor | None = None
 
     @staticmethod
     def concatenate(parts: list[Noise], dim: int = 1) -> Noise:
         """Join noise along the axis of rows (1) or of draws (0)."""
-        thresholds = [part.threshold for part in parts if part.threshold is not None]
+        extras = [part.extra for part in parts if part.extra is not None]
         return Noise(
             torch.cat([part.base for part in parts], dim=dim),
-            torch.cat(thresholds, dim=dim) if thresholds else None,
+            torch.cat(extras, dim=dim) if extras else None,
         )
 
     def first(self, n_draws: int) -> Noise:
         """Return the noise of the first draws."""
-        threshold = None if self.threshold is None else self.threshold[:n_draws]
-        return Noise(self.base[:n_draws], threshold)
+        extra = None if self.extra is None else self.extra[:n_draws]
+        return Noise(self.base[:n_draws], extra)
 
 
 class LatentPosterior(ABC):
@@ -115,6 +116,11 @@ class LatentFamily(ABC):
     @abstractmethod
     def n_heads(self) -> int:
         """Number of posterior parameters per code."""
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether draws are differentiable functions of the posterior's parameters."""
+        return False
 
     @property
     def has_closed_kl(self) -> bool:
