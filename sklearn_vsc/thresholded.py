@@ -16,6 +16,9 @@ from ._neural import NeuralSparseCoder
 from .latents import Thresholded
 from .objectives import Objective
 
+# With codes rarer than this, nothing is left of them in floating point.
+_LEAST_INCLUSION = 1e-9
+
 
 class ThresholdedVSC(NeuralSparseCoder):
     """Variational sparse coding with thresholded samples.
@@ -338,7 +341,7 @@ class ThresholdedVSC(NeuralSparseCoder):
                 "threshold=0 cannot be the mean of a Gamma prior; give a positive 'threshold', "
                 "or threshold_prior=None for codes that are never thresholded."
             )
-        return Thresholded(
+        family = Thresholded(
             self.prior,
             prior_scale=self.prior_scale,
             threshold=self.threshold,
@@ -348,6 +351,14 @@ class ThresholdedVSC(NeuralSparseCoder):
             training_kl=self._training_kl(),
             threshold_kl_weight=self.threshold_kl_weight,
         )
+        if family.prior_inclusion < _LEAST_INCLUSION:
+            raise ValueError(
+                f"threshold={family.threshold:g} is too large for prior_scale="
+                f"{self.prior_scale:g}: a code is non-zero with probability "
+                f"{family.prior_inclusion:.1g}. Lower 'threshold', or leave it None and set "
+                "'density'."
+            )
+        return family
 
     def _training_kl(self) -> str:
         if self.kl != "auto":

@@ -16,12 +16,12 @@ from skorch.callbacks import (
     EarlyStopping,
     GradientNormClipping,
     LRScheduler,
-    ProgressBar,
 )
 from skorch.dataset import Dataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
 
 from .latents import SpikeSlab
 from .model import LatentVariableModel
@@ -187,6 +187,28 @@ def _diverged(what: str, net: NeuralNet) -> ValueError:
     )
 
 
+class _ProgressBar(Callback):
+    """One bar for all steps; skorch's own has one for each epoch, gone in a moment."""
+
+    def __init__(self, n_steps: int) -> None:
+        self.n_steps = n_steps
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_ = tqdm(total=self.n_steps, unit="step")
+
+    def on_batch_end(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
+        if training:
+            self.bar_.update()
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        last = net.history[-1]
+        self.bar_.set_description(f"Epoch {last['epoch']} of {net.max_epochs}", refresh=False)
+        self.bar_.set_postfix({k: last[k] for k in ("train_loss", "valid_loss") if k in last})
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_.close()
+
+
 def train(
     model: LatentVariableModel,
     X: Tensor,
@@ -297,7 +319,7 @@ def _callbacks(
         schedule = LRScheduler(LambdaLR, lr_lambda=_one_cycle(n_steps), step_every="batch")
         callbacks.append(("schedule", schedule))
     if options.verbose:
-        callbacks.append(("progress", ProgressBar()))
+        callbacks.append(("progress", _ProgressBar(n_steps)))
     # Last: it ends the epoch by an interruption, which callbacks after it would not see.
     return [*callbacks, *options.callbacks, ("stopping", stopping)]
 

@@ -22,7 +22,7 @@ FLOORS = {
     "training": {"bounds", "latents", "likelihoods", "model", "networks"},
 }
 NUMERICS = {"numpy", "scipy", "torch"}
-LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {"training": NUMERICS | {"skorch"}}
+LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {"training": NUMERICS | {"skorch", "tqdm"}}
 
 ESTIMATORS = {
     getattr(sklearn_vsc, name).__module__.removeprefix("sklearn_vsc.")

@@ -525,6 +525,20 @@ def test_drawn_objective_has_the_mean_of_the_exact_one(make):
     assert abs(drawn.mean() - exact) < 4.5 * _standard_error(drawn)
 
 
+@pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES)
+def test_weights_hold_the_kl_of_the_model_whatever_training_uses(make):
+    """The published objective's KL is for training alone: scores bound the thresholded model."""
+    model, x = _random_model(make)
+    posterior = model.posterior(x)
+    draws = _draws(posterior, 3)
+    kl = posterior.kl(draws).sum(-1)
+    model.family.training_kl, model.family.threshold_kl_weight = "base", 0.1
+    assert ((posterior.training_kl(draws).sum(-1) - kl).abs() > 1e-3).all()
+    weights = model.log_weights(x, posterior, draws, exact_ratio=False)
+    expected = model.log_likelihood(x, draws.code) - kl
+    assert_allclose(weights.detach(), expected.detach(), rtol=1e-12)
+
+
 def test_which_likelihoods_are_closed():
     family, linear = CLOSED["laplace"](), LinearDecoder(torch.ones(3, 4))
     gaussian, bernoulli = GaussianLikelihood(), BernoulliLikelihood()

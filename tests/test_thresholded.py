@@ -661,3 +661,12 @@ def test_cuda_answers_as_the_cpu_does():
     for a, b in zip(there, here, strict=True):
         assert_allclose(a, b, rtol=1e-6, atol=1e-8)
     assert explained(model, DIGITS) == pytest.approx(explained(vsc().fit(DIGITS), DIGITS), abs=0.1)
+
+
+@pytest.mark.parametrize("threshold_prior", [None, "gamma"])
+@pytest.mark.parametrize("prior", ["laplace", "gaussian"])
+def test_threshold_that_leaves_no_code_is_refused(prior, threshold_prior):
+    threshold = 1e3 if threshold_prior is None else 1e6
+    model = vsc(prior=prior, threshold_prior=threshold_prior, threshold=threshold)
+    with pytest.raises(ValueError, match="'threshold'"):
+        model.set_params(threshold_shape=30.0).fit(DIGITS)

@@ -195,8 +195,8 @@ def _thresholded_draws(base, scale, threshold, n=200_000):
 def test_laplace_slab_is_laplace():
     """The exponential has no memory: what lies beyond a threshold is a Laplace draw again."""
     slab = _thresholded_draws(Laplace, 0.7, 0.9)
-    assert stats.kstest(slab, stats.laplace(scale=0.7).cdf).pvalue > 1e-3
-    assert stats.kstest(slab, stats.laplace(scale=0.72).cdf).pvalue < 1e-4
+    assert stats.kstest(slab, stats.laplace(scale=0.7).cdf).pvalue > 1e-4
+    assert stats.kstest(slab, stats.laplace(scale=0.77).cdf).pvalue < 1e-6
 
 
 def test_gaussian_slab_is_a_pair_of_tails():
@@ -208,7 +208,7 @@ def test_gaussian_slab_is_a_pair_of_tails():
         tail = base.sf(np.abs(z) + threshold) / (2 * base.sf(threshold))
         return np.where(z < 0, tail, 1 - tail)
 
-    assert stats.kstest(slab, cdf).pvalue > 1e-3
+    assert stats.kstest(slab, cdf).pvalue > 1e-4
     assert stats.kstest(slab, stats.norm(scale=slab.std()).cdf).pvalue < 1e-30
 
 
@@ -221,7 +221,7 @@ def test_noise_has_the_standard_law(base, law, dtype):
     assert noise.dtype == dtype
     assert noise.isfinite().all()
     sample = noise.flatten().double().numpy()
-    assert stats.kstest(sample, law.cdf).pvalue > 1e-3
+    assert stats.kstest(sample, law.cdf).pvalue > 1e-4
     assert_mean(sample**2, law.var())
     # The tail, which a Kolmogorov-Smirnov test does not see.
     assert_mean(np.abs(sample) > law.isf(5e-4), 1e-3)

@@ -57,7 +57,7 @@ def test_log_prob(shape, rate):
 def test_draws(shape, rate):
     parameters = [p.expand(100_000) for p in _tensors(shape, rate)]
     draws = sample_gamma(*parameters, torch.Generator().manual_seed(0))
-    assert stats.kstest(draws, stats.gamma(shape, scale=1 / rate).cdf).pvalue > 1e-3
+    assert stats.kstest(draws, stats.gamma(shape, scale=1 / rate).cdf).pvalue > 1e-4
 
 
 @pytest.mark.parametrize(("shape", "rate"), [(3.0, 2.0), (0.5, 4.0)])

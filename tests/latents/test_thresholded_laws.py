@@ -149,13 +149,13 @@ def test_gamma_threshold_of_a_laplace_base_integrates_out(scale, shape, rate):
     assert_mean(code, q.mean.item())
     assert_mean((code - q.mean.item()) ** 2, q.variance.item())
     # The slab does not hang on the threshold: Laplace, whatever the threshold was.
-    assert stats.kstest(code[active], stats.laplace(loc, scale).cdf).pvalue > 1e-3
+    assert stats.kstest(code[active], stats.laplace(loc, scale).cdf).pvalue > 1e-4
     high = active & (threshold > np.median(threshold[active]))
-    assert stats.kstest(code[high], stats.laplace(loc, scale).cdf).pvalue > 1e-3
+    assert stats.kstest(code[high], stats.laplace(loc, scale).cdf).pvalue > 1e-4
     # The sampler uses that fixed threshold.
     draws = q.rsample(q.noise(n, torch.Generator().manual_seed(0)))
     assert draws.threshold is None
-    assert stats.ks_2samp(draws.code[draws.active].numpy(), code[active]).pvalue > 1e-3
+    assert stats.ks_2samp(draws.code[draws.active].numpy(), code[active]).pvalue > 1e-4
     assert_mean(draws.active.flatten(), q.inclusion.item())
 
 
@@ -209,7 +209,7 @@ def test_kl_of_codes_and_thresholds_that_are_drawn():
     thresholds = gamma_kl(q.shape, q.rate, 3.0, 3.0 / 0.9).item()
     assert_allclose(q.threshold_kl(), thresholds, rtol=1e-14)
     draws = q.rsample(q.noise(200_000, torch.Generator().manual_seed(0)))
-    assert stats.kstest(draws.threshold.flatten(), gamma.cdf).pvalue > 1e-3
+    assert stats.kstest(draws.threshold.flatten(), gamma.cdf).pvalue > 1e-4
     assert_mean(q.kl(draws).flatten(), codes + thresholds)
     assert_mean(-q.log_ratio(draws).flatten(), codes + thresholds)
     # Without the density of the thresholds the mean would be that of the codes alone.
