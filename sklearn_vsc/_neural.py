@@ -189,9 +189,10 @@ class NeuralSparseCoder(ModelBuilder):
         schedule: bool,
     ) -> None:
         batch_size = min(128, len(X)) if self.batch_size == "auto" else self.batch_size
+        first, last = self._temperatures()
         options = TrainingOptions(
             objective=self._make_objective(),
-            temperature=self._temperatures(),
+            temperature=(first if schedule else last, last),
             decoder_penalty=self.decoder_penalty,
             kl_warmup=self.kl_warmup if schedule else 0.0,
             noise_warmup=getattr(self, "noise_warmup", 0.0) if schedule else 0.0,

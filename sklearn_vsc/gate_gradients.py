@@ -49,7 +49,8 @@ def muprop(log_prob: LogProb, logit: Tensor, argument: Tensor) -> Tensor:
     gates = _hard(argument)
     value = log_prob(gates)
     mean = torch.sigmoid(logit)
-    at_mean, slope = _value_and_slope(log_prob, mean.unsqueeze(0))
+    # One copy for each draw: f may hang on what else was drawn.
+    at_mean, slope = _value_and_slope(log_prob, mean.expand_as(gates))
     taylor = at_mean + (slope * (gates - mean.detach())).sum(-1)
     # The baseline's own mean has a gradient, which is added back.
     through = (slope * mean).sum(-1)
@@ -114,13 +115,20 @@ class NVILBaseline(nn.Module):
         # In units of its size the error has a gradient like that of the model's own weights.
         left = signal - centre - size * predicted.detach()
         regression = 0.5 * ((signal - centre) / size - predicted).square()
-        with torch.no_grad():
-            self.n_seen += 1
-            # A plain mean over the first batches, then one that forgets.
-            share = torch.clamp(1 / self.n_seen, min=1 - _NVIL_DECAY)
-            self.centre.lerp_((left + centre).mean().to(self.centre), share)
-            self.size.lerp_(left.square().mean().to(self.size), share)
+        if self.training:
+            # Those of the signal, not of what is left of it: a prediction is in units of the
+            # size, and the two would drive each other off.
+            self._note(signal.mean(), (signal - centre).square().mean())
         return left, regression
+
+    @torch.no_grad()
+    def _note(self, mean: Tensor, square: Tensor) -> None:
+        """Move the running statistics towards those of a batch."""
+        self.n_seen += 1
+        # A plain mean over the first batches, then one that forgets.
+        share = torch.clamp(1 / self.n_seen, min=1 - _NVIL_DECAY)
+        self.centre.lerp_(mean.to(self.centre), share)
+        self.size.lerp_(square.to(self.size), share)
 
 
 def _hard(argument: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import gate_gradients
 from .bounds import OBJECTIVES, iwae
-from .latents import ContinuousPosterior, SpikeSlabPosterior
+from .latents import ContinuousPosterior, Draws, SpikeSlabPosterior
 from .model import LatentVariableModel
 
 SCORE_GRADIENTS = ("reinforce", "nvil", "muprop", "rebar")
@@ -61,7 +61,8 @@ def training_bound(
         return surrogate.mean(0) - kl_weight * posterior.training_kl().sum(-1)
     if objective.doubly_reparameterised:
         assert isinstance(posterior, ContinuousPosterior)
-        return _doubly_reparameterised_iwae(model, x, posterior, objective.n_draws, generator)
+        draws = posterior.rsample(posterior.noise(objective.n_draws, generator), noise_scale)
+        return _doubly_reparameterised_iwae(model, x, posterior, draws, kl_weight)
     draws = posterior.rsample(posterior.noise(objective.n_draws, generator), noise_scale)
     if objective.bound == "iwae":
         log_ratio = posterior.log_ratio(draws).sum(-1)
@@ -106,18 +107,21 @@ def _doubly_reparameterised_iwae(
     model: LatentVariableModel,
     x: Tensor,
     posterior: ContinuousPosterior,
-    n_draws: int,
-    generator: torch.Generator,
+    draws: Draws,
+    kl_weight: float,
 ) -> Tensor:
     """Importance-weighted bound with the gradient of Tucker et al. (2018), equation 8.
 
     The log density of the posterior holds parameters that no gradient reaches; a draw's path
-    to them is weighted by its normalised weight once more.
+    to them is weighted by its normalised weight once more. Where the log ratio has a weight, so
+    has the term that this replaces, and 1 - kl_weight of the path stays as it was.
     """
-    draws = posterior.rsample(posterior.noise(n_draws, generator))
-    weighted: dict[str, Tensor] = {}
+    weights: list[Tensor] = []
     if draws.code.requires_grad:
-        draws.code.register_hook(lambda gradient: gradient * weighted["draws"].unsqueeze(-1))
-    log_weights = model.log_weights(x, posterior.detached(), draws, exact_ratio=True)
-    weighted["draws"] = log_weights.detach().softmax(0)
+        draws.code.register_hook(
+            lambda gradient: gradient * (1 - kl_weight + kl_weight * weights[0])
+        )
+    log_ratio = posterior.detached().log_ratio(draws).sum(-1)
+    log_weights = model.log_likelihood(x, draws.code) + kl_weight * log_ratio
+    weights.append(log_weights.detach().softmax(0).unsqueeze(-1))
     return iwae(log_weights)

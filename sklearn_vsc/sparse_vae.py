@@ -62,7 +62,8 @@ class SparseVAE(NeuralSparseCoder):
         where it applies and ``n_draws=1`` and ``objective='elbo'``, else 'gumbel_softmax'.
 
     temperature : float or tuple of two floats, default=(1.0, 0.5)
-        Of relaxed gates: a constant, or first and last value of an exponential schedule.
+        Of relaxed gates: a constant, or first and last value of an exponential schedule over
+        the steps of ``fit``; ``partial_fit`` stays at the last.
 
     n_draws : int, default=1
         Draws J of the posterior per row and training step.
@@ -73,8 +74,8 @@ class SparseVAE(NeuralSparseCoder):
 
     gradient_of_bound : {'auto', 'standard', 'dreg'}, default='auto'
         For ``objective='iwae'``: the gradient as it stands, whose signal fades as draws are
-        added, or the doubly reparameterised one [3]_, for priors other than 'spike_slab' and
-        ``kl_weight=1``. 'auto': the latter where it applies.
+        added, or the doubly reparameterised one [3]_, for priors other than 'spike_slab'.
+        'auto': the latter where it applies.
 
     kl_weight : float, default=1.0
         Weight of the KL in training; the score always uses 1.
@@ -160,7 +161,7 @@ class SparseVAE(NeuralSparseCoder):
     ----------
     components_ : ndarray of shape (n_components, n_features)
         The dictionary; where the decoder is not linear, the least-squares linear dictionary
-        of the training codes [2]_.
+        of the training codes [4]_.
 
     intercept_ : ndarray of shape (n_features,)
         What a linear decoder adds to ``code @ components_``; only with a linear decoder.
@@ -187,7 +188,7 @@ class SparseVAE(NeuralSparseCoder):
     n_features_in_ : int
         Number of features seen during ``fit``.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features, where X has names that are all strings.
 
     See Also
@@ -209,6 +210,9 @@ class SparseVAE(NeuralSparseCoder):
     .. [3] Tucker, G., Lawson, D., Gu, S. and Maddison, C. (2019). Doubly Reparameterized
        Gradient Estimators for Monte Carlo Objectives. International Conference on Learning
        Representations.
+    .. [4] Isely, G., Hillar, C. and Sommer, F. (2010). Deciphering subsampled data: adaptive
+       compressive sampling as a principle of brain communication. Advances in Neural
+       Information Processing Systems.
 
     Examples
     --------
@@ -335,13 +339,13 @@ class SparseVAE(NeuralSparseCoder):
             gates=self.gradient if spikes and self.gradient in SCORE_GRADIENTS else None,
             doubly_reparameterised=self.objective == "iwae"
             and self.gradient_of_bound != "standard"
-            and not spikes
-            and self.kl_weight == 1,
+            and not spikes,
         )
 
     def _temperatures(self) -> tuple[float, float]:
         values = np.ravel(self.temperature)
-        if values.dtype.kind not in "iuf" or len(values) not in (1, 2) or not (values > 0).all():
+        numbers = values.dtype.kind in "iuf" and len(values) in (1, 2)
+        if not numbers or not (np.isfinite(values) & (values > 0)).all():
             raise ValueError(
                 "The 'temperature' parameter must be one positive number, or a pair of them, the "
                 f"first and the last; got {self.temperature!r}."
@@ -363,10 +367,10 @@ class SparseVAE(NeuralSparseCoder):
                 f"gradient={self.gradient!r} estimates the gradient of the ELBO; with objective="
                 f"{self.objective!r} use gradient='straight_through' or 'gumbel_softmax'."
             )
-        if self.gradient_of_bound == "dreg" and (spikes or self.kl_weight != 1):
+        if self.gradient_of_bound == "dreg" and spikes:
             raise ValueError(
-                "gradient_of_bound='dreg' needs a prior other than 'spike_slab' and kl_weight=1; "
-                f"got prior={self.prior!r} and kl_weight={self.kl_weight!r}. Use 'auto'."
+                "gradient_of_bound='dreg' needs draws without an atom at zero, which "
+                "prior='spike_slab' does not give; use gradient_of_bound='auto'."
             )
 
     def _check_posterior(self) -> None:

@@ -73,6 +73,7 @@ class TrainingObjective(nn.Module):
         self.options = options
         self.generator = generator
         self.progress = 1.0
+        self.annealed = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the loss of each row (n,), nats."""
@@ -80,7 +81,8 @@ class TrainingObjective(nn.Module):
         progress = self.progress if self.training else 1.0
         if isinstance(self.model.family, SpikeSlab):
             first, last = options.temperature
-            self.model.family.temperature = first * (last / first) ** progress
+            annealed = self.annealed if self.training else 1.0
+            self.model.family.temperature = first * (last / first) ** annealed
         bound = training_bound(
             self.model,
             x,
@@ -155,6 +157,8 @@ class _WholeEpochs(Callback):
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
         if training:
             net.module_.progress = self.step_ / self.n_steps
+            # A schedule with two ends: the last step is at its last value.
+            net.module_.annealed = self.step_ / max(1, self.n_steps - 1)
             self.step_ += 1
 
     def on_batch_end(self, net: NeuralNet, loss: Any = None, **kwargs: Any) -> None:

@@ -39,7 +39,7 @@ class Noise:
     """Base noise of draws: what is random before the posterior's parameters shape it."""
 
     base: Tensor
-    # What else a family draws: thresholds, or the uniforms of gates.
+    # What else a family draws: thresholds, or the logistic noise of gates.
     extra: Tensor | None = None
 
     @staticmethod
@@ -131,7 +131,7 @@ class LatentFamily(ABC):
     def posterior(self, heads: Tensor) -> LatentPosterior:
         """Read the posterior from heads of shape (n_rows, n_heads, n_components).
 
-        All heads at zero give the prior itself.
+        All heads at zero give the prior itself, where the two are of one kind.
         """
 
     @abstractmethod
@@ -149,6 +149,14 @@ class LatentFamily(ABC):
     @abstractmethod
     def prior_variance(self) -> float:
         """Variance of a code under the prior."""
+
+
+def open_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw uniform numbers, none exactly 0 or 1, as finely as the generator's device can."""
+    # MPS has no float64.
+    dtype = torch.float32 if generator.device.type == "mps" else torch.float64
+    uniform = torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
+    return uniform.clamp_min(torch.finfo(dtype).eps / 2)
 
 
 def bounded_exp(head: Tensor, centre: float) -> Tensor:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, distributions
 
+from ._base import open_uniform
+
 
 class Cauchy:
     """Cauchy law; ``scale`` is its half-width at half height."""
@@ -16,10 +18,7 @@ class Cauchy:
     @staticmethod
     def noise(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
         """Draw standard Cauchy noise."""
-        uniform = torch.rand(
-            shape, generator=generator, dtype=torch.float64, device=generator.device
-        )
-        return torch.tan(math.pi * (uniform - 0.5)).to(like)
+        return torch.tan(math.pi * (open_uniform(shape, generator) - 0.5)).to(like)
 
     @staticmethod
     def variance(scale: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Continuous(LatentFamily):
 
     def prior(self, like: Tensor) -> distributions.Distribution:
         """Return the prior of a code."""
-        scale = torch.as_tensor(self.prior_scale).to(like)
+        scale = like.new_tensor(self.prior_scale)
         return self.prior_law.distribution(torch.zeros_like(scale), scale, validate_args=False)
 
     def sample_prior(
@@ -89,7 +89,8 @@ class Continuous(LatentFamily):
     @cached_property
     def prior_variance(self) -> float:
         """Variance of a code under the prior."""
-        return float(self.prior_law.variance(torch.tensor(self.prior_scale)))
+        scale = torch.tensor(self.prior_scale, dtype=torch.float64)
+        return float(self.prior_law.variance(scale))
 
 
 @dataclass(frozen=True)

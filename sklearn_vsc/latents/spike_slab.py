@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributions
 from torch.nn.functional import logsigmoid
 
-from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp
+from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp, open_uniform
 from .gaussian import Gaussian
 from .laplace import Laplace
 
@@ -71,7 +71,7 @@ class SpikeSlab(LatentFamily):
 
     def slab_prior(self, like: Tensor) -> distributions.Distribution:
         """Prior of a code that is on."""
-        scale = torch.as_tensor(self.prior_scale).to(like)
+        scale = like.new_tensor(self.prior_scale)
         return self.slab.distribution(torch.zeros_like(scale), scale, validate_args=False)
 
     def sample_prior(
@@ -91,7 +91,8 @@ class SpikeSlab(LatentFamily):
     @cached_property
     def prior_variance(self) -> float:
         """Variance of a code under the prior."""
-        return self.density * float(self.slab.variance(torch.tensor(self.prior_scale)))
+        scale = torch.tensor(self.prior_scale, dtype=torch.float64)
+        return self.density * float(self.slab.variance(scale))
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,10 @@ class SpikeSlabPosterior(LatentPosterior):
         return self.family.slab.distribution(self.loc, self.scale, validate_args=False)
 
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
-        """Draw slab noise, and uniforms for the gates."""
+        """Draw slab noise, and logistic noise for the gates."""
         shape = (n_draws, *self.loc.shape)
         slab = self.family.slab.noise(shape, generator, self.loc)
-        # In (0, 1): torch's uniforms may be exactly zero.
-        uniform = torch.rand(
-            shape, generator=generator, dtype=torch.float64, device=generator.device
-        ).clamp(1e-12, 1 - 1e-12)
-        return Noise(slab, uniform.to(self.loc.device))
+        return Noise(slab, torch.logit(open_uniform(shape, generator)).to(self.loc))
 
     def slab_draws(self, noise: Noise, noise_scale: float = 1.0) -> Tensor:
         """Draws of the codes as if every gate were open."""
@@ -149,7 +146,7 @@ class SpikeSlabPosterior(LatentPosterior):
     def gate_argument(self, noise: Noise) -> Tensor:
         """Log-odds plus logistic noise: the gate is open where this is positive."""
         assert noise.extra is not None
-        return self.logit + torch.logit(noise.extra).to(self.logit)
+        return self.logit + noise.extra
 
     def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
         """Draw gated codes; gradients pass the gate as the family's ``gradient`` says."""
