@@ -1,8 +1,9 @@
 """Sparse coding, classical and variational, as scikit-learn estimators on torch."""
 
 from .dictionary import FISTADictionaryLearner
+from .sparse_vae import SparseVAE
 from .thresholded import ThresholdedVSC
 
 __version__ = "0.1.0"
 
-__all__ = ["FISTADictionaryLearner", "ThresholdedVSC"]
+__all__ = ["FISTADictionaryLearner", "SparseVAE", "ThresholdedVSC"]

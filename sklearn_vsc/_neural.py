@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
@@ -17,7 +16,6 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from ._amortised import AmortisedCoder
 from ._arrays import (
     draw_seed,
     private_random_state,
@@ -28,20 +26,18 @@ from ._arrays import (
     to_tensor,
 )
 from ._compat import Interval, StrOptions, fit_context
-from .latents import LatentFamily
-from .likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
-from .model import Heads, LatentVariableModel
-from .networks import LinearDecoder, atoms_from_rows, mlp, mlp_decoder
+from ._construction import ModelBuilder
+from .likelihoods import GaussianLikelihood
+from .model import LatentVariableModel
+from .networks import LinearDecoder
 from .solvers.least_squares import effective_dictionary
 from .training import TrainingOptions, train
 
-# Share of the data's power that decoded draws of the prior start with.
-_INITIAL_POWER = 0.1
 # Rows, at most, that the first weights are made from.
 _START_ROWS = 10_000
 
 
-class NeuralSparseCoder(AmortisedCoder):
+class NeuralSparseCoder(ModelBuilder):
     """Base of the estimators that train an inference network."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -53,6 +49,7 @@ class NeuralSparseCoder(AmortisedCoder):
         "noise_variance": [StrOptions({"learned"}), Interval(Real, 0, None, closed="neither")],
         "encoder": [StrOptions({"mlp"}), nn.Module],
         "decoder": [StrOptions({"linear", "mlp"}), nn.Module],
+        "output_activation": [StrOptions({"auto", "identity", "sigmoid", "tanh"})],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "transform_method": [StrOptions({"map", "mean", "max_elbo", "sample"})],
         "score_method": [StrOptions({"elbo", "iwae"})],
@@ -72,17 +69,6 @@ class NeuralSparseCoder(AmortisedCoder):
         "callbacks": [list, tuple, None],
         "device": [str],
     }
-
-    @abstractmethod
-    def _make_family(self) -> LatentFamily:
-        """Return the latent family that the parameters name."""
-
-    @abstractmethod
-    def _training_objective(self) -> str:
-        """Return the objective to train with: one of the bounds, or ``'exact'``."""
-
-    def _check_parameters(self) -> None:
-        """Check what the constraints of single parameters cannot say."""
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -110,6 +96,7 @@ class NeuralSparseCoder(AmortisedCoder):
             goes_on = self.warm_start and hasattr(self, "module_")
             X = self._validate_rows(X, reset=not goes_on)
             self._check_likelihood(X)
+            self._check_range(X)
             device = resolve_device(self.device)
             if not goes_on:
                 self._initialize(X)
@@ -148,6 +135,7 @@ class NeuralSparseCoder(AmortisedCoder):
             first = not hasattr(self, "module_")
             X = self._validate_rows(X, reset=first)
             self._check_likelihood(X)
+            self._check_range(X)
             device = resolve_device(self.device)
             if first:
                 self._initialize(X)
@@ -191,56 +179,6 @@ class NeuralSparseCoder(AmortisedCoder):
             unit = size or 1.0
         return offset.astype(X.dtype), unit
 
-    def _build(self, rows: Tensor, generator: torch.Generator) -> LatentVariableModel:
-        family = self._make_family()
-        encoder, n_hidden = self._make_encoder(rows, generator)
-        decoder = self._make_decoder(rows, family, generator)
-        if self.likelihood == "bernoulli" and isinstance(self.decoder, str):
-            _start_at_mean(decoder, rows)
-        heads = Heads(n_hidden, family.n_heads, self._n_components, generator)
-        return LatentVariableModel(encoder, heads, decoder, self._make_likelihood(), family)
-
-    def _hidden_sizes(self) -> tuple[int, ...]:
-        sizes = np.atleast_1d(self.hidden_layer_sizes)
-        if sizes.ndim > 1 or (sizes.size and (sizes.dtype.kind not in "iu" or sizes.min() < 1)):
-            raise ValueError(
-                "The 'hidden_layer_sizes' parameter must hold whole numbers of at least 1; "
-                f"got {self.hidden_layer_sizes!r}."
-            )
-        return tuple(int(size) for size in sizes)
-
-    def _make_encoder(self, rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, int]:
-        """Return the encoder and the number of features it gives to the heads."""
-        n_features = rows.shape[1]
-        if isinstance(self.encoder, nn.Module):
-            encoder = copy.deepcopy(self.encoder).cpu().float()
-            return encoder, _probe(encoder, "encoder", rows[:1], None)
-        sizes = self._hidden_sizes()
-        return mlp(n_features, sizes, generator), sizes[-1] if sizes else n_features
-
-    def _make_decoder(
-        self, rows: Tensor, family: LatentFamily, generator: torch.Generator
-    ) -> nn.Module:
-        n_features, n_components = rows.shape[1], self._n_components
-        if isinstance(self.decoder, nn.Module):
-            decoder = copy.deepcopy(self.decoder).cpu().float()
-            _probe(decoder, "decoder", rows.new_zeros(1, n_components), n_features)
-            return decoder
-        if self.decoder == "mlp":
-            return mlp_decoder(n_components, self._hidden_sizes(), n_features, generator)
-        # Draws of the prior then decode to rows with a share of the power that the data have:
-        # measured, a start at full power learns slower.
-        norm = (_INITIAL_POWER * n_features / (n_components * family.prior_variance)) ** 0.5
-        return LinearDecoder(atoms_from_rows(rows, n_components, norm, generator))
-
-    def _make_likelihood(self) -> Likelihood:
-        if self.likelihood == "bernoulli":
-            return BernoulliLikelihood()
-        if self.noise_variance == "learned":
-            return GaussianLikelihood(1.0)
-        self._fixed_noise_variance = self.noise_variance / self._unit**2
-        return GaussianLikelihood(self._fixed_noise_variance, learned=False)
-
     def _train(
         self,
         X: NDArray,
@@ -251,10 +189,10 @@ class NeuralSparseCoder(AmortisedCoder):
         schedule: bool,
     ) -> None:
         batch_size = min(128, len(X)) if self.batch_size == "auto" else self.batch_size
+        first, last = self._temperatures()
         options = TrainingOptions(
-            objective=self._training_objective(),
-            n_draws=self.n_draws,
-            kl_weight=self.kl_weight,
+            objective=self._make_objective(),
+            temperature=(first if schedule else last, last),
             decoder_penalty=self.decoder_penalty,
             kl_warmup=self.kl_warmup if schedule else 0.0,
             noise_warmup=getattr(self, "noise_warmup", 0.0) if schedule else 0.0,
@@ -350,34 +288,6 @@ class NeuralSparseCoder(AmortisedCoder):
             return (rows - model.decoder(draws.code)).square().sum(-1).mean(0)
 
         return float(np.mean(self._evaluate(X, device, squared_error, self.n_draws)) / X.shape[1])
-
-
-def _start_at_mean(decoder: nn.Module, rows: Tensor) -> None:
-    """Let zero codes decode to the log-odds of the mean row; other rows are centred already."""
-    output = decoder[-1] if isinstance(decoder, nn.Sequential) else decoder
-    assert isinstance(output, nn.Linear | LinearDecoder)
-    with torch.no_grad():
-        output.bias.copy_(torch.logit(rows.mean(0), eps=0.5 / len(rows)))
-
-
-def _probe(module: nn.Module, name: str, batch: Tensor, n_out: int | None) -> int:
-    """Run a user's module on one row and return its number of outputs, or say what is wrong."""
-    wanted = "(n, n_hidden)" if n_out is None else f"(n, {n_out})"
-    teach = f"The module given as '{name}' must map (n, {batch.shape[1]}) to {wanted}"
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            output = module(batch)
-    except Exception as error:
-        raise ValueError(f"{teach}, but it fails on such a batch: {error}") from error
-    finally:
-        module.train(was_training)
-    if not isinstance(output, Tensor):
-        raise ValueError(f"{teach}; it gave a {type(output).__name__}.")
-    if output.ndim != 2 or len(output) != 1 or n_out not in (None, output.shape[1]):
-        raise ValueError(f"{teach}; from (1, {batch.shape[1]}) it made {tuple(output.shape)}.")
-    return int(output.shape[1])
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .bounds import OBJECTIVES
+from .gate_gradients import NVILBaseline
 from .latents import Draws, LatentFamily, LatentPosterior
 from .likelihoods import GaussianLikelihood, Likelihood
 from .networks import LinearDecoder
@@ -41,6 +41,8 @@ class LatentVariableModel(nn.Module):
         Density of rows given outputs.
     family : LatentFamily
         Prior and posterior of the codes.
+    gate_baseline : NVILBaseline or None
+        Trained along with the model where its gates learn by NVIL.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class LatentVariableModel(nn.Module):
         decoder: nn.Module,
         likelihood: Likelihood,
         family: LatentFamily,
+        gate_baseline: NVILBaseline | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -57,6 +60,7 @@ class LatentVariableModel(nn.Module):
         self.decoder = decoder
         self.likelihood = likelihood
         self.family = family
+        self.gate_baseline = gate_baseline
 
     def posterior(self, x: Tensor) -> LatentPosterior:
         """Posterior of each row."""
@@ -101,28 +105,3 @@ class LatentVariableModel(nn.Module):
         if exact_ratio:
             return log_likelihood + posterior.log_ratio(draws).sum(-1)
         return log_likelihood - posterior.kl(draws).sum(-1)
-
-    def training_bound(
-        self,
-        x: Tensor,
-        generator: torch.Generator,
-        *,
-        objective: str,
-        n_draws: int,
-        kl_weight: float,
-        noise_scale: float,
-    ) -> Tensor:
-        """Objective of each row (n,), nats, to be maximised.
-
-        ``objective='exact'`` is the ELBO in closed form, without draws.
-        """
-        posterior = self.posterior(x)
-        if objective == "exact":
-            kl = posterior.training_kl().sum(-1)
-            return self.expected_log_likelihood(x, posterior) - kl_weight * kl
-        draws = posterior.rsample(posterior.noise(n_draws, generator), noise_scale)
-        if objective == "iwae":
-            log_ratio = posterior.log_ratio(draws).sum(-1)
-        else:
-            log_ratio = -posterior.training_kl(draws).sum(-1)
-        return OBJECTIVES[objective](self.log_likelihood(x, draws.code) + kl_weight * log_ratio)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from torch import nn
 from ._compat import Interval, StrOptions
 from ._neural import NeuralSparseCoder
 from .latents import Thresholded
+from .objectives import Objective
 
 # With codes rarer than this, nothing is left of them in floating point.
 _LEAST_INCLUSION = 1e-9
@@ -94,6 +94,10 @@ class ThresholdedVSC(NeuralSparseCoder):
     decoder : {'linear', 'mlp'} or nn.Module, default='linear'
         Network that decodes a code; a module maps (n, n_components) to (n, n_features), and
         for 'bernoulli' gives log-odds.
+
+    output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
+        Activation of the decoder's output, in the units of X. 'auto': identity for the
+        Gaussian likelihood; the Bernoulli's mean is always a sigmoid.
 
     hidden_layer_sizes : int or array-like of int, default=(512,)
         Hidden layers of the MLP encoder, mirrored in an MLP decoder.
@@ -271,6 +275,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         noise_variance: float | str = "learned",
         encoder: str | nn.Module = "mlp",
         decoder: str | nn.Module = "linear",
+        output_activation: str = "auto",
         hidden_layer_sizes: int | Sequence[int] = (512,),
         decoder_penalty: float = 0.0,
         transform_method: str = "map",
@@ -308,6 +313,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         self.noise_variance = noise_variance
         self.encoder = encoder
         self.decoder = decoder
+        self.output_activation = output_activation
         self.hidden_layer_sizes = hidden_layer_sizes
         self.decoder_penalty = decoder_penalty
         self.transform_method = transform_method
@@ -335,7 +341,6 @@ class ThresholdedVSC(NeuralSparseCoder):
                 "threshold=0 cannot be the mean of a Gamma prior; give a positive 'threshold', "
                 "or threshold_prior=None for codes that are never thresholded."
             )
-        sampled = self._training_objective() != "exact"
         family = Thresholded(
             self.prior,
             prior_scale=self.prior_scale,
@@ -343,7 +348,7 @@ class ThresholdedVSC(NeuralSparseCoder):
             density=self.density,
             gamma_shape=self.threshold_shape if gamma else None,
             gradient="subgradient" if self.gradient == "subgradient" else "straight_through",
-            training_kl=("base" if sampled else "thresholded") if self.kl == "auto" else self.kl,
+            training_kl=self._training_kl(),
             threshold_kl_weight=self.threshold_kl_weight,
         )
         if family.prior_inclusion < _LEAST_INCLUSION:
@@ -355,38 +360,19 @@ class ThresholdedVSC(NeuralSparseCoder):
             )
         return family
 
-    def _training_objective(self) -> str:
-        obstacle = self._obstacle_to_exact()
-        draws_asked = self.n_draws > 1 or self.objective != "elbo"
-        if self.gradient == "auto":
-            return self.objective if obstacle or draws_asked else "exact"
-        if self.gradient != "exact":
-            return self.objective
-        if obstacle:
-            raise ValueError(
-                f"gradient='exact' needs an ELBO in closed form, which {obstacle} does not have; "
-                "use gradient='straight_through'."
-            )
-        return "exact"
+    def _training_kl(self) -> str:
+        if self.kl != "auto":
+            return self.kl
+        return "thresholded" if self._trains_exactly() else "base"
+
+    def _make_objective(self) -> Objective:
+        bound = "exact" if self._trains_exactly() else self.objective
+        return Objective(bound, self.n_draws, self.kl_weight)
 
     def _obstacle_to_exact(self) -> str | None:
-        """Name the parameter that leaves the ELBO without a closed form, if any."""
-        if not isinstance(self.decoder, str) or self.decoder != "linear":
-            return f"decoder={self.decoder!r}"
-        if self.likelihood != "gaussian":
-            return f"likelihood={self.likelihood!r}"
         if self.prior == "gaussian" and self.threshold_prior == "gamma":
             return "prior='gaussian' with threshold_prior='gamma'"
-        return None
-
-    def _check_parameters(self) -> None:
-        if self.gradient == "exact" and (self.n_draws > 1 or self.objective != "elbo"):
-            warnings.warn(
-                f"gradient='exact' trains the closed-form ELBO without draws: n_draws="
-                f"{self.n_draws} and objective={self.objective!r} do not apply to training.",
-                UserWarning,
-                stacklevel=3,
-            )
+        return super()._obstacle_to_exact()
 
     def _finish(self, X: NDArray, device: torch.device) -> NDArray:
         codes = super()._finish(X, device)

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from .latents import SpikeSlab
 from .model import LatentVariableModel
 from .networks import LinearDecoder
+from .objectives import Objective, training_bound
 
 # The noise variance is one number among thousands: it may move faster than the weights.
 _NOISE_RATE_FACTOR = 10.0
@@ -35,10 +37,10 @@ _NOISE_SCALE_START = 0.1
 class TrainingOptions:
     """How a model is trained; the fields carry the names of the estimators' parameters."""
 
-    objective: str = "elbo"
-    n_draws: int = 1
-    kl_weight: float = 1.0
+    objective: Objective = field(default_factory=Objective)
     decoder_penalty: float = 0.0
+    # Of relaxed gates, from the first step to the last.
+    temperature: tuple[float, float] = (1.0, 1.0)
     noise_warmup: float = 0.0
     kl_warmup: float = 0.0
     max_iter: int = 100
@@ -71,17 +73,22 @@ class TrainingObjective(nn.Module):
         self.options = options
         self.generator = generator
         self.progress = 1.0
+        self.annealed = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the loss of each row (n,), nats."""
         options = self.options
         progress = self.progress if self.training else 1.0
-        bound = self.model.training_bound(
+        if isinstance(self.model.family, SpikeSlab):
+            first, last = options.temperature
+            annealed = self.annealed if self.training else 1.0
+            self.model.family.temperature = first * (last / first) ** annealed
+        bound = training_bound(
+            self.model,
             x,
+            options.objective,
             self.generator,
-            objective=options.objective,
-            n_draws=options.n_draws,
-            kl_weight=options.kl_weight * _ramp(progress, options.kl_warmup, 0.0),
+            kl_weight=options.objective.kl_weight * _ramp(progress, options.kl_warmup, 0.0),
             noise_scale=_ramp(progress, options.noise_warmup, _NOISE_SCALE_START),
         )
         loss = -bound
@@ -150,6 +157,8 @@ class _WholeEpochs(Callback):
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
         if training:
             net.module_.progress = self.step_ / self.n_steps
+            # A schedule with two ends: the last step is at its last value.
+            net.module_.annealed = self.step_ / max(1, self.n_steps - 1)
             self.step_ += 1
 
     def on_batch_end(self, net: NeuralNet, loss: Any = None, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import get_tags
 from sklearn.utils._param_validation import InvalidParameterError
 
-from sklearn_vsc import FISTADictionaryLearner, ThresholdedVSC
+from sklearn_vsc import FISTADictionaryLearner, SparseVAE, ThresholdedVSC
 
 N_COMPONENTS = 12
 NETWORK = {"max_iter": 40, "hidden_layer_sizes": (32,), "learning_rate_init": 5e-3}
@@ -25,6 +25,7 @@ NETWORK = {"max_iter": 40, "hidden_layer_sizes": (32,), "learning_rate_init": 5e
 ESTIMATORS = [
     FISTADictionaryLearner(N_COMPONENTS, alpha=5.0, max_iter=10, random_state=0),
     ThresholdedVSC(N_COMPONENTS, **NETWORK, random_state=0),
+    SparseVAE(N_COMPONENTS, prior="spike_slab", decoder="linear", **NETWORK, random_state=0),
 ]
 
 # Parameters that carry the unit of X.
@@ -58,6 +59,8 @@ def variants():
             yield clone(estimator).set_params(score_method="iwae", score_draws=5)
         if "transform_algorithm" in params:
             yield clone(estimator).set_params(transform_algorithm="omp", split_sign=True)
+        if "posterior_family" in params:
+            yield clone(estimator).set_params(prior="laplace", decoder="mlp")
 
 
 each = pytest.mark.parametrize("estimator", ESTIMATORS, ids=name_of)

@@ -18,8 +18,10 @@ FLOORS = {
     "networks": {"networks"},
     "solvers": {"solvers"},
     "bounds": set(),
-    "model": {"bounds", "latents", "likelihoods", "networks"},
-    "training": {"bounds", "latents", "likelihoods", "model", "networks"},
+    "gate_gradients": {"networks"},
+    "model": {"gate_gradients", "latents", "likelihoods", "networks"},
+    "objectives": {"bounds", "gate_gradients", "latents", "model"},
+    "training": {"latents", "model", "networks", "objectives"},
 }
 NUMERICS = {"numpy", "scipy", "torch"}
 LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {"training": NUMERICS | {"skorch", "tqdm"}}

@@ -16,6 +16,7 @@ from torch import nn
 
 from sklearn_vsc import ThresholdedVSC
 from sklearn_vsc.datasets import make_sparse_coded
+from sklearn_vsc.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 
@@ -468,7 +469,24 @@ def test_published_settings_run():
     assert np.isfinite(model.score(X))
     # Objective of the paper: base laws, straight-through, the best of twenty draws.
     assert model.module_.family.training_kl == "base"
-    assert model._training_objective() == "max_elbo"
+    assert model._make_objective() == Objective("max_elbo", n_draws=20, kl_weight=1.0)
+
+
+@pytest.mark.parametrize(("activation", "low"), [("sigmoid", 0), ("tanh", -1)])
+@pytest.mark.parametrize("decoder", ["linear", "mlp"])
+def test_output_activation_bounds_rows_in_units_of_x(activation, low, decoder):
+    X = low + (1 - low) * DIGITS / 16
+    model = vsc(output_activation=activation, decoder=decoder).fit(X)
+    codes = np.random.RandomState(0).normal(0, 1e3, size=(200, 12))
+    for rows in (model.inverse_transform(model.transform(X)), model.inverse_transform(codes)):
+        assert (rows >= low - 1e-6).all() and (rows <= 1 + 1e-6).all()
+    assert rows.min() < low + 0.01 and rows.max() > 0.99
+    assert_allclose(model.inverse_transform(np.zeros((1, 12)))[0], X.mean(0), atol=0.3 * (1 - low))
+    # Its ELBO has no closed form; the dictionary is that of a decoder that is not linear.
+    assert model._make_objective().bound == "elbo"
+    assert not hasattr(model, "intercept_")
+    with pytest.warns(UserWarning, match=f"output_activation='{activation}' decodes to values in"):
+        clone(model).set_params(max_iter=1).fit(DIGITS)
 
 
 def test_decoder_penalty_shrinks_the_atoms():
@@ -569,6 +587,7 @@ def test_exact_gradient_beats_straight_through():
         ("noise_variance", "fixed"),
         ("encoder", "resnet"),
         ("decoder", 3),
+        ("output_activation", "relu"),
         ("hidden_layer_sizes", "wide"),
         ("hidden_layer_sizes", 0),
         ("hidden_layer_sizes", (8, 0)),
@@ -613,6 +632,7 @@ def test_gamma_thresholds_need_a_positive_mean():
         ({"decoder": "mlp"}, "decoder='mlp'"),
         ({"decoder": nn.Linear(5, 64)}, "decoder=Linear"),
         ({"likelihood": "bernoulli"}, "likelihood='bernoulli'"),
+        ({"output_activation": "tanh"}, "output_activation='tanh'"),
         ({"prior": "gaussian"}, "threshold_prior='gamma'"),
     ],
 )

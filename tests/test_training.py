@@ -13,11 +13,12 @@ from skorch.callbacks import Callback, EarlyStopping
 from skorch.dataset import Dataset
 from torch import nn
 
-from sklearn_vsc import ThresholdedVSC
+from sklearn_vsc import ThresholdedVSC, training
 from sklearn_vsc.latents import Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.model import Heads, LatentVariableModel
 from sklearn_vsc.networks import LinearDecoder
+from sklearn_vsc.objectives import Objective
 from sklearn_vsc.training import InMemoryBatches, TrainingOptions, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
@@ -117,13 +118,13 @@ def small_model(seed=0):
     )
 
 
-def run(model, X, noise, order, state=None, **options):
-    options = {"objective": "exact", "batch_size": 10, "schedule": False} | options
+def run(model, X, noise, order, state=None, objective="exact", **options):
+    options = {"batch_size": 10, "schedule": False} | options
     return train(
         model,
         X,
         None,
-        TrainingOptions(**options),
+        TrainingOptions(Objective(objective), **options),
         noise_generator=noise,
         order_generator=order,
         optimizer_state=state,
@@ -184,13 +185,13 @@ def test_learning_rate_of_partial_fit_is_constant():
 )
 def test_warm_ups_grow_over_their_share_of_the_steps(monkeypatch, warmup, seen, start):
     values = []
-    bound = LatentVariableModel.training_bound
+    bound = training.training_bound
 
-    def spy(self, *args, **kwargs):
+    def spy(*args, **kwargs):
         values.append(kwargs[seen])
-        return bound(self, *args, **kwargs)
+        return bound(*args, **kwargs)
 
-    monkeypatch.setattr(LatentVariableModel, "training_bound", spy)
+    monkeypatch.setattr(training, "training_bound", spy)
     # 4 steps an epoch, 24 in all, 12 of them in the warm-up.
     model = vsc(gradient="straight_through", **{warmup: 0.5}).fit(DIGITS)
     expected = [min(1.0, start + (1 - start) * step / 12) for step in range(24)]
@@ -205,14 +206,14 @@ def test_warm_ups_grow_over_their_share_of_the_steps(monkeypatch, warmup, seen, 
 
 def test_early_stopping_judges_without_warm_up(monkeypatch):
     values = []
-    bound = LatentVariableModel.training_bound
+    bound = training.training_bound
 
-    def spy(self, *args, **kwargs):
-        if not self.training:
+    def spy(model, *args, **kwargs):
+        if not model.training:
             values.append((kwargs["kl_weight"], kwargs["noise_scale"]))
-        return bound(self, *args, **kwargs)
+        return bound(model, *args, **kwargs)
 
-    monkeypatch.setattr(LatentVariableModel, "training_bound", spy)
+    monkeypatch.setattr(training, "training_bound", spy)
     vsc(early_stopping=True, kl_warmup=1.0, noise_warmup=1.0).fit(DIGITS)
     assert values and set(values) == {(1.0, 1.0)}
 
@@ -245,13 +246,13 @@ def test_early_stopping_keeps_the_best_epoch():
 
 def test_early_stopping_sets_rows_aside(monkeypatch):
     sizes = set()
-    bound = LatentVariableModel.training_bound
+    bound = training.training_bound
 
-    def spy(self, x, *args, **kwargs):
-        sizes.add((self.training, len(x)))
-        return bound(self, x, *args, **kwargs)
+    def spy(model, x, *args, **kwargs):
+        sizes.add((model.training, len(x)))
+        return bound(model, x, *args, **kwargs)
 
-    monkeypatch.setattr(LatentVariableModel, "training_bound", spy)
+    monkeypatch.setattr(training, "training_bound", spy)
     vsc(early_stopping=True, validation_fraction=0.25, batch_size=1000).fit(DIGITS)
     assert sizes == {(True, 150), (False, 50)}
     with pytest.raises(ValueError, match=r"early_stopping=True .*n_samples=1"):

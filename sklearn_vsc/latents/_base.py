@@ -39,21 +39,22 @@ class Noise:
     """Base noise of draws: what is random before the posterior's parameters shape it."""
 
     base: Tensor
-    threshold: Tensor | None = None
+    # What else a family draws: thresholds, or the logistic noise of gates.
+    extra: Tensor | None = None
 
     @staticmethod
     def concatenate(parts: list[Noise], dim: int = 1) -> Noise:
         """Join noise along the axis of rows (1) or of draws (0)."""
-        thresholds = [part.threshold for part in parts if part.threshold is not None]
+        extras = [part.extra for part in parts if part.extra is not None]
         return Noise(
             torch.cat([part.base for part in parts], dim=dim),
-            torch.cat(thresholds, dim=dim) if thresholds else None,
+            torch.cat(extras, dim=dim) if extras else None,
         )
 
     def first(self, n_draws: int) -> Noise:
         """Return the noise of the first draws."""
-        threshold = None if self.threshold is None else self.threshold[:n_draws]
-        return Noise(self.base[:n_draws], threshold)
+        extra = None if self.extra is None else self.extra[:n_draws]
+        return Noise(self.base[:n_draws], extra)
 
 
 class LatentPosterior(ABC):
@@ -117,6 +118,11 @@ class LatentFamily(ABC):
         """Number of posterior parameters per code."""
 
     @property
+    def is_continuous(self) -> bool:
+        """Whether draws are differentiable functions of the posterior's parameters."""
+        return False
+
+    @property
     def has_closed_kl(self) -> bool:
         """Whether the KL needs no draws."""
         return True
@@ -125,7 +131,7 @@ class LatentFamily(ABC):
     def posterior(self, heads: Tensor) -> LatentPosterior:
         """Read the posterior from heads of shape (n_rows, n_heads, n_components).
 
-        All heads at zero give the prior itself.
+        All heads at zero give the prior itself, where the two are of one kind.
         """
 
     @abstractmethod
@@ -143,6 +149,14 @@ class LatentFamily(ABC):
     @abstractmethod
     def prior_variance(self) -> float:
         """Variance of a code under the prior."""
+
+
+def open_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw uniform numbers, none exactly 0 or 1, as finely as the generator's device can."""
+    # MPS has no float64.
+    dtype = torch.float32 if generator.device.type == "mps" else torch.float64
+    uniform = torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
+    return uniform.clamp_min(torch.finfo(dtype).eps / 2)
 
 
 def bounded_exp(head: Tensor, centre: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributions
 
 _LOG_2PI = math.log(2 * math.pi)
 _TINY = 1e-30
@@ -21,6 +21,13 @@ def _density(x: Tensor) -> Tensor:
 
 class Gaussian:
     """Gaussian base law; ``scale`` is the standard deviation."""
+
+    distribution = distributions.Normal
+
+    @staticmethod
+    def variance(scale: Tensor) -> Tensor:
+        """Variance of the law before any threshold."""
+        return scale**2
 
     @staticmethod
     def noise(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

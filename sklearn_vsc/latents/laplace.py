@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributions
 
 # A threshold of zero keeps every draw; the clamp keeps log(1 - activity) finite there.
 _TINY = 1e-30
@@ -18,6 +18,13 @@ _TINY = 1e-30
 
 class Laplace:
     """Laplace base law; ``scale`` is the scale b, with variance 2 b^2."""
+
+    distribution = distributions.Laplace
+
+    @staticmethod
+    def variance(scale: Tensor) -> Tensor:
+        """Variance of the law before any threshold."""
+        return 2 * scale**2
 
     @staticmethod
     def noise(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:

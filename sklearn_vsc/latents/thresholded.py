@@ -246,7 +246,7 @@ class ThresholdedPosterior(LatentPosterior):
     def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
         """Threshold the deviation around the location; ``noise_scale`` warms the noise up."""
         deviation = noise_scale * self.scale * noise.base
-        threshold = self.threshold if noise.threshold is None else noise.threshold
+        threshold = self.threshold if noise.extra is None else noise.extra
         active = deviation.abs() > threshold
         shrink = torch.where(active, deviation.sign() * threshold, 0)
         kept = torch.where(active, self.loc + deviation, 0) - shrink
@@ -254,7 +254,7 @@ class ThresholdedPosterior(LatentPosterior):
             through = self.loc + deviation - shrink
             # The bracket is exactly zero: an inactive code stays exactly zero.
             kept = kept.detach() + (through - through.detach())
-        return Draws(kept, active, noise.threshold)
+        return Draws(kept, active, noise.extra)
 
     def kl(self, draws: Draws | None = None) -> Tensor:
         """KL of the thresholded laws, nats; of codes and thresholds where those are drawn."""

@@ -1,6 +1,15 @@
 """Encoders and decoders, torch only."""
 
+from .bounded import RANGES, BoundedDecoder, before_activation
 from .linear import LinearDecoder, atoms_from_rows
 from .mlp import mlp, mlp_decoder
 
-__all__ = ["LinearDecoder", "atoms_from_rows", "mlp", "mlp_decoder"]
+__all__ = [
+    "RANGES",
+    "BoundedDecoder",
+    "LinearDecoder",
+    "atoms_from_rows",
+    "before_activation",
+    "mlp",
+    "mlp_decoder",
+]

@@ -22,7 +22,7 @@ def integral(density, points=(), low=-np.inf, high=np.inf):
     )
 
 
-def law_integrals(family, q, prior_slab, functions):
+def law_integrals(family, q, log_slab, functions):
     """Integrals of functions of z against each law of a posterior.
 
     The posterior's sub-density away from zero and its mass at zero come from the prior's and
@@ -32,8 +32,8 @@ def law_integrals(family, q, prior_slab, functions):
     ----------
     family : LatentFamily
     q : LatentPosterior
-    prior_slab : callable
-        Sub-density of non-zero codes under the prior, by SciPy.
+    log_slab : callable
+        Log sub-density of non-zero codes under the prior, by SciPy.
     functions : callable
         ``functions(z, log_ratio)`` gives values of shape (n_functions, n_rows, n_components)
         for one number z.
@@ -51,10 +51,10 @@ def law_integrals(family, q, prior_slab, functions):
         return q.log_ratio(draws)[0].numpy()
 
     def at(z):
-        ratio, slab = log_ratio(z, True), prior_slab(z)
-        # So far out nothing is left of the posterior either.
-        density = np.exp(math.log(slab) - ratio) if slab > 0 else np.zeros(shape)
-        return density * functions(z, ratio)
+        ratio = log_ratio(z, True)
+        density = np.exp(log_slab(z) - ratio)
+        # Far out the log ratio may be infinite, where nothing is left of the posterior.
+        return np.where(density > 0, density * functions(z, np.nan_to_num(ratio)), 0)
 
     with torch.no_grad():
         draws = q.rsample(q.noise(4000, torch.Generator().manual_seed(0))).code
@@ -77,7 +77,7 @@ def law_integrals(family, q, prior_slab, functions):
     return slabs + mass * functions(0.0, ratio), mass
 
 
-def log_evidence(prior_slab, prior_inclusion, x, atom, noise_variance):
+def log_evidence(log_slab, prior_inclusion, x, atom, noise_variance):
     """Log p(x) of x = z * atom + noise for one latent z, by quadrature."""
     direction = float(x @ atom / (atom @ atom))
     width = math.sqrt(noise_variance / (atom @ atom))
@@ -86,7 +86,7 @@ def log_evidence(prior_slab, prior_inclusion, x, atom, noise_variance):
         return math.exp(stats.norm.logpdf(x, z * atom, math.sqrt(noise_variance)).sum())
 
     points = (0.0, direction - 6 * width, direction, direction + 6 * width)
-    slab = integral(lambda z: prior_slab(z) * likelihood(z), points)
+    slab = integral(lambda z: math.exp(log_slab(z)) * likelihood(z), points)
     return math.log((1 - prior_inclusion) * likelihood(0.0) + slab)
 
 

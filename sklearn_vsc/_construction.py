@@ -1,0 +1,218 @@
+"""From the parameters of a neural estimator to its model."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ._amortised import AmortisedCoder
+from .gate_gradients import NVILBaseline
+from .latents import LatentFamily
+from .likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
+from .model import Heads, LatentVariableModel
+from .networks import (
+    RANGES,
+    BoundedDecoder,
+    LinearDecoder,
+    atoms_from_rows,
+    before_activation,
+    mlp,
+    mlp_decoder,
+)
+from .objectives import Objective
+
+# Share of the data's power that decoded draws of the prior start with.
+_INITIAL_POWER = 0.1
+
+
+class ModelBuilder(AmortisedCoder):
+    """Base that turns parameters into a latent-variable model and a training objective."""
+
+    prior: str
+    objective: str
+    gradient: str
+    kl_weight: float
+    noise_variance: float | str
+    encoder: str | nn.Module
+    decoder: str | nn.Module
+    hidden_layer_sizes: int | Sequence[int]
+    output_activation: str
+
+    @abstractmethod
+    def _make_family(self) -> LatentFamily:
+        """Return the latent family that the parameters name."""
+
+    @abstractmethod
+    def _make_objective(self) -> Objective:
+        """Return the bound that training maximises, and how."""
+
+    def _temperatures(self) -> tuple[float, float]:
+        """First and last temperature of relaxed gates, where there are any."""
+        return 1.0, 1.0
+
+    # --- the exact gradient
+
+    def _trains_exactly(self) -> bool:
+        """Whether training takes the ELBO in closed form, as ``gradient`` says."""
+        obstacle = self._obstacle_to_exact()
+        if self.gradient == "auto":
+            return obstacle is None and self.n_draws == 1 and self.objective == "elbo"
+        if self.gradient == "exact" and obstacle:
+            raise ValueError(
+                f"gradient='exact' needs an ELBO in closed form, which {obstacle} does not have; "
+                "use gradient='auto'."
+            )
+        return self.gradient == "exact"
+
+    def _obstacle_to_exact(self) -> str | None:
+        """Name the parameter that leaves the ELBO without a closed form, if any."""
+        if not isinstance(self.decoder, str) or self.decoder != "linear":
+            return f"decoder={self.decoder!r}"
+        if self.likelihood != "gaussian":
+            return f"likelihood={self.likelihood!r}"
+        if self._activation() != "identity":
+            return f"output_activation={self.output_activation!r}"
+        return None
+
+    def _check_parameters(self) -> None:
+        """Check what the constraints of single parameters cannot say."""
+        if self.likelihood == "bernoulli" and self.output_activation not in ("auto", "sigmoid"):
+            raise ValueError(
+                f"output_activation={self.output_activation!r} does not go with "
+                "likelihood='bernoulli', whose mean is a sigmoid of the decoder's output; use "
+                "'auto' or 'sigmoid'."
+            )
+        if self.gradient == "exact" and (self.n_draws > 1 or self.objective != "elbo"):
+            warnings.warn(
+                f"gradient='exact' trains the closed-form ELBO without draws: n_draws="
+                f"{self.n_draws} and objective={self.objective!r} do not apply to training.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    # --- the model
+
+    def _build(self, rows: Tensor, generator: torch.Generator) -> LatentVariableModel:
+        family = self._make_family()
+        encoder, n_hidden = self._make_encoder(rows, generator)
+        decoder = self._make_decoder(rows, family, generator)
+        heads = Heads(n_hidden, family.n_heads, self._n_components, generator)
+        baseline = None
+        if self._make_objective().gates == "nvil":
+            baseline = NVILBaseline(rows.shape[1], generator)
+        likelihood = self._make_likelihood()
+        return LatentVariableModel(encoder, heads, decoder, likelihood, family, baseline)
+
+    def _hidden_sizes(self) -> tuple[int, ...]:
+        sizes = np.atleast_1d(self.hidden_layer_sizes)
+        if sizes.ndim > 1 or (sizes.size and (sizes.dtype.kind not in "iu" or sizes.min() < 1)):
+            raise ValueError(
+                "The 'hidden_layer_sizes' parameter must hold whole numbers of at least 1; "
+                f"got {self.hidden_layer_sizes!r}."
+            )
+        return tuple(int(size) for size in sizes)
+
+    def _make_encoder(self, rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, int]:
+        """Return the encoder and the number of features it gives to the heads."""
+        n_features = rows.shape[1]
+        if isinstance(self.encoder, nn.Module):
+            encoder = copy.deepcopy(self.encoder).cpu().float()
+            return encoder, _probe(encoder, "encoder", rows[:1], None)
+        sizes = self._hidden_sizes()
+        return mlp(n_features, sizes, generator), sizes[-1] if sizes else n_features
+
+    def _make_decoder(
+        self, rows: Tensor, family: LatentFamily, generator: torch.Generator
+    ) -> nn.Module:
+        """Return the decoder, with the output activation in it where there is one."""
+        n_features, n_components = rows.shape[1], self._n_components
+        if isinstance(self.decoder, nn.Module):
+            decoder = copy.deepcopy(self.decoder).cpu().float()
+            _probe(decoder, "decoder", rows.new_zeros(1, n_components), n_features)
+        else:
+            decoder = self._named_decoder(rows, family, generator)
+        activation = self._activation()
+        if activation == "identity" or self.likelihood == "bernoulli":
+            return decoder
+        return BoundedDecoder(
+            decoder, activation, torch.from_numpy(self._offset).float(), self._unit
+        )
+
+    def _named_decoder(
+        self, rows: Tensor, family: LatentFamily, generator: torch.Generator
+    ) -> nn.Module:
+        n_features, n_components = rows.shape[1], self._n_components
+        decoder: nn.Sequential | LinearDecoder
+        if self.decoder == "mlp":
+            decoder = mlp_decoder(n_components, self._hidden_sizes(), n_features, generator)
+            bias = cast(nn.Linear, decoder[-1]).bias
+        else:
+            # Draws of the prior then decode to rows with a share of the power that the data
+            # have: measured, a start at full power learns slower.
+            variance = family.prior_variance
+            power = n_features / n_components / (variance if np.isfinite(variance) else 1.0)
+            atoms = atoms_from_rows(rows, n_components, (_INITIAL_POWER * power) ** 0.5, generator)
+            decoder = LinearDecoder(atoms)
+            bias = decoder.bias
+        if self._activation() != "identity":
+            # Zero codes decode to the mean row; without an activation rows are centred already.
+            mean = rows.mean(0) * self._unit + torch.from_numpy(self._offset).float()
+            with torch.no_grad():
+                bias.copy_(before_activation(mean, self._activation()))
+        return decoder
+
+    def _activation(self) -> str:
+        """What ``output_activation`` stands for."""
+        if self.likelihood == "bernoulli":
+            return "sigmoid"
+        return "identity" if self.output_activation == "auto" else self.output_activation
+
+    def _check_range(self, X: NDArray) -> None:
+        """Warn where X lies beyond what the decoder can reach."""
+        activation = self._activation()
+        if activation == "identity" or self.likelihood == "bernoulli":
+            return
+        low, high = RANGES[activation]
+        if X.min() < low or X.max() > high:
+            warnings.warn(
+                f"output_activation={activation!r} decodes to values in [{low:g}, {high:g}], but "
+                f"X goes from {X.min():.3g} to {X.max():.3g}. Rescale X, or use 'identity'.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _make_likelihood(self) -> Likelihood:
+        if self.likelihood == "bernoulli":
+            return BernoulliLikelihood()
+        if isinstance(self.noise_variance, str):
+            return GaussianLikelihood(1.0)
+        self._fixed_noise_variance = self.noise_variance / self._unit**2
+        return GaussianLikelihood(self._fixed_noise_variance, learned=False)
+
+
+def _probe(module: nn.Module, name: str, batch: Tensor, n_out: int | None) -> int:
+    """Run a user's module on one row and return its number of outputs, or say what is wrong."""
+    wanted = "(n, n_hidden)" if n_out is None else f"(n, {n_out})"
+    teach = f"The module given as '{name}' must map (n, {batch.shape[1]}) to {wanted}"
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            output = module(batch)
+    except Exception as error:
+        raise ValueError(f"{teach}, but it fails on such a batch: {error}") from error
+    finally:
+        module.train(was_training)
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{teach}; it gave a {type(output).__name__}.")
+    if output.ndim != 2 or len(output) != 1 or n_out not in (None, output.shape[1]):
+        raise ValueError(f"{teach}; from (1, {batch.shape[1]}) it made {tuple(output.shape)}.")
+    return int(output.shape[1])

@@ -1,0 +1,158 @@
+"""Codes without an atom at zero: prior and posterior each Gaussian, Laplace or Cauchy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, distributions
+
+from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp
+from .cauchy import Cauchy
+from .gaussian import Gaussian
+from .laplace import Laplace
+
+LAWS: dict[str, type[Gaussian] | type[Laplace] | type[Cauchy]] = {
+    "gaussian": Gaussian,
+    "laplace": Laplace,
+    "cauchy": Cauchy,
+}
+# Tails of q heavier than those of p: the KL is infinite.
+_INFINITE_KL = {("cauchy", "gaussian"), ("cauchy", "laplace")}
+
+
+class Continuous(LatentFamily):
+    """Prior and posterior of a code that is never exactly zero.
+
+    Parameters
+    ----------
+    prior, posterior : {'gaussian', 'laplace', 'cauchy'}
+        Laws of the code.
+    prior_scale : float
+        Standard deviation of a Gaussian prior, scale of a Laplace or Cauchy one.
+
+    Raises
+    ------
+    ValueError
+        When the posterior's tails are heavier than the prior's, so that the KL is infinite.
+    """
+
+    def __init__(
+        self, prior: str = "gaussian", posterior: str = "gaussian", *, prior_scale: float = 1.0
+    ) -> None:
+        if (posterior, prior) in _INFINITE_KL:
+            raise ValueError(
+                f"A Cauchy posterior has an infinite KL from a {prior} prior; use "
+                "prior='cauchy', or a posterior with lighter tails."
+            )
+        self.prior_law, self.posterior_law = LAWS[prior], LAWS[posterior]
+        self.prior_scale = prior_scale
+
+    @property
+    def n_heads(self) -> int:
+        """Number of parameters per code: location and scale."""
+        return 2
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether draws are differentiable functions of the posterior's parameters."""
+        return True
+
+    @property
+    def has_closed_kl(self) -> bool:
+        """Whether the KL is elementary: always, but for a Cauchy prior of another posterior."""
+        return self.prior_law is not Cauchy or self.posterior_law is Cauchy
+
+    def posterior(self, heads: Tensor) -> ContinuousPosterior:
+        """Read the posterior from heads of shape (n_rows, n_heads, n_components)."""
+        loc = self.prior_scale * heads[:, 0]
+        return ContinuousPosterior(self, loc, bounded_exp(heads[:, 1], self.prior_scale))
+
+    def prior(self, like: Tensor) -> distributions.Distribution:
+        """Return the prior of a code."""
+        scale = like.new_tensor(self.prior_scale)
+        return self.prior_law.distribution(torch.zeros_like(scale), scale, validate_args=False)
+
+    def sample_prior(
+        self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
+    ) -> Tensor:
+        """Draw codes of the given shape from the prior."""
+        noise = self.prior_law.noise(shape, generator, torch.empty(0, dtype=dtype))
+        return self.prior_scale * noise
+
+    @cached_property
+    def prior_inclusion(self) -> float:
+        """Probability under the prior that a code is not zero: one."""
+        return 1.0
+
+    @cached_property
+    def prior_variance(self) -> float:
+        """Variance of a code under the prior."""
+        scale = torch.tensor(self.prior_scale, dtype=torch.float64)
+        return float(self.prior_law.variance(scale))
+
+
+@dataclass(frozen=True)
+class ContinuousPosterior(LatentPosterior):
+    """Posterior of codes without an atom: location and scale."""
+
+    family: Continuous
+    loc: Tensor
+    scale: Tensor
+
+    def row(self, index: int) -> ContinuousPosterior:
+        """Return the posterior of one row, as a batch of one."""
+        cut = slice(index, index + 1)
+        return ContinuousPosterior(self.family, self.loc[cut], self.scale[cut])
+
+    def detached(self) -> ContinuousPosterior:
+        """Return the same law with parameters that no gradient reaches."""
+        return ContinuousPosterior(self.family, self.loc.detach(), self.scale.detach())
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the code; of a Cauchy law, which has none, the location."""
+        return self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the code; of a Cauchy law infinite."""
+        return self.family.posterior_law.variance(self.scale)
+
+    @property
+    def inclusion(self) -> Tensor:
+        """Probability that the code is not zero: one."""
+        return torch.ones_like(self.loc)
+
+    def mode(self) -> Tensor:
+        """Point estimate: the location, where the density is highest. Never exactly zero."""
+        return self.loc
+
+    @property
+    def _distribution(self) -> distributions.Distribution:
+        law = self.family.posterior_law
+        return law.distribution(self.loc, self.scale, validate_args=False)
+
+    def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
+        """Draw standard noise of the posterior's law."""
+        shape = (n_draws, *self.loc.shape)
+        return Noise(self.family.posterior_law.noise(shape, generator, self.loc))
+
+    def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
+        """Move and scale the noise."""
+        code = self.loc + noise_scale * self.scale * noise.base
+        return Draws(code, torch.ones_like(code, dtype=torch.bool))
+
+    def kl(self, draws: Draws | None = None) -> Tensor:
+        """KL(q || p), nats: in closed form, or log q - log p at the draws."""
+        if self.family.has_closed_kl:
+            return distributions.kl_divergence(self._distribution, self.family.prior(self.loc))
+        if draws is None:
+            raise ValueError("This KL has no closed form: draws of the code are needed.")
+        return -self.log_ratio(draws)
+
+    def log_ratio(self, draws: Draws) -> Tensor:
+        """Return log p(z) - log q(z given x) at the draws, nats."""
+        prior = self.family.prior(self.loc)
+        return prior.log_prob(draws.code) - self._distribution.log_prob(draws.code)

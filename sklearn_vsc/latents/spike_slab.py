@@ -1,0 +1,181 @@
+"""Spike and slab: a code is zero, or a draw from a slab; a gate decides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, distributions
+from torch.nn.functional import logsigmoid
+
+from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp, open_uniform
+from .gaussian import Gaussian
+from .laplace import Laplace
+
+SLABS: dict[str, type[Gaussian] | type[Laplace]] = {"gaussian": Gaussian, "laplace": Laplace}
+# Log-odds move at most this far from the prior's: gates saturate but stay finite.
+_LOGIT_RANGE = 20.0
+
+
+class SpikeSlab(LatentFamily):
+    """Prior and posterior of a gated code z = g v (Tonolini et al. 2020, section 3).
+
+    Parameters
+    ----------
+    slab : {'gaussian', 'laplace'}
+        Law of a code that is on.
+    prior_scale : float
+        Standard deviation or scale of the prior's slab.
+    density : float
+        Prior probability that a gate is open.
+    gradient : {'gumbel_softmax', 'straight_through', 'score'}
+        What a draw in training is: a relaxed gate, a hard one with a relaxed gradient, or a
+        hard one whose gradient is left to an estimator of its own.
+    """
+
+    def __init__(
+        self,
+        slab: str = "gaussian",
+        *,
+        prior_scale: float = 1.0,
+        density: float = 0.1,
+        gradient: str = "gumbel_softmax",
+    ) -> None:
+        self.slab = SLABS[slab]
+        self.prior_scale = prior_scale
+        self.density = density
+        self.gradient = gradient
+        self.temperature = 1.0
+
+    @property
+    def n_heads(self) -> int:
+        """Number of parameters per code: location, scale and log-odds."""
+        return 3
+
+    @property
+    def prior_logit(self) -> float:
+        """Prior log-odds of an open gate."""
+        return math.log(self.density) - math.log1p(-self.density)
+
+    def posterior(self, heads: Tensor) -> SpikeSlabPosterior:
+        """Read the posterior from heads of shape (n_rows, n_heads, n_components)."""
+        shift = _LOGIT_RANGE * torch.tanh(heads[:, 2] / _LOGIT_RANGE)
+        return SpikeSlabPosterior(
+            self,
+            self.prior_scale * heads[:, 0],
+            bounded_exp(heads[:, 1], self.prior_scale),
+            self.prior_logit + shift,
+        )
+
+    def slab_prior(self, like: Tensor) -> distributions.Distribution:
+        """Prior of a code that is on."""
+        scale = like.new_tensor(self.prior_scale)
+        return self.slab.distribution(torch.zeros_like(scale), scale, validate_args=False)
+
+    def sample_prior(
+        self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
+    ) -> Tensor:
+        """Draw codes of the given shape from the prior."""
+        like = torch.empty(0, dtype=dtype)
+        slab = self.prior_scale * self.slab.noise(shape, generator, like)
+        on = torch.rand(shape, generator=generator, dtype=dtype) < self.density
+        return torch.where(on, slab, 0)
+
+    @cached_property
+    def prior_inclusion(self) -> float:
+        """Probability under the prior that a code is not zero."""
+        return self.density
+
+    @cached_property
+    def prior_variance(self) -> float:
+        """Variance of a code under the prior."""
+        scale = torch.tensor(self.prior_scale, dtype=torch.float64)
+        return self.density * float(self.slab.variance(scale))
+
+
+@dataclass(frozen=True)
+class SpikeSlabPosterior(LatentPosterior):
+    """Posterior of gated codes: location and scale of the slab, log-odds of the gate."""
+
+    family: SpikeSlab
+    loc: Tensor
+    scale: Tensor
+    logit: Tensor
+
+    def row(self, index: int) -> SpikeSlabPosterior:
+        """Return the posterior of one row, as a batch of one."""
+        cut = slice(index, index + 1)
+        return SpikeSlabPosterior(self.family, self.loc[cut], self.scale[cut], self.logit[cut])
+
+    @property
+    def inclusion(self) -> Tensor:
+        """Probability that the code is not zero."""
+        return torch.sigmoid(self.logit)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the code."""
+        return self.inclusion * self.loc
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the code."""
+        on = self.inclusion
+        return on * self.family.slab.variance(self.scale) + on * (1 - on) * self.loc**2
+
+    def mode(self) -> Tensor:
+        """Sparse point estimate: the slab's location where the gate is more likely open."""
+        return torch.where(self.logit > 0, self.loc, 0)
+
+    @property
+    def _slab(self) -> distributions.Distribution:
+        return self.family.slab.distribution(self.loc, self.scale, validate_args=False)
+
+    def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
+        """Draw slab noise, and logistic noise for the gates."""
+        shape = (n_draws, *self.loc.shape)
+        slab = self.family.slab.noise(shape, generator, self.loc)
+        return Noise(slab, torch.logit(open_uniform(shape, generator)).to(self.loc))
+
+    def slab_draws(self, noise: Noise, noise_scale: float = 1.0) -> Tensor:
+        """Draws of the codes as if every gate were open."""
+        return self.loc + noise_scale * self.scale * noise.base
+
+    def gate_argument(self, noise: Noise) -> Tensor:
+        """Log-odds plus logistic noise: the gate is open where this is positive."""
+        assert noise.extra is not None
+        return self.logit + noise.extra
+
+    def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
+        """Draw gated codes; gradients pass the gate as the family's ``gradient`` says."""
+        argument = self.gate_argument(noise)
+        active = argument > 0
+        gate = active.to(argument)
+        if self.family.gradient != "score":
+            relaxed = torch.sigmoid(argument / self.family.temperature)
+            soft = self.family.gradient == "gumbel_softmax" and torch.is_grad_enabled()
+            # Straight-through: the bracket is exactly zero.
+            gate = relaxed if soft else gate + (relaxed - relaxed.detach())
+        return Draws(gate * self.slab_draws(noise, noise_scale), active)
+
+    def kl(self, draws: Draws | None = None) -> Tensor:
+        """KL(q || p) of the mixed measures, nats: gate's KL plus that of the open slab."""
+        on, family = self.inclusion, self.family
+        prior_on = torch.full_like(self.logit, family.prior_logit)
+        gate = on * (logsigmoid(self.logit) - logsigmoid(prior_on)) + (1 - on) * (
+            logsigmoid(-self.logit) - logsigmoid(-prior_on)
+        )
+        slab = distributions.kl_divergence(self._slab, family.slab_prior(self.loc))
+        return gate + on * slab
+
+    def log_ratio(self, draws: Draws) -> Tensor:
+        """Return log p(z) - log q(z given x), mixed measure, nats."""
+        prior_on = torch.full_like(self.logit, self.family.prior_logit)
+        off = logsigmoid(-prior_on) - logsigmoid(-self.logit)
+        on = logsigmoid(prior_on) - logsigmoid(self.logit)
+        slab = self.family.slab_prior(self.loc).log_prob(draws.code) - self._slab.log_prob(
+            draws.code
+        )
+        return torch.where(draws.active, on + slab, off)

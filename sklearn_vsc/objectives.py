@@ -1,0 +1,127 @@
+"""What training maximises: the bound of each row, by the gradient estimator that is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import gate_gradients
+from .bounds import OBJECTIVES, iwae
+from .latents import ContinuousPosterior, Draws, SpikeSlabPosterior
+from .model import LatentVariableModel
+
+SCORE_GRADIENTS = ("reinforce", "nvil", "muprop", "rebar")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which bound is trained, and how its gradient is estimated.
+
+    Attributes
+    ----------
+    bound : {'elbo', 'max_elbo', 'iwae', 'exact'}
+        'exact' is the ELBO in closed form, without draws.
+    n_draws : int
+        Draws per row.
+    kl_weight : float
+        Weight of the KL, or of the log ratio of prior and posterior.
+    gates : str or None
+        Score-function estimator of the gates of a spike and slab, one of `SCORE_GRADIENTS`.
+    doubly_reparameterised : bool
+        Whether the importance-weighted bound of a continuous family takes the gradient of
+        Tucker et al. (2018), whose signal does not fade as draws are added.
+    """
+
+    bound: str = "elbo"
+    n_draws: int = 1
+    kl_weight: float = 1.0
+    gates: str | None = None
+    doubly_reparameterised: bool = False
+
+
+def training_bound(
+    model: LatentVariableModel,
+    x: Tensor,
+    objective: Objective,
+    generator: torch.Generator,
+    *,
+    kl_weight: float,
+    noise_scale: float = 1.0,
+) -> Tensor:
+    """Objective of each row (n,), nats, to be maximised."""
+    posterior = model.posterior(x)
+    if objective.bound == "exact":
+        kl = posterior.training_kl().sum(-1)
+        return model.expected_log_likelihood(x, posterior) - kl_weight * kl
+    if objective.gates is not None:
+        assert isinstance(posterior, SpikeSlabPosterior)
+        surrogate = _gated_log_likelihood(model, x, posterior, objective, generator, noise_scale)
+        return surrogate.mean(0) - kl_weight * posterior.training_kl().sum(-1)
+    if objective.doubly_reparameterised:
+        assert isinstance(posterior, ContinuousPosterior)
+        draws = posterior.rsample(posterior.noise(objective.n_draws, generator), noise_scale)
+        return _doubly_reparameterised_iwae(model, x, posterior, draws, kl_weight)
+    draws = posterior.rsample(posterior.noise(objective.n_draws, generator), noise_scale)
+    if objective.bound == "iwae":
+        log_ratio = posterior.log_ratio(draws).sum(-1)
+    else:
+        log_ratio = -posterior.training_kl(draws).sum(-1)
+    log_weights = model.log_likelihood(x, draws.code) + kl_weight * log_ratio
+    return OBJECTIVES[objective.bound](log_weights)
+
+
+def _gated_log_likelihood(
+    model: LatentVariableModel,
+    x: Tensor,
+    posterior: SpikeSlabPosterior,
+    objective: Objective,
+    generator: torch.Generator,
+    noise_scale: float,
+) -> Tensor:
+    """Surrogate of E log p(x given g v): slab by its path, gates by a score-function estimator."""
+    noise = posterior.noise(objective.n_draws, generator)
+    slab = posterior.slab_draws(noise, noise_scale)
+    argument = posterior.gate_argument(noise)
+
+    def log_prob(gates: Tensor) -> Tensor:
+        return model.log_likelihood(x, gates * slab)
+
+    gates = (log_prob, posterior.logit, argument)
+    if objective.gates == "reinforce":
+        return gate_gradients.reinforce(*gates)
+    if objective.gates == "muprop":
+        return gate_gradients.muprop(*gates)
+    if objective.gates == "nvil":
+        assert model.gate_baseline is not None
+        return gate_gradients.nvil(*gates, baseline=model.gate_baseline, x=x)
+    second = torch.rand(
+        argument.shape, generator=generator, dtype=argument.dtype, device=generator.device
+    ).to(argument.device)
+    temperature = posterior.family.temperature
+    return gate_gradients.rebar(*gates, conditional=second, temperature=temperature)
+
+
+def _doubly_reparameterised_iwae(
+    model: LatentVariableModel,
+    x: Tensor,
+    posterior: ContinuousPosterior,
+    draws: Draws,
+    kl_weight: float,
+) -> Tensor:
+    """Importance-weighted bound with the gradient of Tucker et al. (2018), equation 8.
+
+    The log density of the posterior holds parameters that no gradient reaches; a draw's path
+    to them is weighted by its normalised weight once more. Where the log ratio has a weight, so
+    has the term that this replaces, and 1 - kl_weight of the path stays as it was.
+    """
+    weights: list[Tensor] = []
+    if draws.code.requires_grad:
+        draws.code.register_hook(
+            lambda gradient: gradient * (1 - kl_weight + kl_weight * weights[0])
+        )
+    log_ratio = posterior.detached().log_ratio(draws).sum(-1)
+    log_weights = model.log_likelihood(x, draws.code) + kl_weight * log_ratio
+    weights.append(log_weights.detach().softmax(0).unsqueeze(-1))
+    return iwae(log_weights)

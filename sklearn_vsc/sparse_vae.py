@@ -1,0 +1,398 @@
+"""SparseVAE: variational autoencoders with Gaussian, Laplace, Cauchy and spike-and-slab priors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from ._compat import Interval, StrOptions
+from ._neural import NeuralSparseCoder
+from .latents import Continuous, LatentFamily, SpikeSlab
+from .objectives import SCORE_GRADIENTS, Objective
+
+_DEFAULT_POSTERIORS = {
+    "gaussian": "gaussian",
+    "laplace": "gaussian",
+    "cauchy": "cauchy",
+    "spike_slab": "spike_slab",
+}
+_RELAXED_GRADIENTS = ("gumbel_softmax", "straight_through")
+
+
+class SparseVAE(NeuralSparseCoder):
+    """Variational autoencoder with a prior that favours sparse codes.
+
+    The priors are Gaussian (the plain VAE), Laplace and Cauchy [1]_, and spike-and-slab [2]_,
+    whose codes have exact zeros. A network infers the posterior of each row; a decoder, an MLP
+    by default, maps codes to rows.
+
+    Parameters
+    ----------
+    n_components : int, default=None
+        Number of codes K; None: as many as features.
+
+    prior : {'laplace', 'gaussian', 'cauchy', 'spike_slab'}, default='laplace'
+        Law of a code.
+
+    prior_scale : float, default=1.0
+        Standard deviation of a Gaussian prior, scale of a Laplace or Cauchy one, and of the
+        slab of a spike and slab.
+
+    density : float, default=0.1
+        For 'spike_slab': prior probability that a code is not zero.
+
+    slab : {'gaussian', 'laplace'}, default='gaussian'
+        For 'spike_slab': law of a code that is not zero.
+
+    posterior_family : str, default='auto'
+        Law of a code given its row: 'gaussian', 'laplace', 'cauchy' or 'spike_slab'. 'auto':
+        'gaussian' for the Gaussian and Laplace priors, else that of the prior. A posterior
+        whose KL from the prior is infinite is refused.
+
+    gradient : str, default='auto'
+        How gradients reach the gates of a spike and slab: 'gumbel_softmax' (relaxed gates) and
+        'straight_through' (hard gates, relaxed gradient) are biased; 'reinforce' (with
+        ``n_draws`` above 1 each draw's baseline is the mean of the others), 'nvil', 'muprop'
+        and 'rebar' are not. 'exact', for every prior but Cauchy: the ELBO in closed form,
+        without draws; it needs a linear decoder and a Gaussian likelihood. 'auto': 'exact'
+        where it applies and ``n_draws=1`` and ``objective='elbo'``, else 'gumbel_softmax'.
+
+    temperature : float or tuple of two floats, default=(1.0, 0.5)
+        Of relaxed gates: a constant, or first and last value of an exponential schedule over
+        the steps of ``fit``; ``partial_fit`` stays at the last.
+
+    n_draws : int, default=1
+        Draws J of the posterior per row and training step.
+
+    objective : {'elbo', 'max_elbo', 'iwae'}, default='elbo'
+        What training makes of the draws: their mean, the best one, or the log of the mean
+        importance weight. Unbiased gradients of the gates exist for 'elbo' alone.
+
+    gradient_of_bound : {'auto', 'standard', 'dreg'}, default='auto'
+        For ``objective='iwae'``: the gradient as it stands, whose signal fades as draws are
+        added, or the doubly reparameterised one [3]_, for priors other than 'spike_slab'.
+        'auto': the latter where it applies.
+
+    kl_weight : float, default=1.0
+        Weight of the KL in training; the score always uses 1.
+
+    likelihood : {'gaussian', 'bernoulli'}, default='gaussian'
+        Law of a row given its code; 'bernoulli' needs X in [0, 1].
+
+    noise_variance : 'learned' or float, default='learned'
+        Variance of the Gaussian likelihood, in squared units of X.
+
+    encoder : 'mlp' or nn.Module, default='mlp'
+        Network that reads a row; a module maps (n, n_features) to (n, any number).
+
+    decoder : {'mlp', 'linear'} or nn.Module, default='mlp'
+        Network that decodes a code; a module maps (n, n_components) to (n, n_features), and
+        for 'bernoulli' gives log-odds.
+
+    output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
+        Activation of the decoder's output, in the units of X. 'auto': identity for the
+        Gaussian likelihood; the Bernoulli's mean is always a sigmoid.
+
+    hidden_layer_sizes : int or array-like of int, default=(512,)
+        Hidden layers of the MLP encoder, mirrored in an MLP decoder.
+
+    decoder_penalty : float, default=0.0
+        Weight, in nats a row, of the squared Frobenius norm of the decoder's weights.
+
+    transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
+        The code that ``transform`` returns. 'map': for a spike and slab the slab's location
+        where the code is more likely non-zero than zero, else zero; for the other posteriors,
+        which have no atom at zero, their location. 'mean': the posterior mean. 'max_elbo': of
+        ``n_draws`` seeded draws the one with the highest ELBO. 'sample': one seeded draw.
+
+    score_method : {'elbo', 'iwae'}, default='elbo'
+        Bound that ``score`` and ``score_samples`` return.
+
+    score_draws : int, default=64
+        Number of draws where the bound is not in closed form.
+
+    kl_warmup : float, default=0.0
+        Share of the training steps over which the KL weight grows from zero.
+
+    max_iter : int, default=100
+        Number of epochs.
+
+    batch_size : int or 'auto', default='auto'
+        Rows per training step; 'auto' is min(128, n_samples).
+
+    learning_rate_init : float, default=0.001
+        Highest learning rate of Adam; it rises over the first steps of ``fit`` and then falls
+        along a cosine.
+
+    early_stopping : bool, default=False
+        Whether to set ``validation_fraction`` of the rows aside, stop when their loss no
+        longer improves, and keep the best epoch.
+
+    validation_fraction : float, default=0.1
+        Share of rows set aside by ``early_stopping``.
+
+    n_iter_no_change : int, default=10
+        Epochs without improvement of the training loss (validation loss with
+        ``early_stopping``) after which training stops.
+
+    tol : float, default=1e-4
+        Smallest improvement of the loss that counts, in nats a row.
+
+    warm_start : bool, default=False
+        Whether ``fit`` goes on from the last fit.
+
+    random_state : int, RandomState instance or None, default=None
+        Decides initial weights, order of rows, and all draws.
+
+    verbose : bool or int, default=False
+        Whether to show a progress bar.
+
+    callbacks : list or None, default=None
+        skorch callbacks, passed through to the training loop.
+
+    device : str, default='auto'
+        'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch device.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components, n_features)
+        The dictionary; where the decoder is not linear, the least-squares linear dictionary
+        of the training codes [4]_.
+
+    intercept_ : ndarray of shape (n_features,)
+        What a linear decoder adds to ``code @ components_``; only with a linear decoder.
+
+    component_usage_ : ndarray of shape (n_components,)
+        Share of training rows that use each atom, by the 'map' code.
+
+    n_dead_ : int
+        Number of atoms that no training row uses.
+
+    noise_variance_ : float
+        Variance of the Gaussian likelihood, in squared units of X; NaN for 'bernoulli'.
+
+    history_ : list of dict
+        For each epoch ``epoch``, ``loss`` (nats a row, in the units of the model),
+        ``valid_loss`` with early stopping, and ``duration`` in seconds.
+
+    module_ : torch.nn.Module
+        The trained model, on the CPU.
+
+    n_iter_ : int
+        Number of epochs.
+
+    n_features_in_ : int
+        Number of features seen during ``fit``.
+
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of features, where X has names that are all strings.
+
+    See Also
+    --------
+    ThresholdedVSC : Codes that are zero by a threshold.
+
+    Notes
+    -----
+    A Cauchy law has no mean. Its posterior therefore needs a decoder with bounded output
+    (``output_activation='sigmoid'`` or ``'tanh'`` with the Gaussian likelihood, or a module of
+    your own whose output is bounded): with any other the ELBO is minus infinity, and ``fit``
+    says so. ``posterior(X)`` gives the location as its mean and an infinite standard deviation.
+
+    References
+    ----------
+    .. [1] Pyle, S. A Sparse VAE.
+    .. [2] Tonolini, F., Jensen, B. S. and Murray-Smith, R. (2020). Variational Sparse Coding.
+       Uncertainty in Artificial Intelligence.
+    .. [3] Tucker, G., Lawson, D., Gu, S. and Maddison, C. (2019). Doubly Reparameterized
+       Gradient Estimators for Monte Carlo Objectives. International Conference on Learning
+       Representations.
+    .. [4] Isely, G., Hillar, C. and Sommer, F. (2010). Deciphering subsampled data: adaptive
+       compressive sampling as a principle of brain communication. Advances in Neural
+       Information Processing Systems.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_vsc import SparseVAE
+    >>> X = load_digits().data[:300]
+    >>> model = SparseVAE(n_components=10, prior="laplace", max_iter=20, random_state=0).fit(X)
+    >>> model.transform(X).shape
+    (300, 10)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **NeuralSparseCoder._parameter_constraints,
+        "prior": [StrOptions({"gaussian", "laplace", "cauchy", "spike_slab"})],
+        "prior_scale": [Interval(Real, 0, None, closed="neither")],
+        "density": [Interval(Real, 0, 1, closed="neither")],
+        "slab": [StrOptions({"gaussian", "laplace"})],
+        "posterior_family": [StrOptions({"auto", "gaussian", "laplace", "cauchy", "spike_slab"})],
+        "gradient": [StrOptions({"auto", "exact", *_RELAXED_GRADIENTS, *SCORE_GRADIENTS})],
+        "temperature": [Interval(Real, 0, None, closed="neither"), "array-like"],
+        "gradient_of_bound": [StrOptions({"auto", "standard", "dreg"})],
+    }
+
+    def __init__(
+        self,
+        n_components: int | None = None,
+        *,
+        prior: str = "laplace",
+        prior_scale: float = 1.0,
+        density: float = 0.1,
+        slab: str = "gaussian",
+        posterior_family: str = "auto",
+        gradient: str = "auto",
+        temperature: float | tuple[float, float] = (1.0, 0.5),
+        n_draws: int = 1,
+        objective: str = "elbo",
+        gradient_of_bound: str = "auto",
+        kl_weight: float = 1.0,
+        likelihood: str = "gaussian",
+        noise_variance: float | str = "learned",
+        encoder: str | nn.Module = "mlp",
+        decoder: str | nn.Module = "mlp",
+        output_activation: str = "auto",
+        hidden_layer_sizes: int | Sequence[int] = (512,),
+        decoder_penalty: float = 0.0,
+        transform_method: str = "map",
+        score_method: str = "elbo",
+        score_draws: int = 64,
+        kl_warmup: float = 0.0,
+        max_iter: int = 100,
+        batch_size: int | str = "auto",
+        learning_rate_init: float = 1e-3,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool | int = False,
+        callbacks: Sequence[Any] | None = None,
+        device: str = "auto",
+    ) -> None:
+        self.n_components = n_components
+        self.prior = prior
+        self.prior_scale = prior_scale
+        self.density = density
+        self.slab = slab
+        self.posterior_family = posterior_family
+        self.gradient = gradient
+        self.temperature = temperature
+        self.n_draws = n_draws
+        self.objective = objective
+        self.gradient_of_bound = gradient_of_bound
+        self.kl_weight = kl_weight
+        self.likelihood = likelihood
+        self.noise_variance = noise_variance
+        self.encoder = encoder
+        self.decoder = decoder
+        self.output_activation = output_activation
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.decoder_penalty = decoder_penalty
+        self.transform_method = transform_method
+        self.score_method = score_method
+        self.score_draws = score_draws
+        self.kl_warmup = kl_warmup
+        self.max_iter = max_iter
+        self.batch_size = batch_size
+        self.learning_rate_init = learning_rate_init
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.callbacks = callbacks
+        self.device = device
+
+    def _posterior(self) -> str:
+        """Return the posterior's name."""
+        if self.posterior_family == "auto":
+            return _DEFAULT_POSTERIORS[self.prior]
+        return self.posterior_family
+
+    def _make_family(self) -> LatentFamily:
+        if self.prior != "spike_slab":
+            return Continuous(self.prior, self._posterior(), prior_scale=self.prior_scale)
+        gradient = self.gradient if self.gradient in _RELAXED_GRADIENTS else "gumbel_softmax"
+        return SpikeSlab(
+            self.slab,
+            prior_scale=self.prior_scale,
+            density=self.density,
+            gradient="score" if self.gradient in SCORE_GRADIENTS else gradient,
+        )
+
+    def _make_objective(self) -> Objective:
+        if self._trains_exactly():
+            return Objective("exact", kl_weight=self.kl_weight)
+        spikes = self.prior == "spike_slab"
+        return Objective(
+            self.objective,
+            self.n_draws,
+            self.kl_weight,
+            gates=self.gradient if spikes and self.gradient in SCORE_GRADIENTS else None,
+            doubly_reparameterised=self.objective == "iwae"
+            and self.gradient_of_bound != "standard"
+            and not spikes,
+        )
+
+    def _temperatures(self) -> tuple[float, float]:
+        values = np.ravel(self.temperature)
+        numbers = values.dtype.kind in "iuf" and len(values) in (1, 2)
+        if not numbers or not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError(
+                "The 'temperature' parameter must be one positive number, or a pair of them, the "
+                f"first and the last; got {self.temperature!r}."
+            )
+        return float(values[0]), float(values[-1])
+
+    def _obstacle_to_exact(self) -> str | None:
+        if "cauchy" in (self.prior, self._posterior()):
+            return f"prior={self.prior!r} with posterior_family={self.posterior_family!r}"
+        return super()._obstacle_to_exact()
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        self._temperatures()
+        self._check_posterior()
+        spikes = self.prior == "spike_slab"
+        if spikes and self.gradient in SCORE_GRADIENTS and self.objective != "elbo":
+            raise ValueError(
+                f"gradient={self.gradient!r} estimates the gradient of the ELBO; with objective="
+                f"{self.objective!r} use gradient='straight_through' or 'gumbel_softmax'."
+            )
+        if self.gradient_of_bound == "dreg" and spikes:
+            raise ValueError(
+                "gradient_of_bound='dreg' needs draws without an atom at zero, which "
+                "prior='spike_slab' does not give; use gradient_of_bound='auto'."
+            )
+
+    def _check_posterior(self) -> None:
+        """Refuse pairs of prior and posterior whose KL or likelihood is infinite."""
+        posterior = self._posterior()
+        if (posterior == "spike_slab") != (self.prior == "spike_slab"):
+            raise ValueError(
+                f"posterior_family={posterior!r} does not go with prior={self.prior!r}: one has "
+                "an atom at zero and the other has not. Use posterior_family='auto'."
+            )
+        if posterior != "cauchy":
+            return
+        if self.prior != "cauchy":
+            raise ValueError(
+                f"posterior_family='cauchy' has an infinite KL from prior={self.prior!r}, whose "
+                "tails are lighter; use prior='cauchy', or posterior_family='auto'."
+            )
+        unbounded = self.likelihood == "bernoulli" or self._activation() == "identity"
+        if unbounded and isinstance(self.decoder, str):
+            raise ValueError(
+                "A Cauchy posterior with an unbounded decoder has an ELBO of minus infinity: its "
+                "codes have no mean. Use output_activation='sigmoid' or 'tanh' with "
+                "likelihood='gaussian', a decoder of your own with bounded output, or "
+                "posterior_family='gaussian'."
+            )
