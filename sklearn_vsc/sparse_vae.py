@@ -187,7 +187,7 @@ class SparseVAE(NeuralSparseCoder):
     n_features_in_ : int
         Number of features seen during ``fit``.
 
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features, where X has names that are all strings.
 
     See Also
@@ -254,6 +254,7 @@ class SparseVAE(NeuralSparseCoder):
         output_activation: str = "auto",
         hidden_layer_sizes: int | Sequence[int] = (512,),
         decoder_penalty: float = 0.0,
+        n_refine: int | str = "auto",
         transform_method: str = "map",
         score_method: str = "elbo",
         score_draws: int = 64,
@@ -290,6 +291,7 @@ class SparseVAE(NeuralSparseCoder):
         self.output_activation = output_activation
         self.hidden_layer_sizes = hidden_layer_sizes
         self.decoder_penalty = decoder_penalty
+        self.n_refine = n_refine
         self.transform_method = transform_method
         self.score_method = score_method
         self.score_draws = score_draws

@@ -278,6 +278,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         output_activation: str = "auto",
         hidden_layer_sizes: int | Sequence[int] = (512,),
         decoder_penalty: float = 0.0,
+        n_refine: int | str = "auto",
         transform_method: str = "map",
         score_method: str = "elbo",
         score_draws: int = 64,
@@ -316,6 +317,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         self.output_activation = output_activation
         self.hidden_layer_sizes = hidden_layer_sizes
         self.decoder_penalty = decoder_penalty
+        self.n_refine = n_refine
         self.transform_method = transform_method
         self.score_method = score_method
         self.score_draws = score_draws
