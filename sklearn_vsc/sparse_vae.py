@@ -102,6 +102,13 @@ class SparseVAE(NeuralSparseCoder):
     decoder_penalty : float, default=0.0
         Weight, in nats a row, of the squared Frobenius norm of the decoder's weights.
 
+    n_refine : int or 'auto', default='auto'
+        Sweeps of coordinate ascent that refine the encoder's posterior of each row, in
+        training as well as afterwards; each raises the ELBO of the row. They need a linear
+        decoder, a Gaussian likelihood and codes with gates of their own: a spike and
+        slab. 'auto': 10
+        where they apply, else 0.
+
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
         The code that ``transform`` returns. 'map': for a spike and slab the slab's location
         where the code is more likely non-zero than zero, else zero; for the other posteriors,

@@ -105,6 +105,13 @@ class ThresholdedVSC(NeuralSparseCoder):
     decoder_penalty : float, default=0.0
         Weight, in nats a row, of the squared Frobenius norm of the decoder's weights.
 
+    n_refine : int or 'auto', default='auto'
+        Sweeps of coordinate ascent that refine the encoder's posterior of each row, in
+        training as well as afterwards; each raises the ELBO of the row. They need a linear
+        decoder, a Gaussian likelihood and codes with gates of their own: a Laplace base
+        with Gamma thresholds. 'auto': 10
+        where they apply, else 0.
+
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
         The code that ``transform`` returns. 'map', the sparse point estimate: with Gamma
         thresholds the posterior's location where the code is more likely non-zero than zero;

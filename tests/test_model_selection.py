@@ -76,7 +76,7 @@ def test_grid_search_of_a_classifier_on_codes():
             {"n_components": 12},
         ),
         (
-            ThresholdedVSC(12, max_iter=40, **TRAINING),
+            ThresholdedVSC(12, max_iter=40, n_refine=0, **TRAINING),
             {"kl": ["thresholded", "base"], "kl_weight": [1.0, 100.0]},
             {"kl": "thresholded", "kl_weight": 1.0},
         ),
