@@ -46,6 +46,7 @@ class AmortisedCoder(BaseSparseCoder):
     device: str
     random_state: int | np.random.RandomState | None
     n_draws: int
+    n_refine: int
     transform_method: str
     score_method: str
     score_draws: int
@@ -90,6 +91,16 @@ class AmortisedCoder(BaseSparseCoder):
         noise = [_prefix_noise(posterior.row(i), n_draws, g) for i, g in enumerate(generators)]
         return posterior.rsample(Noise.concatenate(noise))
 
+    def _n_sweeps(self, model: LatentVariableModel) -> int:
+        """Sweeps of coordinate ascent, or an error where this model has none."""
+        if self.n_refine and not model.can_refine:
+            raise ValueError(
+                f"n_refine={self.n_refine} needs a linear decoder, a Gaussian likelihood and codes "
+                "that are zero with a probability of their own (a spike and slab, or a Laplace "
+                "base with threshold_prior='gamma'); use n_refine=0."
+            )
+        return self.n_refine
+
     def _evaluated(self, X: ArrayLike) -> tuple[NDArray, torch.device]:
         X = self._validate_rows(X, reset=False)
         self._check_likelihood(X)
@@ -118,7 +129,7 @@ class AmortisedCoder(BaseSparseCoder):
         X, device = self._evaluated(X)
         rule = {
             "map": self._map_codes,
-            "mean": lambda model, rows, _: model.posterior(rows).mean,
+            "mean": lambda model, rows, _: model.infer(rows, self._n_sweeps(model)).mean,
             "sample": lambda model, rows, raw: self._drawn(model, rows, raw, 1)[:, 0],
             "max_elbo": self._best_codes,
         }[self.transform_method]
@@ -126,17 +137,19 @@ class AmortisedCoder(BaseSparseCoder):
         return self._evaluate(X, device, rule, n_draws)
 
     def _map_codes(self, model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
-        return model.posterior(rows).mode()
+        return model.infer(rows, self._n_sweeps(model)).mode()
 
     def _drawn(
         self, model: LatentVariableModel, rows: Tensor, raw: NDArray, n_draws: int
     ) -> Tensor:
         """Draws of the code, rows first."""
-        return self._draws(model.posterior(rows), raw, n_draws).code.transpose(0, 1)
+        return self._draws(model.infer(rows, self._n_sweeps(model)), raw, n_draws).code.transpose(
+            0, 1
+        )
 
     def _best_codes(self, model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
         """Of ``n_draws`` seeded draws the one with the highest ELBO."""
-        posterior = model.posterior(rows)
+        posterior = model.infer(rows, self._n_sweeps(model))
         draws = self._draws(posterior, raw, self.n_draws)
         weights = model.log_weights(rows, posterior, draws, exact_ratio=False)
         best = weights.argmax(0)
@@ -186,7 +199,7 @@ class AmortisedCoder(BaseSparseCoder):
         X, device = self._evaluated(X)
 
         def moments(model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
-            q = model.posterior(rows)
+            q = model.infer(rows, self._n_sweeps(model))
             return torch.stack([q.mean, q.variance.clamp_min(0).sqrt(), q.inclusion], dim=1)
 
         found = self._evaluate(X, device, moments)
@@ -241,7 +254,7 @@ class AmortisedCoder(BaseSparseCoder):
         return bound.astype(X.dtype, copy=False)
 
     def _row_bounds(self, model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
-        posterior = model.posterior(rows)
+        posterior = model.infer(rows, self._n_sweeps(model))
         closed = model.has_closed_likelihood and model.family.has_closed_kl
         if self.score_method == "elbo" and closed:
             return model.expected_log_likelihood(rows, posterior) - posterior.kl().sum(-1)

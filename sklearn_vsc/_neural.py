@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -53,6 +54,7 @@ class NeuralSparseCoder(ModelBuilder):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "transform_method": [StrOptions({"map", "mean", "max_elbo", "sample"})],
         "score_method": [StrOptions({"elbo", "iwae"})],
+        "n_refine": [Interval(Integral, 0, None, closed="left")],
         "score_draws": [Interval(Integral, 1, None, closed="left")],
         "kl_warmup": [Interval(Real, 0, 1, closed="both")],
         "decoder_penalty": [Interval(Real, 0, None, closed="left")],
@@ -191,7 +193,7 @@ class NeuralSparseCoder(ModelBuilder):
         batch_size = min(128, len(X)) if self.batch_size == "auto" else self.batch_size
         first, last = self._temperatures()
         options = TrainingOptions(
-            objective=self._make_objective(),
+            objective=replace(self._make_objective(), n_refine=self._n_sweeps(self.module_)),
             temperature=(first if schedule else last, last),
             decoder_penalty=self.decoder_penalty,
             kl_warmup=self.kl_warmup if schedule else 0.0,
@@ -281,7 +283,7 @@ class NeuralSparseCoder(ModelBuilder):
         """Noise variance that maximises the ELBO of the training rows, all else held."""
 
         def squared_error(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
-            posterior = model.posterior(rows)
+            posterior = model.infer(rows, self._n_sweeps(model))
             if model.has_closed_likelihood:
                 return model.expected_squared_error(rows, posterior)
             draws = self._draws(posterior, raw, self.n_draws)

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .gate_gradients import NVILBaseline
-from .latents import Draws, LatentFamily, LatentPosterior
+from .latents import Draws, LatentFamily, LatentPosterior, SpikeSlabPosterior
 from .likelihoods import GaussianLikelihood, Likelihood
 from .networks import LinearDecoder
 from .networks._init import linear_layer
+from .solvers.coordinate_ascent import SlabPrior, refine
 
 
 class Heads(nn.Module):
@@ -65,6 +66,33 @@ class LatentVariableModel(nn.Module):
     def posterior(self, x: Tensor) -> LatentPosterior:
         """Posterior of each row."""
         return self.family.posterior(self.heads(self.encoder(x)))
+
+    @property
+    def can_refine(self) -> bool:
+        """Whether coordinate ascent applies: a linear decoder, Gaussian noise and free gates."""
+        return self.has_closed_likelihood and self.family.as_spike_slab() is not None
+
+    def refine(self, x: Tensor, posterior: LatentPosterior, n_sweeps: int) -> LatentPosterior:
+        """Raise the ELBO of each row by sweeps of coordinate ascent; no gradient passes."""
+        assert isinstance(self.decoder, LinearDecoder)
+        assert isinstance(self.likelihood, GaussianLikelihood)
+        with torch.no_grad():
+            start, atoms = posterior.as_spike_slab(), self.decoder.weight
+            family = start.family
+            loc, scale, logit = refine(
+                (x - self.decoder.bias) @ atoms.T,
+                atoms @ atoms.T,
+                float(self.likelihood.noise_variance),
+                SlabPrior(family.slab_name, family.prior_scale, family.prior_logit),
+                (start.loc, start.scale, start.logit),
+                n_sweeps,
+            )
+        return SpikeSlabPosterior(family, loc, scale, logit)
+
+    def infer(self, x: Tensor, n_refine: int) -> LatentPosterior:
+        """Posterior of each row: the encoder's, refined."""
+        posterior = self.posterior(x)
+        return self.refine(x, posterior, n_refine) if n_refine else posterior
 
     def decode(self, code: Tensor) -> Tensor:
         """Mean of p(x given z)."""

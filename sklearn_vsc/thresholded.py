@@ -105,6 +105,13 @@ class ThresholdedVSC(NeuralSparseCoder):
     decoder_penalty : float, default=0.0
         Weight, in nats a row, of the squared Frobenius norm of the decoder's weights.
 
+    n_refine : int, default=0
+        Sweeps of coordinate ascent that refine the encoder's posterior of each row: no sweep
+        lowers the ELBO of any row. With the exact gradient the decoder learns from refined
+        posteriors. For a Laplace
+        base with Gamma thresholds, a linear decoder and a Gaussian
+        likelihood; ten cost about as much as a lasso solve and gain much.
+
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
         The code that ``transform`` returns. 'map', the sparse point estimate: with Gamma
         thresholds the posterior's location where the code is more likely non-zero than zero;
@@ -278,6 +285,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         output_activation: str = "auto",
         hidden_layer_sizes: int | Sequence[int] = (512,),
         decoder_penalty: float = 0.0,
+        n_refine: int = 0,
         transform_method: str = "map",
         score_method: str = "elbo",
         score_draws: int = 64,
@@ -316,6 +324,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         self.output_activation = output_activation
         self.hidden_layer_sizes = hidden_layer_sizes
         self.decoder_penalty = decoder_penalty
+        self.n_refine = n_refine
         self.transform_method = transform_method
         self.score_method = score_method
         self.score_draws = score_draws

@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .spike_slab import SpikeSlab, SpikeSlabPosterior
 
 # Heads move a scale at most this far, in log units, below and above the prior's. A posterior
 # much wider than its prior is a step gone wrong, so there the bound is tight.
@@ -100,6 +104,10 @@ class LatentPosterior(ABC):
     def log_ratio(self, draws: Draws) -> Tensor:
         """Return log p(z) - log q(z given x) at the draws, in nats."""
 
+    def as_spike_slab(self) -> SpikeSlabPosterior:
+        """Return the same law with gate, location and scale as its parameters."""
+        raise NotImplementedError(f"{type(self).__name__} is no spike and slab with free gates.")
+
     def training_kl(self, draws: Draws | None = None) -> Tensor:
         """KL term of the training objective; ``kl`` unless the family is told otherwise."""
         return self.kl(draws)
@@ -126,6 +134,10 @@ class LatentFamily(ABC):
     def has_closed_kl(self) -> bool:
         """Whether the KL needs no draws."""
         return True
+
+    def as_spike_slab(self) -> SpikeSlab | None:
+        """Return the spike and slab that this prior is, if it is one with free gates."""
+        return None
 
     @abstractmethod
     def posterior(self, heads: Tensor) -> LatentPosterior:

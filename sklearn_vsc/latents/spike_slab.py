@@ -43,6 +43,7 @@ class SpikeSlab(LatentFamily):
         density: float = 0.1,
         gradient: str = "gumbel_softmax",
     ) -> None:
+        self.slab_name = slab
         self.slab = SLABS[slab]
         self.prior_scale = prior_scale
         self.density = density
@@ -68,6 +69,10 @@ class SpikeSlab(LatentFamily):
             bounded_exp(heads[:, 1], self.prior_scale),
             self.prior_logit + shift,
         )
+
+    def as_spike_slab(self) -> SpikeSlab:
+        """Return the family itself."""
+        return self
 
     def slab_prior(self, like: Tensor) -> distributions.Distribution:
         """Prior of a code that is on."""
@@ -108,6 +113,10 @@ class SpikeSlabPosterior(LatentPosterior):
         """Return the posterior of one row, as a batch of one."""
         cut = slice(index, index + 1)
         return SpikeSlabPosterior(self.family, self.loc[cut], self.scale[cut], self.logit[cut])
+
+    def as_spike_slab(self) -> SpikeSlabPosterior:
+        """Return the posterior itself."""
+        return self
 
     @property
     def inclusion(self) -> Tensor:

@@ -24,6 +24,7 @@ from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp
 from .gamma import gamma_kl, gamma_log_prob, half_normal_rule, sample_gamma
 from .gaussian import Gaussian
 from .laplace import Laplace
+from .spike_slab import SpikeSlab, SpikeSlabPosterior
 
 BASES: dict[str, type[Laplace] | type[Gaussian]] = {"laplace": Laplace, "gaussian": Gaussian}
 
@@ -85,6 +86,12 @@ class Thresholded(LatentFamily):
     def has_closed_kl(self) -> bool:
         """Whether thresholds are fixed, or integrated out in closed form."""
         return self.gamma_shape is None or self.base is Laplace
+
+    def as_spike_slab(self) -> SpikeSlab | None:
+        """With a Gamma threshold integrated out: inclusion, location and scale are then free."""
+        if self.gamma_shape is None or not self.has_closed_kl:
+            return None
+        return SpikeSlab("laplace", prior_scale=self.prior_scale, density=self.prior_inclusion)
 
     def gamma_rate(self) -> float:
         """Rate of the Gamma prior, whose mean is the threshold."""
@@ -185,6 +192,13 @@ class ThresholdedPosterior(LatentPosterior):
         if not self.family.has_closed_kl:
             return self._gamma_gaussian_moments()[0]
         return self.family.base.log_activity(self.scale, self.threshold)[0].exp()
+
+    def as_spike_slab(self) -> SpikeSlabPosterior:
+        """Return the same law with its threshold integrated out."""
+        family = self.family.as_spike_slab()
+        assert family is not None
+        log_on, log_off = self.family.base.log_activity(self.scale, self.threshold)
+        return SpikeSlabPosterior(family, self.loc, self.scale, log_on - log_off)
 
     @property
     def mean(self) -> Tensor:
