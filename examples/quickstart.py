@@ -40,7 +40,12 @@ def estimators():
             N_COMPONENTS, alpha=ALPHA, max_iter=10, random_state=0
         ),
         "ThresholdedVSC": ThresholdedVSC(
-            N_COMPONENTS, prior="laplace", max_iter=40, random_state=0, verbose=sys.stderr.isatty()
+            N_COMPONENTS,
+            prior="laplace",
+            n_refine=10,
+            max_iter=10,
+            random_state=0,
+            verbose=sys.stderr.isatty(),
         ),
     }
 

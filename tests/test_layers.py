@@ -19,12 +19,15 @@ FLOORS = {
     "solvers": {"solvers"},
     "bounds": set(),
     "gate_gradients": {"networks"},
-    "model": {"gate_gradients", "latents", "likelihoods", "networks"},
+    "model": {"gate_gradients", "latents", "likelihoods", "networks", "solvers"},
     "objectives": {"bounds", "gate_gradients", "latents", "model"},
     "training": {"latents", "model", "networks", "objectives"},
 }
 NUMERICS = {"numpy", "scipy", "torch"}
-LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {"training": NUMERICS | {"skorch", "tqdm"}}
+LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {
+    "solvers": NUMERICS | {"numba"},
+    "training": NUMERICS | {"skorch", "tqdm"},
+}
 
 ESTIMATORS = {
     getattr(sklearn_vsc, name).__module__.removeprefix("sklearn_vsc.")

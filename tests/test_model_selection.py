@@ -32,6 +32,7 @@ ESTIMATORS = {
 each = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 
 
+@pytest.mark.slow
 def test_grid_search_of_a_classifier_on_codes():
     coder = ThresholdedVSC(32, max_iter=40, transform_method="mean", **TRAINING)
     pipeline = Pipeline(
@@ -147,6 +148,7 @@ json.dump(found, sys.stdout, default=int)
 """
 
 
+@pytest.mark.slow
 def test_two_jobs_share_the_cores():
     # In a process of its own: a limit on threads, as tests are run with, would hide the matter.
     limits = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

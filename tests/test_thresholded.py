@@ -73,6 +73,7 @@ def test_sklearn_checks(estimator, check):
     check(estimator)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*SCIPY_ARRAY_API")
 def test_default_passes_check_estimator():
     results = check_estimator(ThresholdedVSC(), on_skip=None)
@@ -513,6 +514,7 @@ def test_coins(params):
 # ------------------------------------------------------------------------------ learning
 
 
+@pytest.mark.slow
 def test_recovers_a_known_dictionary():
     X, atoms, codes = make_sparse_coded(3000, 10, 20, density=0.15, noise=0.02, random_state=0)
     models = [vsc(10, density=0.15, max_iter=60, random_state=seed).fit(X) for seed in range(3)]

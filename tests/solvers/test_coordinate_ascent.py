@@ -32,8 +32,14 @@ def _refine(rows, atoms, family, q, n_sweeps, tol=0.0):
     return SpikeSlabPosterior(family, *found)
 
 
+def _likelihood(dtype):
+    likelihood = GaussianLikelihood(NOISE, learned=False).to(dtype)
+    likelihood.set_noise_variance(NOISE)  # not rounded to float32
+    return likelihood
+
+
 def _elbo(rows, atoms, q):
-    likelihood = GaussianLikelihood(NOISE, learned=False).to(rows.dtype)
+    likelihood = _likelihood(rows.dtype)
     error = (rows - q.mean @ atoms).square().sum(1) + q.variance @ atoms.square().sum(1)
     return (likelihood.log_prob_of_error(error, rows.shape[1]) - q.kl().sum(1)).detach()
 
@@ -57,7 +63,7 @@ def test_its_end_is_stationary(slab):
     q = _refine(rows, atoms, family, q, 20_000)
     parameters = [p.clone().requires_grad_() for p in (q.loc, q.scale, q.logit)]
     free = SpikeSlabPosterior(family, *parameters)
-    likelihood = GaussianLikelihood(NOISE, learned=False).double()
+    likelihood = _likelihood(torch.float64)
     error = (rows - free.mean @ atoms).square().sum(1)
     error = error + free.variance @ atoms.square().sum(1)
     bound = likelihood.log_prob_of_error(error, rows.shape[1]) - free.kl().sum(1)

@@ -1,0 +1,71 @@
+"""Refined posteriors through the estimators: `n_refine`."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+
+from sklearn_vsc import SparseVAE, ThresholdedVSC
+
+X = load_digits().data[:500]
+TRAINING = {"n_components": 24, "max_iter": 30, "random_state": 0}
+
+
+@pytest.fixture(
+    params=[
+        ThresholdedVSC(**TRAINING),
+        SparseVAE(prior="spike_slab", decoder="linear", **TRAINING),
+        SparseVAE(prior="spike_slab", slab="laplace", decoder="linear", **TRAINING),
+    ],
+    ids=["thresholded", "gaussian_slab", "laplace_slab"],
+    scope="module",
+)
+def plain(request):
+    """An estimator fitted without refinement."""
+    return clone(request.param).fit(X[:400])
+
+
+def test_more_sweeps_raise_the_score_of_every_row(plain):
+    model = copy.deepcopy(plain)
+    bounds = [model.set_params(n_refine=n).score_samples(X[400:]) for n in (0, 1, 3, 10)]
+    for fewer, more in pairwise(bounds):
+        assert (more >= fewer - 1e-8 * np.abs(fewer)).all()
+    assert bounds[-1].mean() > bounds[0].mean() + 1
+
+
+def test_training_with_refinement_gives_a_better_model(plain):
+    refined = clone(plain).set_params(n_refine=5).fit(X[:400])
+    assert refined.score(X[400:]) > plain.score(X[400:]) + 2
+    code = refined.transform(X[400:])
+    assert 0.02 < np.mean(code != 0) < 0.6
+    error = np.sum((X[400:] - refined.inverse_transform(code)) ** 2)
+    plain_error = np.sum((X[400:] - plain.inverse_transform(plain.transform(X[400:]))) ** 2)
+    assert error < plain_error
+
+
+def test_codes_posterior_and_draws_are_of_the_refined_law():
+    model = ThresholdedVSC(n_refine=4, **TRAINING).fit(X[:200])
+    rows = X[200:230]
+    q = model.posterior(rows)
+    code = model.transform(rows)
+    assert ((code != 0) == (q.inclusion > 0.5)).all()
+    draws = model.sample_posterior(rows, 400)
+    assert_allclose((draws != 0).mean(0), q.inclusion, atol=0.12)
+    assert_allclose(model.transform(rows[3:5]), code[3:5], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ThresholdedVSC(threshold_prior=None, n_refine=2, max_iter=1),
+        ThresholdedVSC(decoder="mlp", n_refine=2, max_iter=1),
+        SparseVAE(prior="laplace", decoder="linear", n_refine=2, max_iter=1),
+    ],
+)
+def test_models_without_free_gates_say_so(model):
+    with pytest.raises(ValueError, match="n_refine=2 needs a linear decoder"):
+        model.fit(X[:50])
