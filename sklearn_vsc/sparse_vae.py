@@ -106,9 +106,7 @@ class SparseVAE(NeuralSparseCoder):
     n_refine : int, default=0
         Sweeps of coordinate ascent that refine the encoder's posterior of each row: no sweep
         lowers the ELBO of any row. With the exact gradient the decoder learns from refined
-        posteriors. For a spike
-        and slab, a linear decoder and a Gaussian
-        likelihood; ten cost about as much as a lasso solve and gain much.
+        posteriors. For a spike and slab, a linear decoder and a Gaussian likelihood.
 
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
         The code that ``transform`` returns. 'map': for a spike and slab the slab's location
