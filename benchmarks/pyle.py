@@ -19,7 +19,7 @@ are drawn of these and of ``components_``, the linear dictionary of the codes; c
 use are left blank.
 
 All decoders are MLPs that end in a sigmoid, without which a Cauchy posterior has no bound. Data lie
-in [0, 1]. Besides the tables, pictures go to --output. Takes about five minutes on one core.
+in [0, 1]. Besides the tables, pictures go to --output. Takes about two minutes on one core.
 
     python benchmarks/pyle.py [--output pyle] [--fashion-mnist FOLDER] [--epochs 1.0]
 
@@ -169,7 +169,8 @@ def measure(task, model):
     kl = code_kl(model, task.test)
     used = kl.mean(axis=0) > LEAST_KL
     strongest = np.mean(kl.max(axis=1) / kl.sum(axis=1))
-    sharpness = kurtosis(latent_features(task, model)[used], axis=1, fisher=False).mean()
+    features = latent_features(task, model)[used]
+    sharpness = kurtosis(features, axis=1, fisher=False).mean() if used.any() else np.nan
     accuracy = "-"
     if task.labels is not None:
         neighbours = KNeighborsClassifier(10)
@@ -210,14 +211,11 @@ def draw_spread(task, models, path):
         above.set_xlim(low[0] - margin[0], high[0] + margin[0])
         above.set_ylim(low[1] - margin[1], high[1] + margin[1])
         above.set_title(model.prior)
-        first, second = (np.linspace(a, b, 10) for a, b in zip(low, high, strict=True))
+        first, second = (np.linspace(a, b, 8) for a, b in zip(low, high, strict=True))
         grid = np.stack(np.meshgrid(first, second[::-1]), axis=-1).reshape(-1, 2)
-        pictures = model.inverse_transform(grid.astype(np.float32)).reshape(10, 10, side, side)
-        below.imshow(
-            pictures.transpose(0, 2, 1, 3).reshape(10 * side, 10 * side),
-            cmap="gray",
-            interpolation="nearest",
-        )
+        pictures = model.inverse_transform(grid.astype(np.float32)).reshape(8, 8, side, side)
+        picture = pictures.transpose(0, 2, 1, 3).reshape(8 * side, 8 * side)
+        below.imshow(picture, cmap="gray")
         below.set_axis_off()
     save(figure, path)
 

@@ -42,8 +42,8 @@ def estimators():
         "ThresholdedVSC": ThresholdedVSC(
             N_COMPONENTS,
             prior="laplace",
-            n_refine=10,
-            max_iter=10,
+            n_refine=5,
+            max_iter=6,
             random_state=0,
             verbose=sys.stderr.isatty(),
         ),
