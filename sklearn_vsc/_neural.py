@@ -202,7 +202,6 @@ class NeuralSparseCoder(ModelBuilder):
             batch_size=min(batch_size, len(X)),
             learning_rate=self.learning_rate_init,
             schedule=schedule,
-            early_stopping=self.early_stopping and X_valid is not None,
             n_iter_no_change=self.n_iter_no_change,
             tol=self.tol,
             verbose=int(self.verbose),

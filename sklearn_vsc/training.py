@@ -47,7 +47,6 @@ class TrainingOptions:
     batch_size: int = 128
     learning_rate: float = 1e-3
     schedule: bool = True
-    early_stopping: bool = False
     n_iter_no_change: int = 10
     tol: float = 1e-4
     verbose: int = 0
