@@ -94,7 +94,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
     together = _refine(rows, atoms, family, q, 7)
     for i in (0, 17, 59):
         alone = _refine(rows[i : i + 1], atoms, family, q.row(i), 7)
-        assert_allclose(alone.mean[0], together.mean[i], rtol=1e-9, atol=1e-12)
+        # Matrix products of one row and of sixty round differently, and sweeps carry that on.
+        assert_allclose(alone.mean[0], together.mean[i], rtol=1e-6, atol=1e-8)
 
 
 def test_a_gamma_threshold_is_the_same_spike_and_slab():
