@@ -137,7 +137,7 @@ class AmortisedCoder(BaseSparseCoder):
         return self._evaluate(X, device, rule, n_draws)
 
     def _map_codes(self, model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
-        return model.infer(rows, self._n_sweeps(model)).mode()
+        return model.sparse_code(rows, self._n_sweeps(model))
 
     def _drawn(
         self, model: LatentVariableModel, rows: Tensor, raw: NDArray, n_draws: int

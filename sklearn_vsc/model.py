@@ -10,7 +10,7 @@ from .latents import Draws, LatentFamily, LatentPosterior, SpikeSlabPosterior
 from .likelihoods import GaussianLikelihood, Likelihood
 from .networks import LinearDecoder
 from .networks._init import linear_layer
-from .solvers.coordinate_ascent import SlabPrior, refine
+from .solvers.coordinate_ascent import SlabPrior, refine, refit
 
 
 class Heads(nn.Module):
@@ -74,25 +74,32 @@ class LatentVariableModel(nn.Module):
 
     def refine(self, x: Tensor, posterior: LatentPosterior, n_sweeps: int) -> LatentPosterior:
         """Raise the ELBO of each row by sweeps of coordinate ascent; no gradient passes."""
+        start = posterior.as_spike_slab()
+        parameters = (start.loc, start.scale, start.logit)
+        with torch.no_grad():
+            found = refine(*self._quadratic_fit(x), _prior(start), parameters, n_sweeps)
+        return SpikeSlabPosterior(start.family, *found)
+
+    def _quadratic_fit(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Correlations of rows and atoms, Gram matrix of the atoms, noise variance."""
         assert isinstance(self.decoder, LinearDecoder)
         assert isinstance(self.likelihood, GaussianLikelihood)
-        with torch.no_grad():
-            start, atoms = posterior.as_spike_slab(), self.decoder.weight
-            family = start.family
-            loc, scale, logit = refine(
-                (x - self.decoder.bias) @ atoms.T,
-                atoms @ atoms.T,
-                float(self.likelihood.noise_variance),
-                SlabPrior(family.slab_name, family.prior_scale, family.prior_logit),
-                (start.loc, start.scale, start.logit),
-                n_sweeps,
-            )
-        return SpikeSlabPosterior(family, loc, scale, logit)
+        atoms = self.decoder.weight
+        noise_variance = float(self.likelihood.noise_variance)
+        return (x - self.decoder.bias) @ atoms.T, atoms @ atoms.T, noise_variance
 
     def infer(self, x: Tensor, n_refine: int) -> LatentPosterior:
         """Posterior of each row: the encoder's, refined."""
         posterior = self.posterior(x)
         return self.refine(x, posterior, n_refine) if n_refine else posterior
+
+    def sparse_code(self, x: Tensor, n_refine: int) -> Tensor:
+        """Sparse point estimate of each row: the posterior's, refitted where it is refined."""
+        posterior = self.infer(x, n_refine)
+        if not n_refine:
+            return posterior.mode()
+        q = posterior.as_spike_slab()
+        return refit(*self._quadratic_fit(x), _prior(q), (q.loc, q.scale, q.logit))
 
     def decode(self, code: Tensor) -> Tensor:
         """Mean of p(x given z)."""
@@ -133,3 +140,8 @@ class LatentVariableModel(nn.Module):
         if exact_ratio:
             return log_likelihood + posterior.log_ratio(draws).sum(-1)
         return log_likelihood - posterior.kl(draws).sum(-1)
+
+
+def _prior(posterior: SpikeSlabPosterior) -> SlabPrior:
+    family = posterior.family
+    return SlabPrior(family.slab_name, family.prior_scale, family.prior_logit)

@@ -5,11 +5,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
+from sklearn_vsc.objectives import Objective, training_bound
 
 X = load_digits().data[:500]
 TRAINING = {"n_components": 24, "max_iter": 30, "random_state": 0}
@@ -69,3 +71,23 @@ def test_codes_posterior_and_draws_are_of_the_refined_law():
 def test_models_without_free_gates_say_so(model):
     with pytest.raises(ValueError, match="n_refine=2 needs a linear decoder"):
         model.fit(X[:50])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [ThresholdedVSC(**TRAINING), SparseVAE(prior="spike_slab", decoder="linear", **TRAINING)],
+    ids=["thresholded", "spike_slab"],
+)
+def test_the_encoder_learns_from_its_own_bound(model):
+    """Refinement leaves the encoder's gradient as it is, that of its gates included."""
+    model = clone(model).set_params(max_iter=30).fit(X[:200])
+    module, rows = model.module_.float(), torch.randn(20, 64, generator=torch.Generator())
+    encoder = [*module.encoder.parameters(), *module.heads.parameters()]
+    slopes = []
+    for n_refine in (0, 3):
+        objective = Objective("exact", n_refine=n_refine)
+        bound = training_bound(module, rows, objective, torch.Generator(), kl_weight=1.0)
+        slopes.append(torch.autograd.grad(bound.sum(), encoder))
+    for alone, refined in zip(*slopes, strict=True):
+        assert alone.abs().max() > 0
+        assert_allclose(refined, alone, rtol=1e-5, atol=1e-6)

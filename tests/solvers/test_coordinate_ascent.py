@@ -107,3 +107,11 @@ def test_a_gamma_threshold_is_the_same_spike_and_slab():
     assert_allclose(same.mean, q.mean, rtol=1e-10)
     assert_allclose(same.variance, q.variance, rtol=1e-10)
     assert_allclose(same.kl(), q.kl(), rtol=1e-9)
+
+
+def test_a_coarse_tolerance_costs_little():
+    for slab in ("gaussian", "laplace"):
+        rows, atoms, family, q = _problem(slab)
+        exact = _elbo(rows, atoms, _refine(rows, atoms, family, q, 10, tol=0.0))
+        coarse = _elbo(rows, atoms, _refine(rows, atoms, family, q, 10, tol=0.05))
+        assert (exact - coarse).mean() < 0.05
