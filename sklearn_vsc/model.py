@@ -10,6 +10,7 @@ from .latents import Draws, LatentFamily, LatentPosterior, SpikeSlabPosterior
 from .likelihoods import GaussianLikelihood, Likelihood
 from .networks import LinearDecoder
 from .networks._init import linear_layer
+from .solvers.collapsed import log_evidence
 from .solvers.coordinate_ascent import SlabPrior, refine
 
 
@@ -133,3 +134,27 @@ class LatentVariableModel(nn.Module):
         if exact_ratio:
             return log_likelihood + posterior.log_ratio(draws).sum(-1)
         return log_likelihood - posterior.kl(draws).sum(-1)
+
+    @property
+    def can_collapse(self) -> bool:
+        """Whether slabs integrate out given the gates: `can_refine`, and the slab is Gaussian."""
+        family = self.family.as_spike_slab()
+        return self.has_closed_likelihood and family is not None and family.slab_name == "gaussian"
+
+    def collapsed_log_weights(self, x: Tensor, posterior: LatentPosterior, draws: Draws) -> Tensor:
+        """Log p(x, S) - log q(S given x) of drawn supports S, (n_draws, n), nats, for scoring.
+
+        S says which codes are not zero; their values are integrated out. No gradient passes.
+        """
+        assert isinstance(self.decoder, LinearDecoder)
+        assert isinstance(self.likelihood, GaussianLikelihood)
+        with torch.no_grad():
+            gates = posterior.as_spike_slab()
+            log_likelihood = log_evidence(
+                x - self.decoder.bias,
+                self.decoder.weight,
+                float(self.likelihood.noise_variance),
+                gates.family.prior_scale,
+                draws.active,
+            )
+            return log_likelihood + gates.gate_log_ratio(draws).sum(-1)

@@ -181,10 +181,14 @@ class SpikeSlabPosterior(LatentPosterior):
 
     def log_ratio(self, draws: Draws) -> Tensor:
         """Return log p(z) - log q(z given x), mixed measure, nats."""
-        prior_on = torch.full_like(self.logit, self.family.prior_logit)
-        off = logsigmoid(-prior_on) - logsigmoid(-self.logit)
-        on = logsigmoid(prior_on) - logsigmoid(self.logit)
         slab = self.family.slab_prior(self.loc).log_prob(draws.code) - self._slab.log_prob(
             draws.code
         )
-        return torch.where(draws.active, on + slab, off)
+        return self.gate_log_ratio(draws) + torch.where(draws.active, slab, 0)
+
+    def gate_log_ratio(self, draws: Draws) -> Tensor:
+        """Return log p(S) - log q(S given x) of the gates alone, nats."""
+        prior_on = torch.full_like(self.logit, self.family.prior_logit)
+        off = logsigmoid(-prior_on) - logsigmoid(-self.logit)
+        on = logsigmoid(prior_on) - logsigmoid(self.logit)
+        return torch.where(draws.active, on, off)
