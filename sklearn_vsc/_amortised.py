@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from numbers import Integral
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -100,6 +100,17 @@ class AmortisedCoder(BaseSparseCoder):
                 "base with threshold_prior='gamma'); use n_refine=0."
             )
         return self.n_refine
+
+    def _obstacle_to_collapsing(self) -> str | None:
+        """Name what keeps the slabs from being integrated out, if any."""
+        return type(self).__name__
+
+    def _refuse_to_collapse(self, obstacle: str) -> NoReturn:
+        raise ValueError(
+            f"score_method='collapsed_elbo' does not go with {obstacle}: it integrates a Gaussian "
+            "slab out, and needs prior='spike_slab' with slab='gaussian', decoder='linear', "
+            "likelihood='gaussian' and no output activation. Use score_method='elbo' or 'iwae'."
+        )
 
     def _evaluated(self, X: ArrayLike) -> tuple[NDArray, torch.device]:
         X = self._validate_rows(X, reset=False)
@@ -245,6 +256,8 @@ class AmortisedCoder(BaseSparseCoder):
             The ELBO with KL weight one, in closed form where family, decoder and likelihood
             allow it, else its unbiased estimate from ``score_draws`` seeded draws; with
             ``score_method='iwae'`` the importance-weighted bound of that many draws.
+            'collapsed_elbo', and 'iwae' where the model allows it, draw which codes are not
+            zero and integrate their values out.
         """
         X, device = self._evaluated(X)
         bound = self._evaluate(X, device, self._row_bounds, self.score_draws)
@@ -254,6 +267,8 @@ class AmortisedCoder(BaseSparseCoder):
         return bound.astype(X.dtype, copy=False)
 
     def _row_bounds(self, model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
+        if self.score_method == "collapsed_elbo" and not model.can_collapse:
+            self._refuse_to_collapse(self._obstacle_to_collapsing() or "the model as fitted")
         posterior = model.infer(rows, self._n_sweeps(model))
         closed = model.has_closed_likelihood and model.family.has_closed_kl
         if self.score_method == "elbo" and closed:
@@ -261,7 +276,10 @@ class AmortisedCoder(BaseSparseCoder):
         draws = self._draws(posterior, raw, self.score_draws)
         if self.score_method == "elbo":
             return bounds.elbo(model.log_weights(rows, posterior, draws, exact_ratio=False))
-        return bounds.iwae(model.log_weights(rows, posterior, draws, exact_ratio=True))
+        if not model.can_collapse:
+            return bounds.iwae(model.log_weights(rows, posterior, draws, exact_ratio=True))
+        log_weights = model.collapsed_log_weights(rows, posterior, draws)
+        return bounds.iwae(log_weights) if self.score_method == "iwae" else bounds.elbo(log_weights)
 
     def sample(self, n_samples: int = 1) -> NDArray:
         """Draw new rows: codes from the prior, decoded, with observation noise.

@@ -10,7 +10,8 @@ from .latents import Draws, LatentFamily, LatentPosterior, SpikeSlabPosterior
 from .likelihoods import GaussianLikelihood, Likelihood
 from .networks import LinearDecoder
 from .networks._init import linear_layer
-from .solvers.coordinate_ascent import SlabPrior, refine, refit
+from .solvers.collapsed import conditional_mean, log_evidence
+from .solvers.coordinate_ascent import SlabPrior, refine
 
 
 class Heads(nn.Module):
@@ -75,18 +76,21 @@ class LatentVariableModel(nn.Module):
     def refine(self, x: Tensor, posterior: LatentPosterior, n_sweeps: int) -> LatentPosterior:
         """Raise the ELBO of each row by sweeps of coordinate ascent; no gradient passes."""
         start = posterior.as_spike_slab()
-        parameters = (start.loc, start.scale, start.logit)
+        family, parameters = start.family, (start.loc, start.scale, start.logit)
+        prior = SlabPrior(family.slab_name, family.prior_scale, family.prior_logit)
+        rows, atoms, noise_variance = self._linear_model(x)
         with torch.no_grad():
-            found = refine(*self._quadratic_fit(x), _prior(start), parameters, n_sweeps)
-        return SpikeSlabPosterior(start.family, *found)
+            found = refine(
+                rows @ atoms.T, atoms @ atoms.T, noise_variance, prior, parameters, n_sweeps
+            )
+        return SpikeSlabPosterior(family, *found)
 
-    def _quadratic_fit(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Correlations of rows and atoms, Gram matrix of the atoms, noise variance."""
+    def _linear_model(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Rows less the intercept, atoms and noise variance, outside any graph."""
         assert isinstance(self.decoder, LinearDecoder)
         assert isinstance(self.likelihood, GaussianLikelihood)
-        atoms = self.decoder.weight
-        noise_variance = float(self.likelihood.noise_variance)
-        return (x - self.decoder.bias) @ atoms.T, atoms @ atoms.T, noise_variance
+        noise_variance = float(self.likelihood.noise_variance.detach())
+        return x - self.decoder.bias.detach(), self.decoder.weight.detach(), noise_variance
 
     def infer(self, x: Tensor, n_refine: int) -> LatentPosterior:
         """Posterior of each row: the encoder's, refined."""
@@ -94,12 +98,17 @@ class LatentVariableModel(nn.Module):
         return self.refine(x, posterior, n_refine) if n_refine else posterior
 
     def sparse_code(self, x: Tensor, n_refine: int) -> Tensor:
-        """Sparse point estimate of each row: the posterior's, refitted where it is refined."""
+        """Sparse point estimate of each row.
+
+        That of the encoder's posterior; of a refined one the support that it prefers, with the
+        best linear estimate of the coefficients given that support, which for a Gaussian slab
+        is their posterior mean.
+        """
         posterior = self.infer(x, n_refine)
         if not n_refine:
             return posterior.mode()
-        q = posterior.as_spike_slab()
-        return refit(*self._quadratic_fit(x), _prior(q), (q.loc, q.scale, q.logit))
+        family, support = posterior.as_spike_slab().family, posterior.inclusion > 0.5
+        return conditional_mean(*self._linear_model(x), family.slab_scale, support[None])[0]
 
     def decode(self, code: Tensor) -> Tensor:
         """Mean of p(x given z)."""
@@ -141,7 +150,17 @@ class LatentVariableModel(nn.Module):
             return log_likelihood + posterior.log_ratio(draws).sum(-1)
         return log_likelihood - posterior.kl(draws).sum(-1)
 
+    @property
+    def can_collapse(self) -> bool:
+        """Whether slabs integrate out given the gates: `can_refine`, and the slab is Gaussian."""
+        family = self.family.as_spike_slab()
+        return self.has_closed_likelihood and family is not None and family.slab_name == "gaussian"
 
-def _prior(posterior: SpikeSlabPosterior) -> SlabPrior:
-    family = posterior.family
-    return SlabPrior(family.slab_name, family.prior_scale, family.prior_logit)
+    def collapsed_log_weights(self, x: Tensor, posterior: LatentPosterior, draws: Draws) -> Tensor:
+        """Log p(x, S) - log q(S given x) of drawn supports S, (n_draws, n), nats, for scoring.
+
+        S says which codes are not zero; their values are integrated out. No gradient passes.
+        """
+        gates = posterior.as_spike_slab()
+        evidence = log_evidence(*self._linear_model(x), gates.family.slab_scale, draws.active)
+        return evidence + gates.gate_log_ratio(draws).sum(-1)

@@ -114,8 +114,12 @@ class SparseVAE(NeuralSparseCoder):
         which have no atom at zero, their location. 'mean': the posterior mean. 'max_elbo': of
         ``n_draws`` seeded draws the one with the highest ELBO. 'sample': one seeded draw.
 
-    score_method : {'elbo', 'iwae'}, default='elbo'
-        Bound that ``score`` and ``score_samples`` return.
+    score_method : {'elbo', 'collapsed_elbo', 'iwae'}, default='elbo'
+        Bound that ``score`` and ``score_samples`` return; on average each is at least as tight
+        as the one before. 'collapsed_elbo', for a spike and slab with a Gaussian slab, a
+        linear decoder and a Gaussian likelihood: the ELBO of the gates alone, the slabs
+        integrated out. 'iwae': the importance-weighted bound of ``score_draws`` draws, of
+        gates alone where 'collapsed_elbo' applies.
 
     score_draws : int, default=64
         Number of draws where the bound is not in closed form.
@@ -239,6 +243,7 @@ class SparseVAE(NeuralSparseCoder):
         "gradient": [StrOptions({"auto", "exact", *_RELAXED_GRADIENTS, *SCORE_GRADIENTS})],
         "temperature": [Interval(Real, 0, None, closed="neither"), "array-like"],
         "gradient_of_bound": [StrOptions({"auto", "standard", "dreg"})],
+        "score_method": [StrOptions({"elbo", "collapsed_elbo", "iwae"})],
     }
 
     def __init__(
@@ -364,8 +369,15 @@ class SparseVAE(NeuralSparseCoder):
             return f"prior={self.prior!r} with posterior_family={self.posterior_family!r}"
         return super()._obstacle_to_exact()
 
+    def _obstacle_to_collapsing(self) -> str | None:
+        if self.prior != "spike_slab":
+            return f"prior={self.prior!r}"
+        return f"slab={self.slab!r}" if self.slab != "gaussian" else self._obstacle_to_exact()
+
     def _check_parameters(self) -> None:
         super()._check_parameters()
+        if self.score_method == "collapsed_elbo" and (obstacle := self._obstacle_to_collapsing()):
+            self._refuse_to_collapse(obstacle)
         self._temperatures()
         self._check_posterior()
         spikes = self.prior == "spike_slab"

@@ -74,6 +74,12 @@ class SpikeSlab(LatentFamily):
         """Return the family itself."""
         return self
 
+    @cached_property
+    def slab_scale(self) -> float:
+        """Standard deviation under the prior of a code that is on."""
+        scale = torch.tensor(self.prior_scale, dtype=torch.float64)
+        return float(self.slab.variance(scale)) ** 0.5
+
     def slab_prior(self, like: Tensor) -> distributions.Distribution:
         """Prior of a code that is on."""
         scale = like.new_tensor(self.prior_scale)
@@ -96,8 +102,7 @@ class SpikeSlab(LatentFamily):
     @cached_property
     def prior_variance(self) -> float:
         """Variance of a code under the prior."""
-        scale = torch.tensor(self.prior_scale, dtype=torch.float64)
-        return self.density * float(self.slab.variance(scale))
+        return self.density * self.slab_scale**2
 
 
 @dataclass(frozen=True)
@@ -181,10 +186,14 @@ class SpikeSlabPosterior(LatentPosterior):
 
     def log_ratio(self, draws: Draws) -> Tensor:
         """Return log p(z) - log q(z given x), mixed measure, nats."""
-        prior_on = torch.full_like(self.logit, self.family.prior_logit)
-        off = logsigmoid(-prior_on) - logsigmoid(-self.logit)
-        on = logsigmoid(prior_on) - logsigmoid(self.logit)
         slab = self.family.slab_prior(self.loc).log_prob(draws.code) - self._slab.log_prob(
             draws.code
         )
-        return torch.where(draws.active, on + slab, off)
+        return self.gate_log_ratio(draws) + torch.where(draws.active, slab, 0)
+
+    def gate_log_ratio(self, draws: Draws) -> Tensor:
+        """Return log p(S) - log q(S given x) of the gates alone, nats."""
+        prior_on = torch.full_like(self.logit, self.family.prior_logit)
+        off = logsigmoid(-prior_on) - logsigmoid(-self.logit)
+        on = logsigmoid(prior_on) - logsigmoid(self.logit)
+        return torch.where(draws.active, on, off)

@@ -10,7 +10,6 @@ dependency because 256 visits a sweep are out of reach of small tensor operation
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,8 @@ import torch
 from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ._rows import over_rows
 
 # Below these log-odds a code is as good as surely zero: 3e-7.
 _SURELY_ZERO = -15.0
@@ -85,13 +86,7 @@ def refine(
         state = loc[rows], scale[rows], logit[rows]
         kernel(q[rows], g, norms, *numbers, n_sweeps, *state)
 
-    n_threads = min(torch.get_num_threads(), max(1, len(q) // 16))
-    parts = [slice(p[0], p[-1] + 1) for p in np.array_split(np.arange(len(q)), n_threads)]
-    if n_threads == 1:
-        work(parts[0])
-    else:
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(work, parts))
+    over_rows(work, len(q))
     found = [torch.from_numpy(a).to(device=device, dtype=dtype) for a in (loc, scale, logit)]
     return found[0], found[1], found[2]
 
