@@ -236,10 +236,21 @@ class NeuralSparseCoder(ModelBuilder):
         return _forked_global_generator(draw_seed(self._random_state))
 
     def _settle_noise_variance(self, X: NDArray, device: torch.device) -> None:
-        """Set a learned noise variance to the best one for the training rows."""
+        """Set a learned noise variance to the best one for the training rows.
+
+        With refined posteriors only as far as their codes are then no denser than the prior.
+        """
         likelihood = self.module_.likelihood
-        if isinstance(likelihood, GaussianLikelihood) and likelihood.learned:
-            likelihood.set_noise_variance(self._best_noise_variance(X, device))
+        if not isinstance(likelihood, GaussianLikelihood) or not likelihood.learned:
+            return
+        trained = float(likelihood.noise_variance.detach())
+        best = self._best_noise_variance(X, device)
+        likelihood.set_noise_variance(best)
+        if self._n_sweeps(self.module_) and best < trained:
+            sample = X[:: math.ceil(len(X) / _START_ROWS)]
+            density = np.mean(self._evaluate(sample, device, self._map_codes) != 0)
+            if density > self.module_.family.prior_inclusion:
+                likelihood.set_noise_variance(trained)
 
     def _to_final_dtype(self, dtype: np.dtype) -> None:
         """Take the trained model out of training, in the precision of X."""

@@ -110,6 +110,10 @@ class LatentVariableModel(nn.Module):
         family, support = posterior.as_spike_slab().family, posterior.inclusion > 0.5
         return conditional_mean(*self._linear_model(x), family.slab_scale, support[None])[0]
 
+    def share_of_active(self, posterior: LatentPosterior) -> Tensor:
+        """Share of codes that are more likely non-zero than zero."""
+        return (posterior.inclusion > 0.5).float().mean()
+
     def decode(self, code: Tensor) -> Tensor:
         """Mean of p(x given z)."""
         return self.likelihood.mean(self.decoder(code))

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from . import gate_gradients
 from .bounds import OBJECTIVES, iwae
 from .latents import ContinuousPosterior, Draws, LatentPosterior, SpikeSlabPosterior
+from .likelihoods import GaussianLikelihood
 from .model import LatentVariableModel
 
+# Relative excess of density at which the noise variance is sure to rise.
+_FULL_EXCESS = 0.1
 SCORE_GRADIENTS = ("reinforce", "nvil", "muprop", "rebar")
 
 
@@ -66,7 +69,8 @@ def training_bound(
         refined = model.refine(x, posterior, objective.n_refine)
         with _frozen(model.decoder, model.likelihood):
             reached = _exact_bound(model, x, posterior, kl_weight)
-        return _exact_bound(model, x, refined, kl_weight) + (reached - reached.detach())
+        bound = _exact_bound(model, x, refined, kl_weight) + (reached - reached.detach())
+        return bound + _density_pull(model, refined, x.shape[1])
     if objective.gates is not None:
         assert isinstance(posterior, SpikeSlabPosterior)
         surrogate = _gated_log_likelihood(model, x, posterior, objective, generator, noise_scale)
@@ -89,6 +93,22 @@ def _exact_bound(
 ) -> Tensor:
     kl = posterior.training_kl().sum(-1)
     return model.expected_log_likelihood(x, posterior) - kl_weight * kl
+
+
+def _density_pull(
+    model: LatentVariableModel, posterior: LatentPosterior, n_features: int
+) -> Tensor:
+    """Zero, with a slope that raises the noise variance while codes are denser than the prior.
+
+    A learned noise variance alone decides how many codes a row takes: the prior's log-odds are
+    nothing beside what a small one makes of each code. So the prior's density bounds it.
+    """
+    assert isinstance(model.likelihood, GaussianLikelihood)
+    excess = model.share_of_active(posterior) / model.family.prior_inclusion - 1
+    # At full strength it outweighs any slope of the likelihood in the log of its variance.
+    strength = 0.5 * n_features * (excess / _FULL_EXCESS).clamp(0, 1)
+    pull = strength * model.likelihood.noise_variance.log()
+    return pull - pull.detach()
 
 
 @contextmanager

@@ -31,6 +31,9 @@ from .objectives import Objective, training_bound
 # The noise variance is one number among thousands: it may move faster than the weights.
 _NOISE_RATE_FACTOR = 10.0
 _NOISE_SCALE_START = 0.1
+# With a closed-form ELBO the gradient of the dictionary has little noise, and at the rate of the
+# encoder it would be the last thing to be learned.
+_DICTIONARY_RATE_FACTOR = 10.0
 
 
 @dataclass(frozen=True)
@@ -264,9 +267,7 @@ def train(
         criterion=_MeanLoss,
         optimizer=torch.optim.Adam,
         lr=options.learning_rate,
-        optimizer__param_groups=[
-            ("model.likelihood.*", {"lr": _NOISE_RATE_FACTOR * options.learning_rate})
-        ],
+        optimizer__param_groups=_rates(options),
         max_epochs=options.max_iter,
         batch_size=options.batch_size,
         iterator_train=InMemoryBatches,
@@ -294,6 +295,14 @@ def train(
     model.cpu()
     history = _records(net.history[: whole_epochs.n_epochs_])
     return TrainingResult(history, _to_cpu(net.optimizer_.state_dict()))
+
+
+def _rates(options: TrainingOptions) -> list[tuple[str, dict[str, float]]]:
+    """Learning rates of the parameters that have one of their own."""
+    factors = {"model.likelihood.*": _NOISE_RATE_FACTOR}
+    if options.objective.bound == "exact":
+        factors["model.decoder.*"] = _DICTIONARY_RATE_FACTOR
+    return [(name, {"lr": factor * options.learning_rate}) for name, factor in factors.items()]
 
 
 def _stopped_early(net: NeuralNet) -> bool:

@@ -1,6 +1,7 @@
 """Refined posteriors through the estimators: `n_refine`."""
 
 import copy
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
+from sklearn_vsc.datasets import make_sparse_coded
 from sklearn_vsc.objectives import Objective, training_bound
 
 X = load_digits().data[:500]
@@ -73,6 +75,7 @@ def test_models_without_free_gates_say_so(model):
         model.fit(X[:50])
 
 
+@pytest.mark.filterwarnings("ignore:.*atoms are used by no training row")
 @pytest.mark.parametrize(
     "model",
     [ThresholdedVSC(**TRAINING), SparseVAE(prior="spike_slab", decoder="linear", **TRAINING)],
@@ -91,3 +94,22 @@ def test_the_encoder_learns_from_its_own_bound(model):
     for alone, refined in zip(*slopes, strict=True):
         assert alone.abs().max() > 0
         assert_allclose(refined, alone, rtol=1e-5, atol=1e-6)
+
+
+def test_codes_of_a_refined_model_are_no_denser_than_its_prior():
+    """The noise variance stops where the codes of the training rows have the prior's density."""
+    for density in (0.05, 0.2):
+        model = ThresholdedVSC(density=density, n_refine=5, **TRAINING).fit(X)
+        assert np.mean(model.transform(X) != 0) < 1.25 * density
+
+
+def test_the_prior_s_density_does_not_bind_where_the_data_are_sparser():
+    rows, _, codes = make_sparse_coded(
+        2000, n_features=20, n_components=20, density=0.05, noise=0.05, random_state=0
+    )
+    model = ThresholdedVSC(20, density=0.4, n_refine=5, max_iter=60, random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*atoms are used by no training row")
+        model.fit(rows)
+    assert np.mean(model.transform(rows) != 0) < 0.2
+    assert_allclose(model.noise_variance_, 0.05**2, rtol=0.5)
