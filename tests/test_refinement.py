@@ -104,7 +104,7 @@ def test_codes_of_a_refined_model_are_no_denser_than_its_prior():
 
 
 def test_the_prior_s_density_does_not_bind_where_the_data_are_sparser():
-    rows, _, codes = make_sparse_coded(
+    rows, *_ = make_sparse_coded(
         2000, n_features=20, n_components=20, density=0.05, noise=0.05, random_state=0
     )
     model = ThresholdedVSC(20, density=0.4, n_refine=5, max_iter=60, random_state=0)
