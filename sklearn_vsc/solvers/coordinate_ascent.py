@@ -96,19 +96,19 @@ def _array(tensor: Tensor) -> NDArray:
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _sigmoid(logit):  # type: ignore[no-untyped-def]
+def _sigmoid(logit, one):  # type: ignore[no-untyped-def]
     if logit < _SURELY_ZERO:
-        return 0 * logit
-    return 1 / (1 + math.exp(-logit))
+        return one - one
+    return one / (one + math.exp(-logit))
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _begin(q, gram, loc, logit, mean, residual, seen):  # type: ignore[no-untyped-def]
+def _begin(q, gram, loc, logit, mean, residual, seen, one):  # type: ignore[no-untyped-def]
     """Means of a row's codes, and the correlations of the atoms with what those leave."""
     residual[:] = q
     seen[:] = _NEVER_SEEN
     for k in range(len(q)):
-        mean[k] = _sigmoid(logit[k]) * loc[k]
+        mean[k] = _sigmoid(logit[k], one) * loc[k]
         if mean[k] != 0:
             for j in range(len(q)):
                 residual[j] -= mean[k] * gram[k, j]
@@ -117,11 +117,13 @@ def _begin(q, gram, loc, logit, mean, residual, seen):  # type: ignore[no-untype
 @njit(cache=True, nogil=True, fastmath=True)
 def _move(k, new, mean, residual, gram):  # type: ignore[no-untyped-def]
     """Set one mean and bring the residual correlations up to date."""
-    step = new - mean[k]
+    before = mean[k]
+    mean[k] = new
+    # Between stored values, a step of float32 arrays is float32.
+    step = mean[k] - before
     if step != 0:
         for j in range(len(mean)):
             residual[j] -= step * gram[k, j]
-        mean[k] = new
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -130,13 +132,18 @@ def _sweep_gaussian(  # type: ignore[no-untyped-def]
 ):
     n_rows, n_components = q.shape
     residual, mean, seen = np.empty_like(q[0]), np.empty_like(q[0]), np.empty_like(q[0])
-    variance, odds = np.empty_like(q[0]), np.empty_like(q[0])
+    # As in the sweeps of a Laplace slab: numbers of the rows' own type.
+    one = q.dtype.type(1)
+    half, sharpness = one / (one + one), one / noise
+    variance, odds, deviation = np.empty_like(q[0]), np.empty_like(q[0]), np.empty_like(q[0])
+    gain = np.empty_like(q[0])
     close = tol * np.sqrt(noise * norms)
     for k in range(n_components):
         variance[k] = 1 / (norms[k] / noise + 1 / prior_scale**2)
         odds[k] = prior_logit + 0.5 * math.log(variance[k] / prior_scale**2)
+        deviation[k], gain[k] = math.sqrt(variance[k]), variance[k] * sharpness
     for i in range(n_rows):
-        _begin(q[i], gram, loc[i], logit[i], mean, residual, seen)
+        _begin(q[i], gram, loc[i], logit[i], mean, residual, seen, one)
         for _ in range(n_sweeps):
             done = True
             for k in range(n_components):
@@ -145,37 +152,41 @@ def _sweep_gaussian(  # type: ignore[no-untyped-def]
                     continue
                 done = False
                 seen[k] = alone
-                loc[i, k] = variance[k] * alone / noise
-                scale[i, k] = math.sqrt(variance[k])
-                logit[i, k] = odds[k] + loc[i, k] ** 2 / (2 * variance[k])
-                _move(k, _sigmoid(logit[i, k]) * loc[i, k], mean, residual, gram)
+                u = gain[k] * alone
+                loc[i, k], scale[i, k] = u, deviation[k]
+                logit[i, k] = odds[k] + half * u * alone * sharpness
+                _move(k, _sigmoid(logit[i, k], one) * u, mean, residual, gram)
             if done:
                 break
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _constant(u, b, decay, precision, s):  # type: ignore[no-untyped-def]
+def _constant(u, b, decay, precision, rate, one):  # type: ignore[no-untyped-def]
     """ELBO of an open gate less that of a closed one, but for the prior's log-odds and the fit.
 
     Location u >= 0, scale b, ``decay`` exp(-u / b), ``precision`` of the likelihood along the
-    atom, prior scale s. What is left out, the fit, is linear in u.
+    atom, ``rate`` of the prior. What is left out, the fit, is linear in u.
     """
-    return -0.5 * precision * (u**2 + 2 * b**2) - math.log(s / b) - u / s - b / s * decay + 1
+    half = one / (one + one)
+    fit = -half * precision * u * u - precision * b * b
+    return fit + math.log(b * rate) - rate * (u + b * decay) + one
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _newton_step(u, b, decay, pull, precision, s):  # type: ignore[no-untyped-def]
+def _newton_step(u, b, decay, pull, precision, rate, one):  # type: ignore[no-untyped-def]
     """Newton's step in (u, b) for pull * u + _constant(u, b), jointly concave, and its slope."""
-    ratio = u / b
-    slope_u = pull - precision * u - (1 - decay) / s
-    slope_b = 1 / b - 2 * precision * b - decay * (1 + ratio) / s
-    bend = decay / (s * b)
+    inverse = one / b
+    ratio = u * inverse
+    double = precision + precision
+    slope_u = pull - precision * u - rate * (one - decay)
+    slope_b = inverse - double * b - rate * decay * (one + ratio)
+    bend = rate * decay * inverse
     uu = precision + bend
     ub = -bend * ratio
-    bb = 2 * precision + 1 / b**2 + bend * ratio**2
-    determinant = uu * bb - ub**2
-    du = (bb * slope_u - ub * slope_b) / determinant
-    db = (uu * slope_b - ub * slope_u) / determinant
+    bb = double + inverse * inverse + bend * ratio * ratio
+    scale = one / (uu * bb - ub * ub)
+    du = (bb * slope_u - ub * slope_b) * scale
+    db = (uu * slope_b - ub * slope_u) * scale
     return du, db, du * slope_u + db * slope_b
 
 
@@ -184,18 +195,25 @@ def _sweep_laplace(  # type: ignore[no-untyped-def]
     q, gram, norms, noise, s, prior_logit, tol, n_sweeps, loc, scale, logit
 ):
     n_rows, n_components = q.shape
+    # Numbers of the rows' own type: a literal would turn all of it to float64, at half the speed.
+    one = q.dtype.type(1)
+    zero, half, rate, sharpness = one - one, one / (one + one), one / s, one / noise
+    least = q.dtype.type(0.01) * tol * tol
     residual, mean, seen = np.empty_like(q[0]), np.empty_like(q[0]), np.empty_like(q[0])
     constant, decay = np.empty_like(q[0]), np.empty_like(q[0])
     precision, close = norms / noise, tol * np.sqrt(noise * norms)
     # The best scale lies between that of a code at zero and that of one far from it.
-    low = 2 / (1 / s + np.sqrt(1 / s**2 + 8 * precision))
-    high = 1 / np.sqrt(2 * precision + _TINY)
+    low, high, reach = np.empty_like(q[0]), np.empty_like(q[0]), np.empty_like(q[0])
+    for k in range(n_components):
+        low[k] = 2 / (1 / s + math.sqrt(1 / s**2 + 8 * precision[k]))
+        high[k] = 1 / math.sqrt(2 * precision[k] + _TINY)
+        reach[k] = 1 / (precision[k] + _TINY)
     for i in range(n_rows):
-        _begin(q[i], gram, loc[i], logit[i], mean, residual, seen)
+        _begin(q[i], gram, loc[i], logit[i], mean, residual, seen, one)
         for k in range(n_components):
             b = min(max(scale[i, k], low[k]), high[k])
             scale[i, k], decay[k] = b, math.exp(-abs(loc[i, k]) / b)
-            constant[k] = _constant(abs(loc[i, k]), b, decay[k], precision[k], s)
+            constant[k] = _constant(abs(loc[i, k]), b, decay[k], precision[k], rate, one)
         for _ in range(n_sweeps):
             done = True
             for k in range(n_components):
@@ -203,29 +221,30 @@ def _sweep_laplace(  # type: ignore[no-untyped-def]
                 if abs(alone - seen[k]) <= close[k]:
                     continue
                 done = False
-                u, b, pull = abs(loc[i, k]), scale[i, k], abs(alone) / noise
-                if loc[i, k] * alone < 0:
+                u, b, pull = abs(loc[i, k]), scale[i, k], abs(alone) * sharpness
+                if loc[i, k] * alone < zero:
                     # A location of the wrong sign is worse than none.
-                    u, decay[k] = 0 * u, 1 + 0 * u
-                    constant[k] = _constant(u, b, decay[k], precision[k], s)
-                du, db, promise = _newton_step(u, b, decay[k], pull, precision[k], s)
+                    u, decay[k] = zero, one
+                    constant[k] = _constant(u, b, one, precision[k], rate, one)
+                du, db, promise = _newton_step(u, b, decay[k], pull, precision[k], rate, one)
                 if promise < tol:
                     # What is left after this step is of the order of its square.
                     seen[k] = alone
                 gain = pull * u + constant[k]
-                right = pull / (precision[k] + _TINY)
-                for _ in range(_HALVINGS if promise > 0.01 * tol**2 else 0):
-                    new_u = min(max(u + du, 0 * u), right)
+                right = pull * reach[k]
+                for _ in range(_HALVINGS if promise > least else 0):
+                    new_u = min(max(u + du, zero), right)
                     new_b = min(max(b + db, low[k]), high[k])
                     new_decay = math.exp(-new_u / new_b)
-                    new_constant = _constant(new_u, new_b, new_decay, precision[k], s)
-                    if pull * new_u + new_constant >= gain:
-                        u, b, gain = new_u, new_b, pull * new_u + new_constant
+                    new_constant = _constant(new_u, new_b, new_decay, precision[k], rate, one)
+                    new_gain = pull * new_u + new_constant
+                    if new_gain >= gain:
+                        u, b, gain = new_u, new_b, new_gain
                         decay[k], constant[k] = new_decay, new_constant
                         break
-                    du, db = 0.5 * du, 0.5 * db
+                    du, db = half * du, half * db
                 loc[i, k], scale[i, k] = math.copysign(u, alone), b
                 logit[i, k] = prior_logit + gain
-                _move(k, _sigmoid(logit[i, k]) * loc[i, k], mean, residual, gram)
+                _move(k, _sigmoid(logit[i, k], one) * loc[i, k], mean, residual, gram)
             if done:
                 break
