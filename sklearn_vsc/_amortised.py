@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable
 from numbers import Integral
 from typing import Any, NoReturn
@@ -46,7 +47,7 @@ class AmortisedCoder(BaseSparseCoder):
     device: str
     random_state: int | np.random.RandomState | None
     n_draws: int
-    n_refine: int
+    n_refine: int | str
     transform_method: str
     score_method: str
     score_draws: int
@@ -91,15 +92,9 @@ class AmortisedCoder(BaseSparseCoder):
         noise = [_prefix_noise(posterior.row(i), n_draws, g) for i, g in enumerate(generators)]
         return posterior.rsample(Noise.concatenate(noise))
 
+    @abstractmethod
     def _n_sweeps(self, model: LatentVariableModel) -> int:
-        """Sweeps of coordinate ascent, or an error where this model has none."""
-        if self.n_refine and not model.can_refine:
-            raise ValueError(
-                f"n_refine={self.n_refine} needs a linear decoder, a Gaussian likelihood and codes "
-                "that are zero with a probability of their own (a spike and slab, or a Laplace "
-                "base with threshold_prior='gamma'); use n_refine=0."
-            )
-        return self.n_refine
+        """Sweeps of coordinate ascent that refine the posterior of each row."""
 
     def _obstacle_to_collapsing(self) -> str | None:
         """Name what keeps the slabs from being integrated out, if any."""

@@ -31,6 +31,10 @@ from .objectives import Objective
 
 # Share of the data's power that decoded draws of the prior start with.
 _INITIAL_POWER = 0.1
+# Sweeps of n_refine='auto', and at most those of a training step: measured, more there cost more
+# time than they bring.
+_SWEEPS = 20
+TRAINING_SWEEPS = 5
 
 
 class ModelBuilder(AmortisedCoder):
@@ -97,6 +101,20 @@ class ModelBuilder(AmortisedCoder):
                 UserWarning,
                 stacklevel=3,
             )
+
+    # --- refinement
+
+    def _n_sweeps(self, model: LatentVariableModel) -> int:
+        """Sweeps of coordinate ascent, or an error where this model has none."""
+        if self.n_refine == "auto":
+            return _SWEEPS if model.can_refine and self._trains_exactly() else 0
+        if self.n_refine and not model.can_refine:
+            raise ValueError(
+                f"n_refine={self.n_refine} needs a linear decoder, a Gaussian likelihood and codes "
+                "that are zero with a probability of their own (a spike and slab, or a Laplace "
+                "base with threshold_prior='gamma'); use n_refine='auto' or 0."
+            )
+        return int(self.n_refine)
 
     # --- the model
 

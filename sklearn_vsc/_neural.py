@@ -27,7 +27,7 @@ from ._arrays import (
     to_tensor,
 )
 from ._compat import Interval, StrOptions, fit_context
-from ._construction import ModelBuilder
+from ._construction import TRAINING_SWEEPS, ModelBuilder
 from .likelihoods import GaussianLikelihood
 from .model import LatentVariableModel
 from .networks import LinearDecoder
@@ -54,7 +54,7 @@ class NeuralSparseCoder(ModelBuilder):
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "transform_method": [StrOptions({"map", "mean", "max_elbo", "sample"})],
         "score_method": [StrOptions({"elbo", "iwae"})],
-        "n_refine": [Interval(Integral, 0, None, closed="left")],
+        "n_refine": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "score_draws": [Interval(Integral, 1, None, closed="left")],
         "kl_warmup": [Interval(Real, 0, 1, closed="both")],
         "decoder_penalty": [Interval(Real, 0, None, closed="left")],
@@ -192,8 +192,9 @@ class NeuralSparseCoder(ModelBuilder):
     ) -> None:
         batch_size = min(128, len(X)) if self.batch_size == "auto" else self.batch_size
         first, last = self._temperatures()
+        n_refine = min(self._n_sweeps(self.module_), TRAINING_SWEEPS)
         options = TrainingOptions(
-            objective=replace(self._make_objective(), n_refine=self._n_sweeps(self.module_)),
+            objective=replace(self._make_objective(), n_refine=n_refine),
             temperature=(first if schedule else last, last),
             decoder_penalty=self.decoder_penalty,
             kl_warmup=self.kl_warmup if schedule else 0.0,

@@ -84,7 +84,9 @@ class SparseVAE(NeuralSparseCoder):
         Law of a row given its code; 'bernoulli' needs X in [0, 1].
 
     noise_variance : 'learned' or float, default='learned'
-        Variance of the Gaussian likelihood, in squared units of X.
+        Variance of the Gaussian likelihood, in squared units of X. A learned one stays large
+        enough, where posteriors are refined, for codes of the training rows to be no denser
+        than the prior's ``density``.
 
     encoder : 'mlp' or nn.Module, default='mlp'
         Network that reads a row; a module maps (n, n_features) to (n, any number).
@@ -103,10 +105,12 @@ class SparseVAE(NeuralSparseCoder):
     decoder_penalty : float, default=0.0
         Weight, in nats a row, of the squared Frobenius norm of the decoder's weights.
 
-    n_refine : int, default=0
-        Sweeps of coordinate ascent that refine the encoder's posterior of each row: no sweep
-        lowers the ELBO of any row. With the exact gradient the decoder learns from refined
-        posteriors. For a spike and slab, a linear decoder and a Gaussian likelihood.
+    n_refine : int or 'auto', default='auto'
+        Sweeps of coordinate ascent that refine the encoder's posterior of each row, in
+        ``transform``, ``posterior`` and ``score``; no sweep lowers the ELBO of any row. With
+        the exact gradient the decoder learns from posteriors refined by at most 5 sweeps. They
+        need ``prior='spike_slab'``, a linear decoder and a Gaussian likelihood. 'auto': 20
+        where they apply and the gradient is exact, else 0.
 
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
         The code that ``transform`` returns. 'map': for a spike and slab the slab's location
@@ -268,7 +272,7 @@ class SparseVAE(NeuralSparseCoder):
         output_activation: str = "auto",
         hidden_layer_sizes: int | Sequence[int] = (512,),
         decoder_penalty: float = 0.0,
-        n_refine: int = 0,
+        n_refine: int | str = "auto",
         transform_method: str = "map",
         score_method: str = "elbo",
         score_draws: int = 64,
