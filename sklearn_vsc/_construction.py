@@ -20,8 +20,11 @@ from .likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
 from .model import Heads, LatentVariableModel
 from .networks import (
     RANGES,
+    AtomHeads,
     BoundedDecoder,
     LinearDecoder,
+    TiedEncoder,
+    UnrolledCoder,
     atoms_from_rows,
     before_activation,
     mlp,
@@ -35,6 +38,9 @@ _INITIAL_POWER = 0.1
 # time than they bring.
 _SWEEPS = 20
 TRAINING_SWEEPS = 5
+# First and last thresholds of an unrolled encoder, in standard deviations of the noise: measured,
+# falling ones learn better than equal ones.
+_THRESHOLDS = (6.0, 0.3)
 
 
 class ModelBuilder(AmortisedCoder):
@@ -48,6 +54,7 @@ class ModelBuilder(AmortisedCoder):
     encoder: str | nn.Module
     decoder: str | nn.Module
     hidden_layer_sizes: int | Sequence[int]
+    n_unrolled: int
     output_activation: str
 
     @abstractmethod
@@ -78,6 +85,10 @@ class ModelBuilder(AmortisedCoder):
 
     def _obstacle_to_exact(self) -> str | None:
         """Name the parameter that leaves the ELBO without a closed form, if any."""
+        return self._obstacle_to_atoms()
+
+    def _obstacle_to_atoms(self) -> str | None:
+        """Name the parameter that makes this no linear model with Gaussian noise, if any."""
         if not isinstance(self.decoder, str) or self.decoder != "linear":
             return f"decoder={self.decoder!r}"
         if self.likelihood != "gaussian":
@@ -93,6 +104,12 @@ class ModelBuilder(AmortisedCoder):
                 f"output_activation={self.output_activation!r} does not go with "
                 "likelihood='bernoulli', whose mean is a sigmoid of the decoder's output; use "
                 "'auto' or 'sigmoid'."
+            )
+        if self._is_tied() and (obstacle := self._obstacle_to_atoms()):
+            raise ValueError(
+                "encoder='lista' codes with the atoms of a linear decoder under Gaussian noise, "
+                f"which {obstacle} does not have; use decoder='linear', likelihood='gaussian' and "
+                "output_activation='identity', or encoder='mlp'."
             )
         if self.gradient == "exact" and (self.n_draws > 1 or self.objective != "elbo"):
             warnings.warn(
@@ -120,9 +137,15 @@ class ModelBuilder(AmortisedCoder):
 
     def _build(self, rows: Tensor, generator: torch.Generator) -> LatentVariableModel:
         family = self._make_family()
-        encoder, n_hidden = self._make_encoder(rows, generator)
-        decoder = self._make_decoder(rows, family, generator)
-        heads = Heads(n_hidden, family.n_heads, self._n_components, generator)
+        encoder: nn.Module
+        heads: nn.Module
+        if self._is_tied():
+            encoder, heads = self._make_tied_encoder(family)
+            decoder = self._make_decoder(rows, family, generator)
+        else:
+            encoder, n_hidden = self._make_encoder(rows, generator)
+            decoder = self._make_decoder(rows, family, generator)
+            heads = Heads(n_hidden, family.n_heads, self._n_components, generator)
         baseline = None
         if self._make_objective().gates == "nvil":
             baseline = NVILBaseline(rows.shape[1], generator)
@@ -146,6 +169,19 @@ class ModelBuilder(AmortisedCoder):
             return encoder, _probe(encoder, "encoder", rows[:1], None)
         sizes = self._hidden_sizes()
         return mlp(n_features, sizes, generator), sizes[-1] if sizes else n_features
+
+    def _is_tied(self) -> bool:
+        """Whether the encoder codes with the atoms of the decoder."""
+        return isinstance(self.encoder, str) and self.encoder == "lista"
+
+    def _make_tied_encoder(self, family: LatentFamily) -> tuple[TiedEncoder, AtomHeads]:
+        """Return the encoder and heads that start from the posterior of each code by itself."""
+        variance = family.prior_variance / family.prior_inclusion
+        if not np.isfinite(variance):
+            variance = family.prior_scale**2
+        coder = UnrolledCoder(self._n_components, self.n_unrolled, thresholds=_THRESHOLDS)
+        encoder = TiedEncoder(coder, family.prior_scale, variance)
+        return encoder, AtomHeads(self._n_components, family.gate_heads)
 
     def _make_decoder(
         self, rows: Tensor, family: LatentFamily, generator: torch.Generator

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .gate_gradients import NVILBaseline
 from .latents import Draws, LatentFamily, LatentPosterior, SpikeSlabPosterior
 from .likelihoods import GaussianLikelihood, Likelihood
-from .networks import LinearDecoder
+from .networks import LinearDecoder, TiedEncoder
 from .networks._init import linear_layer
 from .solvers.collapsed import conditional_mean, log_evidence
 from .solvers.coordinate_ascent import SlabPrior, refine
@@ -66,7 +66,17 @@ class LatentVariableModel(nn.Module):
 
     def posterior(self, x: Tensor) -> LatentPosterior:
         """Posterior of each row."""
-        return self.family.posterior(self.heads(self.encoder(x)))
+        return self.family.posterior(self.heads(self._features(x)))
+
+    def _features(self, x: Tensor) -> Tensor:
+        """What the heads read; an encoder that is tied to the decoder codes with its atoms."""
+        if not isinstance(self.encoder, TiedEncoder):
+            return self.encoder(x)
+        assert isinstance(self.decoder, LinearDecoder)
+        assert isinstance(self.likelihood, GaussianLikelihood)
+        # The noise variance learns from the likelihood alone.
+        noise_variance = self.likelihood.noise_variance.detach()
+        return self.encoder(x - self.decoder.bias, self.decoder.weight, noise_variance)
 
     @property
     def can_refine(self) -> bool:

@@ -60,17 +60,18 @@ def training_bound(
     noise_scale: float = 1.0,
 ) -> Tensor:
     """Objective of each row (n,), nats, to be maximised."""
-    posterior = model.posterior(x)
-    if objective.bound == "exact":
-        if not objective.n_refine:
-            return _exact_bound(model, x, posterior, kl_weight)
+    if objective.bound == "exact" and objective.n_refine:
         # At the best posterior the ELBO has no slope in it: the decoder's gradient is that of
         # the refined bound, the encoder's that of the bound it reaches by itself.
-        refined = model.refine(x, posterior, objective.n_refine)
         with _frozen(model.decoder, model.likelihood):
+            posterior = model.posterior(x)
             reached = _exact_bound(model, x, posterior, kl_weight)
+        refined = model.refine(x, posterior, objective.n_refine)
         bound = _exact_bound(model, x, refined, kl_weight) + (reached - reached.detach())
         return bound + _density_pull(model, refined, x.shape[1])
+    posterior = model.posterior(x)
+    if objective.bound == "exact":
+        return _exact_bound(model, x, posterior, kl_weight)
     if objective.gates is not None:
         assert isinstance(posterior, SpikeSlabPosterior)
         surrogate = _gated_log_likelihood(model, x, posterior, objective, generator, noise_scale)

@@ -88,8 +88,10 @@ class SparseVAE(NeuralSparseCoder):
         enough, where posteriors are refined, for codes of the training rows to be no denser
         than the prior's ``density``.
 
-    encoder : 'mlp' or nn.Module, default='mlp'
-        Network that reads a row; a module maps (n, n_features) to (n, any number).
+    encoder : {'mlp', 'lista'} or nn.Module, default='mlp'
+        Network that reads a row; a module maps (n, n_features) to (n, any number). 'lista':
+        ``n_unrolled`` steps of an accelerated ISTA with the atoms of the decoder, which must be
+        linear, under a Gaussian likelihood; ``learning_rate_init`` may be as high as 0.01.
 
     decoder : {'mlp', 'linear'} or nn.Module, default='mlp'
         Network that decodes a code; a module maps (n, n_components) to (n, n_features), and
@@ -101,6 +103,9 @@ class SparseVAE(NeuralSparseCoder):
 
     hidden_layer_sizes : int or array-like of int, default=(512,)
         Hidden layers of the MLP encoder, mirrored in an MLP decoder.
+
+    n_unrolled : int, default=8
+        Steps of ``encoder='lista'``.
 
     decoder_penalty : float, default=0.0
         Weight, in nats a row, of the squared Frobenius norm of the decoder's weights.
@@ -271,6 +276,7 @@ class SparseVAE(NeuralSparseCoder):
         decoder: str | nn.Module = "mlp",
         output_activation: str = "auto",
         hidden_layer_sizes: int | Sequence[int] = (512,),
+        n_unrolled: int = 8,
         decoder_penalty: float = 0.0,
         n_refine: int | str = "auto",
         transform_method: str = "map",
@@ -308,6 +314,7 @@ class SparseVAE(NeuralSparseCoder):
         self.decoder = decoder
         self.output_activation = output_activation
         self.hidden_layer_sizes = hidden_layer_sizes
+        self.n_unrolled = n_unrolled
         self.decoder_penalty = decoder_penalty
         self.n_refine = n_refine
         self.transform_method = transform_method

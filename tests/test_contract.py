@@ -59,6 +59,8 @@ def variants():
             yield clone(estimator).set_params(score_method="iwae", score_draws=5)
         if "transform_algorithm" in params:
             yield clone(estimator).set_params(transform_algorithm="omp", split_sign=True)
+        if "encoder" in params:
+            yield clone(estimator).set_params(encoder="lista", n_unrolled=4)
         if "posterior_family" in params:
             yield clone(estimator).set_params(prior="laplace", decoder="mlp")
 

@@ -15,7 +15,7 @@ PACKAGE = Path(sklearn_vsc.__file__).parent
 FLOORS = {
     "latents": {"latents"},
     "likelihoods": set(),
-    "networks": {"networks"},
+    "networks": {"networks", "solvers"},
     "solvers": {"solvers"},
     "bounds": set(),
     "gate_gradients": {"networks"},

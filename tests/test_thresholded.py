@@ -67,6 +67,7 @@ def fitted():
         ),
         ThresholdedVSC(decoder="mlp", transform_method="max_elbo", score_method="iwae", **SMALL),
         ThresholdedVSC(early_stopping=True, transform_method="sample", batch_size=16, **SMALL),
+        ThresholdedVSC(encoder="lista", n_unrolled=3, **SMALL),
     ]
 )
 def test_sklearn_checks(estimator, check):

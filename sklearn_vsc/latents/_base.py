@@ -120,10 +120,17 @@ class LatentPosterior(ABC):
 class LatentFamily(ABC):
     """Prior of one code, and the map from a network's heads to the posterior."""
 
+    prior_scale: float
+
     @property
     @abstractmethod
     def n_heads(self) -> int:
         """Number of posterior parameters per code."""
+
+    @property
+    def gate_heads(self) -> tuple[float, ...]:
+        """For each head, how far it moves where the log-odds of a code being on move by one."""
+        return (0.0,) * self.n_heads
 
     @property
     def is_continuous(self) -> bool:

@@ -56,6 +56,11 @@ class SpikeSlab(LatentFamily):
         return 3
 
     @property
+    def gate_heads(self) -> tuple[float, ...]:
+        """The log-odds are a head."""
+        return (0.0, 0.0, 1.0)
+
+    @property
     def prior_logit(self) -> float:
         """Prior log-odds of an open gate."""
         return math.log(self.density) - math.log1p(-self.density)

@@ -83,6 +83,15 @@ class Thresholded(LatentFamily):
         return 2 if self.gamma_shape is None else 4
 
     @property
+    def gate_heads(self) -> tuple[float, ...]:
+        """A code is on where its threshold is low: where its Gamma has a high rate."""
+        if self.gamma_shape is None:
+            return (0.0, 0.0)
+        # A small shape goes further, but is dear where the Gamma has a KL of its own.
+        integrated = self.has_closed_kl and self.training_kl == "thresholded"
+        return (0.0, 0.0, -0.5, 0.5) if integrated else (0.0, 0.0, 0.0, 1.0)
+
+    @property
     def has_closed_kl(self) -> bool:
         """Whether thresholds are fixed, or integrated out in closed form."""
         return self.gamma_shape is None or self.base is Laplace

@@ -3,11 +3,15 @@
 from .bounded import RANGES, BoundedDecoder, before_activation
 from .linear import LinearDecoder, atoms_from_rows
 from .mlp import mlp, mlp_decoder
+from .unrolled import AtomHeads, TiedEncoder, UnrolledCoder
 
 __all__ = [
     "RANGES",
+    "AtomHeads",
     "BoundedDecoder",
     "LinearDecoder",
+    "TiedEncoder",
+    "UnrolledCoder",
     "atoms_from_rows",
     "before_activation",
     "mlp",
