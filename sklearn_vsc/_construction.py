@@ -37,6 +37,7 @@ _INITIAL_POWER = 0.1
 # Sweeps of n_refine='auto', and at most those of a training step: measured, more there cost more
 # time than they bring.
 _SWEEPS = 20
+
 TRAINING_SWEEPS = 5
 # First and last thresholds of an unrolled encoder, in standard deviations of the noise: measured,
 # falling ones learn better than equal ones.
@@ -172,7 +173,11 @@ class ModelBuilder(AmortisedCoder):
 
     def _is_tied(self) -> bool:
         """Whether the encoder codes with the atoms of the decoder."""
-        return isinstance(self.encoder, str) and self.encoder == "lista"
+        if isinstance(self.encoder, nn.Module):
+            return False
+        if self.encoder == "auto":
+            return self._trains_exactly() and self._make_family().as_spike_slab() is not None
+        return self.encoder == "lista"
 
     def _make_tied_encoder(self, family: LatentFamily) -> tuple[TiedEncoder, AtomHeads]:
         """Return the encoder and heads that start from the posterior of each code by itself."""

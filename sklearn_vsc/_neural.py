@@ -48,7 +48,7 @@ class NeuralSparseCoder(ModelBuilder):
         "kl_weight": [Interval(Real, 0, None, closed="left")],
         "likelihood": [StrOptions({"gaussian", "bernoulli"})],
         "noise_variance": [StrOptions({"learned"}), Interval(Real, 0, None, closed="neither")],
-        "encoder": [StrOptions({"mlp", "lista"}), nn.Module],
+        "encoder": [StrOptions({"auto", "mlp", "lista"}), nn.Module],
         "decoder": [StrOptions({"linear", "mlp"}), nn.Module],
         "output_activation": [StrOptions({"auto", "identity", "sigmoid", "tanh"})],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],

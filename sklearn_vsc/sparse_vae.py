@@ -272,7 +272,7 @@ class SparseVAE(NeuralSparseCoder):
         kl_weight: float = 1.0,
         likelihood: str = "gaussian",
         noise_variance: float | str = "learned",
-        encoder: str | nn.Module = "mlp",
+        encoder: str | nn.Module = "auto",
         decoder: str | nn.Module = "mlp",
         output_activation: str = "auto",
         hidden_layer_sizes: int | Sequence[int] = (512,),
