@@ -37,7 +37,6 @@ _INITIAL_POWER = 0.1
 # Sweeps of n_refine='auto', and at most those of a training step: measured, more there cost more
 # time than they bring.
 _SWEEPS = 20
-
 TRAINING_SWEEPS = 5
 # First and last thresholds of an unrolled encoder, in standard deviations of the noise: measured,
 # falling ones learn better than equal ones.

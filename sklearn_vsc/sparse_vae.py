@@ -88,10 +88,11 @@ class SparseVAE(NeuralSparseCoder):
         enough, where posteriors are refined, for codes of the training rows to be no denser
         than the prior's ``density``.
 
-    encoder : {'mlp', 'lista'} or nn.Module, default='mlp'
+    encoder : {'auto', 'lista', 'mlp'} or nn.Module, default='auto'
         Network that reads a row; a module maps (n, n_features) to (n, any number). 'lista':
         ``n_unrolled`` steps of an accelerated ISTA with the atoms of the decoder, which must be
-        linear, under a Gaussian likelihood; ``learning_rate_init`` may be as high as 0.01.
+        linear, under a Gaussian likelihood. 'auto': 'lista' where the gradient is exact and
+        the prior is a spike and slab, else 'mlp'.
 
     decoder : {'mlp', 'linear'} or nn.Module, default='mlp'
         Network that decodes a code; a module maps (n, n_components) to (n, n_features), and

@@ -90,10 +90,11 @@ class ThresholdedVSC(NeuralSparseCoder):
         enough, where posteriors are refined, for codes of the training rows to be no denser
         than the prior's ``density``.
 
-    encoder : {'mlp', 'lista'} or nn.Module, default='mlp'
+    encoder : {'auto', 'lista', 'mlp'} or nn.Module, default='auto'
         Network that reads a row; a module maps (n, n_features) to (n, any number). 'lista':
         ``n_unrolled`` steps of an accelerated ISTA with the atoms of the decoder, which must be
-        linear, under a Gaussian likelihood; ``learning_rate_init`` may be as high as 0.01.
+        linear, under a Gaussian likelihood. 'auto': 'lista' where the gradient is exact and
+        thresholds have their Gamma, else 'mlp'.
 
     decoder : {'linear', 'mlp'} or nn.Module, default='linear'
         Network that decodes a code; a module maps (n, n_components) to (n, n_features), and
@@ -139,7 +140,7 @@ class ThresholdedVSC(NeuralSparseCoder):
     kl_warmup : float, default=0.0
         Share of the training steps over which the KL weight grows from zero.
 
-    max_iter : int, default=100
+    max_iter : int, default=50
         Number of epochs.
 
     batch_size : int or 'auto', default='auto'
@@ -299,7 +300,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         score_draws: int = 64,
         noise_warmup: float = 0.0,
         kl_warmup: float = 0.0,
-        max_iter: int = 100,
+        max_iter: int = 50,
         batch_size: int | str = "auto",
         learning_rate_init: float = 1e-3,
         early_stopping: bool = False,
