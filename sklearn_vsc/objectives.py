@@ -15,8 +15,10 @@ from .latents import ContinuousPosterior, Draws, LatentPosterior, SpikeSlabPoste
 from .likelihoods import GaussianLikelihood
 from .model import LatentVariableModel
 
-# Relative excess of density at which the noise variance is sure to rise.
-_FULL_EXCESS = 0.1
+# Relative excess of density at which the noise variance is pulled up in full, and how far that
+# goes: where it is twice what the rows ask for, the slope of the likelihood balances the pull.
+_FULL_EXCESS = 0.05
+_FULL_PULL = 0.25
 SCORE_GRADIENTS = ("reinforce", "nvil", "muprop", "rebar")
 
 
@@ -106,8 +108,7 @@ def _density_pull(
     """
     assert isinstance(model.likelihood, GaussianLikelihood)
     excess = model.share_of_active(posterior) / model.family.prior_inclusion - 1
-    # At full strength it outweighs any slope of the likelihood in the log of its variance.
-    strength = 0.5 * n_features * (excess / _FULL_EXCESS).clamp(0, 1)
+    strength = _FULL_PULL * n_features * (excess / _FULL_EXCESS).clamp(0, 1)
     pull = strength * model.likelihood.noise_variance.log()
     return pull - pull.detach()
 
