@@ -11,7 +11,8 @@ from typing import Any, Self
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .solvers.dictionary_learning import Epoch, Statistics
+from .solvers.dictionary_learning import Epoch
+from .solvers.statistics import Statistics
 
 
 @dataclass

@@ -18,7 +18,7 @@ from torch import Tensor
 from ._arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
 from ._base import BaseSparseCoder, Posterior
 from .solvers.laplace_bound import CodeStatistics, LaplaceModel, lower_bounds, posterior_scales
-from .solvers.lasso import LassoResult
+from .solvers.stopping import LassoResult
 
 # Rows whose bound is computed at once, in float64.
 _CHUNK_ROWS = 4096

@@ -25,7 +25,7 @@ FLOORS = {
 }
 NUMERICS = {"numpy", "scipy", "torch"}
 LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {
-    "solvers": NUMERICS | {"numba"},
+    "solvers": NUMERICS | {"llvmlite", "numba"},
     "training": NUMERICS | {"skorch", "tqdm"},
 }
 

@@ -12,58 +12,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from .accumulation import objective_sum
+from .coders import Coder
 from .dictionary_update import renew_atoms, update_dictionary
+from .sparse_codes import SparseCodes
+from .statistics import Statistics
 
-# Rows coded between two updates of the dictionary.
+# Rows coded between two updates of the dictionary, at least.
 BLOCK_SIZE = 512
-# Relative duality gap that the codes of a pass aim at: first, and in the end.
-_LOOSE, _TIGHT = 1e-2, 1e-5
+# Distance of the codes of a pass from their optimum, in units of alpha: at first, and at most
+# in the end.
+_LOOSE, _TIGHT = 0.1, 3e-3
 _TIGHTENING = 0.7
+# Share of the blocks' change that the next block takes over into the trend.
+_MEMORY = 0.9
+# How far ahead to look at first; much above one diverges.
+_FORESIGHT = 1.0
 # Passes between two fresh accumulations of the statistics, against rounding drift.
 _REFRESH_EVERY = 16
-
-# Maps rows, dictionary, codes to start from and a relative gap to codes.
-Coder = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
-
-
-@dataclass
-class Statistics:
-    """Sums over rows that the update of the dictionary depends on."""
-
-    code_gram: Tensor
-    code_data: Tensor
-
-    @classmethod
-    def zeros_like(cls, dictionary: Tensor) -> Statistics:
-        """Start from no rows."""
-        n_components = len(dictionary)
-        return cls(dictionary.new_zeros(n_components, n_components), torch.zeros_like(dictionary))
-
-    def copy(self) -> Statistics:
-        """Return a copy that later rows leave alone."""
-        return Statistics(self.code_gram.clone(), self.code_data.clone())
-
-    def add(self, codes: Tensor, X: Tensor, weight: float = 1.0) -> None:
-        """Add the share of some rows, or with weight -1 take it away."""
-        self.code_gram.addmm_(codes.T, codes, alpha=weight)
-        self.code_data.addmm_(codes.T, X, alpha=weight)
-
-    def scale(self, factor: float) -> None:
-        """Let what was added before count less."""
-        self.code_gram *= factor
-        self.code_data *= factor
-
-    def clear(self, unused: Tensor) -> None:
-        """Forget atoms that no row uses, and with them what rounding left there."""
-        keep = (~unused).to(self.code_gram.dtype)
-        self.code_gram *= keep.unsqueeze(0) * keep.unsqueeze(1)
-        self.code_data *= keep.unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -94,17 +66,6 @@ class Epoch:
     converged: bool
 
 
-def mean_objective(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) -> float:
-    """Return the mean over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1."""
-    total = 0.0
-    for start in range(0, len(X), BLOCK_SIZE):
-        rows = slice(start, start + BLOCK_SIZE)
-        residual = torch.addmm(X[rows], codes[rows], dictionary, alpha=-1)
-        by_row = 0.5 * residual.square().sum(1) + alpha * codes[rows].abs().sum(1)
-        total += float(by_row.cpu().double().sum())
-    return total / len(X)
-
-
 @dataclass
 class FullBatchLearner:
     """Block coordinate descent on codes and dictionary over all rows.
@@ -115,27 +76,38 @@ class FullBatchLearner:
     """
 
     X: Tensor
-    codes: Tensor
+    codes: SparseCodes
     dictionary: Tensor
     alpha: float
     coder: Coder
     positive_dict: bool
     generator: torch.Generator
     n_steps: int = 0
+    statistics: Statistics = field(init=False)
+    # Sum of the latest changes of the statistics, the older ones counting less.
+    _trend: Statistics = field(init=False)
 
     def epochs(self, tol: float, shuffle: bool) -> Iterator[Epoch]:
         """Yield after each pass over the rows, without end.
 
-        A pass has converged when the codes aim at their tightest gap and the objective fell
-        by less than ``tol`` of its value.
+        A pass has converged when the codes are as accurate as they get and the objective
+        fell by less than ``tol`` of its value.
         """
-        gap, last, passes = _LOOSE, math.inf, 0
+        accuracy, last, foresight, passes = _LOOSE, math.inf, 0.0, 0
+        self._trend = Statistics.zeros_like(self.dictionary)
+        # The excess of the objective is of the order of a tenth of the distances' square.
+        tight = min(_TIGHT, max(tol, torch.finfo(self.X.dtype).eps) ** 0.5)
         while True:
             start = time.perf_counter()
             if passes % _REFRESH_EVERY == 0:
                 self._refresh()
-            self._pass(gap, shuffle)
-            loss = mean_objective(self.X, self.codes, self.dictionary, self.alpha)
+            before = self.codes.copy(), self.dictionary, self.statistics.copy()
+            loss = self._pass(accuracy, shuffle, foresight)
+            if foresight and loss > last:
+                # What ran ahead went astray.
+                self.codes, self.dictionary, self.statistics = before
+                self._trend, foresight = Statistics.zeros_like(self.dictionary), foresight / 2
+                loss = self._pass(accuracy, shuffle, 0.0)
             decrease = (last - loss) / loss if loss > 0 else 0.0
             yield Epoch(
                 self.dictionary,
@@ -143,55 +115,79 @@ class FullBatchLearner:
                 self.statistics.copy(),
                 self.n_steps,
                 time.perf_counter() - start,
-                converged=gap <= _TIGHT and decrease < tol,
+                converged=accuracy <= tight and decrease < tol,
             )
-            gap, last, passes = max(_TIGHT, _TIGHTENING * gap), loss, passes + 1
+            # In the first pass codes change because they had no values yet.
+            foresight = foresight if passes else _FORESIGHT
+            accuracy, last, passes = max(tight, _TIGHTENING * accuracy), loss, passes + 1
             self._renew()
 
     def _refresh(self) -> None:
         self.statistics = Statistics.zeros_like(self.dictionary)
-        self.n_users = torch.zeros(
-            len(self.dictionary), dtype=torch.int64, device=self.dictionary.device
-        )
-        for start in range(0, len(self.X), BLOCK_SIZE):
-            codes = self.codes[start : start + BLOCK_SIZE]
-            self.statistics.add(codes, self.X[start : start + BLOCK_SIZE])
-            self.n_users += (codes != 0).sum(0)
+        for rows, codes in self.codes:
+            self.statistics.add(Statistics.change(self.X[rows], None, codes))
 
-    def _pass(self, gap: float, shuffle: bool) -> None:
-        n_rows = len(self.X)
-        if shuffle and n_rows > BLOCK_SIZE:
-            order = torch.randperm(n_rows, generator=self.generator).to(self.X.device)
-        else:
-            order = torch.arange(n_rows, device=self.X.device)
-        for rows in order.split(BLOCK_SIZE):
-            block, old = self.X[rows], self.codes[rows]
-            new = self.coder(block, self.dictionary, old, gap)
-            self.codes[rows] = new
-            self.statistics.add(old, block, -1.0)
-            self.statistics.add(new, block)
-            self.n_users += (new != 0).sum(0) - (old != 0).sum(0)
-            self.statistics.clear(self.n_users == 0)
+    def _pass(self, accuracy: float, shuffle: bool, foresight: float) -> float:
+        """Visit every block once; return the mean objective.
+
+        Codes are half a pass old, on average. With ``foresight`` the sums run ahead to where
+        those of the blocks that were visited last are going, by this share of that age.
+        """
+        n_blocks = len(self.codes.blocks)
+        order = torch.randperm(n_blocks, generator=self.generator) if shuffle else range(n_blocks)
+        reach = foresight * (n_blocks - 1) / 2 * (1 - _MEMORY)
+        for block in map(int, order):
+            X, old = self.X[self.codes.blocks[block]], self.codes[block]
+            new = self.coder(X, self.dictionary, old, accuracy)
+            self.codes[block] = new
+            change = Statistics.change(X, old, new)
+            self.statistics.add(change)
+            self.statistics.clear(self.statistics.n_users == 0)
+            sums = self.statistics
+            if reach:
+                self._trend.scale(_MEMORY)
+                self._trend.add(change)
+                sums = sums.ahead(self._trend, reach)
             self.dictionary = update_dictionary(
-                self.dictionary,
-                self.statistics.code_gram,
-                self.statistics.code_data,
-                positive=self.positive_dict,
+                self.dictionary, sums.code_gram, sums.code_data, positive=self.positive_dict
             )
             self.n_steps += 1
+        return self._mean_objective()
+
+    def _mean_objective(self) -> float:
+        total = sum(
+            objective_sum(self.X[rows], codes, self.dictionary, self.alpha)
+            for rows, codes in self.codes
+        )
+        return total / len(self.X)
 
     def _renew(self) -> None:
-        dead = self.n_users == 0
+        dead = self.statistics.n_users == 0
         if not dead.any():
             return
-        n_candidates = min(len(self.X), max(BLOCK_SIZE, 2 * int(dead.sum())))
-        rows = torch.randperm(len(self.X), generator=self.generator)[:n_candidates]
-        rows = rows.to(self.X.device)
-        residual = torch.addmm(self.X[rows], self.codes[rows], self.dictionary, alpha=-1)
+        residual, n_candidates = [], 0
+        for block in torch.randperm(len(self.codes.blocks), generator=self.generator).tolist():
+            if n_candidates >= 2 * int(dead.sum()):
+                break
+            rows = self.codes.blocks[block]
+            n_candidates += len(rows)
+            residual.append(torch.addmm(self.X[rows], self.codes[block], self.dictionary, alpha=-1))
         self.dictionary = renew_atoms(
             self.dictionary,
             dead,
-            residual,
+            torch.cat(residual),
             positive=self.positive_dict,
             generator=self.generator,
         )
+
+
+def row_blocks(
+    n_rows: int, n_components: int, generator: torch.Generator | None, device: torch.device
+) -> list[Tensor]:
+    """Return the numbers of the rows of each block, at random with a generator."""
+    if generator is None:
+        order = torch.arange(n_rows)
+    else:
+        order = torch.randperm(n_rows, generator=generator)
+    # The update of a large dictionary wants to be spread over more rows.
+    return list(order.to(device).split(max(BLOCK_SIZE, n_components)))

@@ -7,8 +7,16 @@ Mairal, Bach, Ponce and Sapiro (2009), Online dictionary learning for sparse cod
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numba import njit
 from torch import Tensor
+
+_compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+# Atoms whose targets come from one matrix product.
+_PANEL = 32
 
 
 def update_dictionary(
@@ -42,20 +50,62 @@ def update_dictionary(
         Unit-norm atoms.
     """
     dictionary = dictionary.clone()
-    columns = dictionary.T
-    weights = code_gram.diagonal()
-    used = weights.nonzero().squeeze(1).tolist()
-    # An atom's own weight does not turn its minimiser on the sphere.
-    others = code_gram - torch.diag(weights)
+    used = code_gram.diagonal().nonzero().squeeze(1)
+    update = _update_compiled if dictionary.device.type == "cpu" else _update_panel
     for _ in range(n_sweeps):
-        for atom in used:
-            target = torch.addmv(code_data[atom], columns, others[atom], alpha=-1)
-            if positive:
-                target.clamp_min_(0)
-            norm = torch.linalg.vector_norm(target)
-            # Nothing to project on: the old atom is as good as any.
-            dictionary[atom] = torch.where(norm > 0, target / norm, dictionary[atom])
+        for panel in used.split(_PANEL):
+            # One matrix product for many atoms; what they change of each other comes after.
+            gram = code_gram[panel]
+            targets = torch.addmm(code_data[panel], gram, dictionary, alpha=-1)
+            dictionary[panel] = update(dictionary[panel], targets, gram[:, panel], positive)
     return dictionary
+
+
+def _update_panel(atoms: Tensor, residual: Tensor, gram: Tensor, positive: bool) -> Tensor:
+    """Update some atoms, given what the whole dictionary leaves of their targets."""
+    weights = gram.diagonal()
+    for atom in range(len(atoms)):
+        old = atoms[atom].clone()
+        target = torch.addcmul(residual[atom], weights[atom], old)
+        if positive:
+            target.clamp_min_(0)
+        norm = torch.linalg.vector_norm(target)
+        # Nothing to project on: the old atom is as good as any.
+        atoms[atom] = torch.where(norm > 0, target / norm, old)
+        residual.addr_(gram[:, atom], atoms[atom] - old, alpha=-1)
+    return atoms
+
+
+def _update_compiled(atoms: Tensor, residual: Tensor, gram: Tensor, positive: bool) -> Tensor:
+    arrays = [tensor.contiguous().numpy() for tensor in (atoms, residual, gram)]
+    _update_rows(*arrays, positive)
+    return torch.from_numpy(arrays[0])
+
+
+@_compiled
+def _update_rows(atoms, residual, gram, positive):  # type: ignore[no-untyped-def]
+    """Do as ``_update_panel``, in place."""
+    zero = atoms.dtype.type(0)
+    change = np.empty_like(atoms[0])
+    for a in range(len(atoms)):
+        atom, target = atoms[a], residual[a]
+        energy = zero
+        for j in range(len(atom)):
+            target[j] += gram[a, a] * atom[j]
+            if positive:
+                target[j] = max(target[j], zero)
+            energy += target[j] * target[j]
+        # Nothing to project on: the old atom is as good as any.
+        if energy == 0:
+            continue
+        norm = np.sqrt(energy)
+        for j in range(len(atom)):
+            new = target[j] / norm
+            change[j] = new - atom[j]
+            atom[j] = new
+        for b in range(a + 1, len(atoms)):
+            for j in range(len(atom)):
+                residual[b, j] -= gram[b, a] * change[j]
 
 
 def normalise_atoms(atoms: Tensor, *, positive: bool = False, generator: torch.Generator) -> Tensor:

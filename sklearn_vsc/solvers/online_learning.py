@@ -15,11 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dictionary_learning import Coder, Epoch, Statistics, mean_objective
+from .accumulation import objective_sum
+from .coders import Coder
+from .dictionary_learning import Epoch
 from .dictionary_update import renew_atoms, update_dictionary
+from .statistics import Statistics
 
-# Relative duality gap that the codes of a mini-batch aim at.
-_GAP = 1e-3
+# Distance of the codes of a mini-batch from their optimum, in units of alpha.
+_ACCURACY = 1e-2
 # Rows seen, per atom of the dictionary, before an atom that none of them uses is renewed.
 _PATIENCE = 10
 
@@ -48,10 +51,10 @@ class OnlineLearner:
         cost : float
             Mean objective of the rows at these codes.
         """
-        codes = self.coder(X, self.dictionary, None, _GAP)
-        cost = mean_objective(X, codes, self.dictionary, self.alpha)
+        codes = self.coder(X, self.dictionary, None, _ACCURACY)
+        cost = objective_sum(X, codes, self.dictionary, self.alpha) / len(X)
         self.statistics.scale(forgetting(self.n_steps, len(X)))
-        self.statistics.add(codes, X)
+        self.statistics.add(Statistics.change(X, None, codes))
         used = (codes != 0).any(0)
         self.idle = torch.where(used, 0, self.idle + len(X))
         self._renew(X, codes)

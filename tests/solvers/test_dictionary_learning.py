@@ -5,31 +5,41 @@ import pytest
 import torch
 
 from sklearn_vsc.solvers import dictionary_learning
-from sklearn_vsc.solvers.dictionary_learning import (
-    FullBatchLearner,
-    Statistics,
-    mean_objective,
-)
+from sklearn_vsc.solvers.coders import block_coder
+from sklearn_vsc.solvers.dictionary_learning import FullBatchLearner, row_blocks
 from sklearn_vsc.solvers.dictionary_update import initial_dictionary
-from sklearn_vsc.solvers.lasso import fista
+from sklearn_vsc.solvers.lasso import solve_lasso
 from sklearn_vsc.solvers.online_learning import OnlineLearner, OnlineStopping, forgetting
+from sklearn_vsc.solvers.sparse_codes import SparseCodes
+from sklearn_vsc.solvers.statistics import Statistics
 
 ALPHA = 0.3
 
 
-def code(X, dictionary, start, gap):
-    return fista(X, dictionary, ALPHA, code_init=start, tol=gap, finish=False).codes
+code, code_by_fista = (block_coder(method, ALPHA, 1000, False) for method in ("cd", "fista"))
 
 
 def rows(n_rows=150, n_features=12, seed=0):
     return torch.tensor(np.random.default_rng(seed).standard_normal((n_rows, n_features)))
 
 
-def full_batch(X, n_components=20):
+def dense(learner):
+    codes = learner.X.new_zeros(len(learner.X), len(learner.dictionary))
+    for numbers, block in learner.codes:
+        codes[numbers] = block
+    return codes
+
+
+def objective(X, codes, dictionary):
+    return (0.5 * (X - codes @ dictionary).square().sum(1) + ALPHA * codes.abs().sum(1)).mean()
+
+
+def full_batch(X, n_components=20, coder=code):
     generator = torch.Generator().manual_seed(0)
     dictionary = initial_dictionary(X, n_components, generator=generator)
-    codes = X.new_zeros(len(X), n_components)
-    return FullBatchLearner(X, codes, dictionary, ALPHA, code, False, generator)
+    blocks = row_blocks(len(X), n_components, generator, X.device)
+    codes = SparseCodes(blocks, n_components, X.dtype)
+    return FullBatchLearner(X, codes, dictionary, ALPHA, coder, False, generator)
 
 
 def online(X, n_components=20):
@@ -40,14 +50,15 @@ def online(X, n_components=20):
     return OnlineLearner(dictionary, ALPHA, code, False, generator, statistics, idle)
 
 
-@pytest.mark.parametrize("block_size", [512, 40, 7])
-def test_the_objective_falls_pass_by_pass(monkeypatch, block_size):
+@pytest.mark.parametrize("coder", [code, code_by_fista], ids=["cd", "fista"])
+@pytest.mark.parametrize("block_size", [512, 40, 20])
+def test_the_objective_falls_pass_by_pass(monkeypatch, block_size, coder):
     monkeypatch.setattr(dictionary_learning, "BLOCK_SIZE", block_size)
     X = rows()
-    learner = full_batch(X)
+    learner = full_batch(X, coder=coder)
     losses = []
     for epoch in itertools.islice(learner.epochs(0.0, True), 40):
-        loss = mean_objective(X, learner.codes, epoch.dictionary, ALPHA)
+        loss = objective(X, dense(learner), epoch.dictionary).item()
         assert epoch.loss == pytest.approx(loss, rel=1e-12)
         losses.append(epoch.loss)
     assert np.all(np.diff(losses) <= 1e-12)
@@ -59,13 +70,38 @@ def test_statistics_follow_the_codes(monkeypatch):
     X = rows()
     learner = full_batch(X)
     for epoch in itertools.islice(learner.epochs(0.0, True), 5):
-        codes = learner.codes
+        codes = dense(learner)
         torch.testing.assert_close(epoch.statistics.code_gram, codes.T @ codes)
         torch.testing.assert_close(epoch.statistics.code_data, codes.T @ X)
-        torch.testing.assert_close(learner.n_users, (codes != 0).sum(0))
+        torch.testing.assert_close(epoch.statistics.n_users, (codes != 0).sum(0))
         kept = epoch.dictionary, epoch.dictionary.clone()
         assert torch.equal(*kept)
     assert learner.n_steps == 5 * 4
+
+
+def test_a_pass_that_ran_too_far_ahead_is_taken_back(monkeypatch):
+    monkeypatch.setattr(dictionary_learning, "BLOCK_SIZE", 20)
+    monkeypatch.setattr(dictionary_learning, "_FORESIGHT", 1e3)
+    learner = full_batch(rows())
+    epochs = list(itertools.islice(learner.epochs(0.0, True), 20))
+    assert np.all(np.diff([epoch.loss for epoch in epochs]) <= 1e-12)
+    # Eight steps a pass, and eight more for each that was taken back.
+    assert learner.n_steps > 20 * 8
+    codes = dense(learner)
+    torch.testing.assert_close(learner.statistics.code_gram, codes.T @ codes)
+
+
+def test_foresight_learns_in_fewer_passes(monkeypatch):
+    monkeypatch.setattr(dictionary_learning, "BLOCK_SIZE", 20)
+    X = rows(600)
+
+    def loss_after(n_passes):
+        epochs = full_batch(X).epochs(0.0, True)
+        return next(itertools.islice(epochs, n_passes, None)).loss
+
+    ahead = loss_after(8)
+    monkeypatch.setattr(dictionary_learning, "_FORESIGHT", 0.0)
+    assert ahead < loss_after(12)
 
 
 def test_a_pass_converges_at_a_stationary_point():
@@ -74,14 +110,14 @@ def test_a_pass_converges_at_a_stationary_point():
     for epoch in learner.epochs(1e-8, True):
         if epoch.converged:
             break
-    result = fista(X, epoch.dictionary, ALPHA)
+    result = solve_lasso(X, epoch.dictionary, ALPHA)
     assert epoch.loss == pytest.approx(result.objective.mean().item(), rel=1e-4)
     # No atom alone can be turned to lower the objective by much.
-    codes = learner.codes
+    codes = dense(learner)
     target = codes.T @ X - (codes.T @ codes) @ epoch.dictionary
     target += (codes.T @ codes).diagonal()[:, None] * epoch.dictionary
     cosine = (torch.nn.functional.normalize(target) * epoch.dictionary).sum(1)
-    assert cosine[learner.n_users > 0].min() > 1 - 1e-4
+    assert cosine[learner.statistics.n_users > 0].min() > 1 - 1e-4
 
 
 def test_dead_atoms_come_back_without_cost():
@@ -92,9 +128,39 @@ def test_dead_atoms_come_back_without_cost():
     losses, n_dead = [], []
     for epoch in itertools.islice(learner.epochs(0.0, True), 30):
         losses.append(epoch.loss)
-        n_dead.append(int((learner.n_users == 0).sum()))
+        n_dead.append(int((learner.statistics.n_users == 0).sum()))
     assert np.all(np.diff(losses) <= 1e-12)
     assert n_dead[-1] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparse_codes_give_back_what_they_got(dtype):
+    codes = rows(90).to(dtype).clamp_min(1)
+    codes[codes == 1] = 0
+    kept = SparseCodes.of(codes, list(torch.randperm(90).split(40)))
+    before = kept.copy()
+    for numbers, block in kept:
+        assert block.dtype == dtype
+        assert torch.equal(block, codes[numbers])
+    kept[1] = torch.zeros(40, 12, dtype=dtype)
+    assert not kept[1].any() and before[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_sums_are_those_of_matrices(dtype):
+    X = rows().to(dtype)
+    old, new = (
+        torch.nn.functional.softshrink(rows(150, 37, seed), 1.0).to(dtype) for seed in (1, 2)
+    )
+    change = Statistics.change(X, old, new)
+    torch.testing.assert_close(change.code_gram, new.T @ new - old.T @ old)
+    torch.testing.assert_close(change.code_data, (new - old).T @ X)
+    torch.testing.assert_close(change.n_users, (new != 0).sum(0) - (old != 0).sum(0))
+    first = Statistics.change(X, None, new)
+    torch.testing.assert_close(first.code_gram, new.T @ new)
+    dictionary = rows(37, seed=3).to(dtype)
+    total = dictionary_learning.objective_sum(X, new, dictionary, ALPHA)
+    assert total == pytest.approx(150 * objective(X, new, dictionary).item(), rel=1e-5)
 
 
 def test_first_forgetting_steps_weigh_little_and_later_ones_all():
@@ -108,7 +174,7 @@ def test_first_forgetting_steps_weigh_little_and_later_ones_all():
 def test_online_steps_learn():
     X = rows(600)
     learner = online(X)
-    before = fista(X, learner.dictionary, ALPHA).objective.mean()
+    before = solve_lasso(X, learner.dictionary, ALPHA).objective.mean()
     stopping = OnlineStopping(0.0, None)
     steps = []
     epochs = learner.epochs(
@@ -117,7 +183,7 @@ def test_online_steps_learn():
     for epoch in itertools.islice(epochs, 10):
         assert not epoch.converged
     assert steps == list(range(120))
-    after = fista(X, epoch.dictionary, ALPHA).objective.mean()
+    after = solve_lasso(X, epoch.dictionary, ALPHA).objective.mean()
     assert after < 0.95 * before
 
 

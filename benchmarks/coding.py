@@ -1,0 +1,163 @@
+"""Time to code a row by the lasso, beside scikit-learn and SPAMS, all to the same objective.
+
+Every coder runs at a ladder of accuracies on held-out rows. The table has the time at which
+the mean relative excess of the objective over the optimum, in float64, reaches 1e-3 and 1e-6,
+between two rungs by interpolation in logarithms. Products of rows and atoms are included.
+
+    python benchmarks/coding.py [--rows 4000] [--repeats 3] [--threads 1]
+"""
+
+import argparse
+import time
+import warnings
+
+import numpy as np
+import torch
+from sklearn.decomposition import sparse_encode
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from sklearn_vsc import FISTADictionaryLearner
+from sklearn_vsc.datasets import load_natural_patches
+
+try:
+    import spams
+except ImportError:
+    spams = None
+
+TARGETS = (1e-3, 1e-6)
+
+
+def seconds_of(function, repeats):
+    """Median CPU time and wall time of a call, and its answer."""
+    answer, times = function(), []
+    for _ in range(repeats):
+        cpu, wall = time.process_time(), time.perf_counter()
+        function()
+        times.append((time.process_time() - cpu, time.perf_counter() - wall))
+    return *np.median(times, axis=0), answer
+
+
+def objective(X, codes, dictionary, alpha):
+    X, codes, dictionary = (array.astype(np.float64) for array in (X, codes, dictionary))
+    return 0.5 * ((X - codes @ dictionary) ** 2).sum(1) + alpha * np.abs(codes).sum(1)
+
+
+def alpha_for(model, X, density):
+    """Penalty at which the codes have a given share of non-zeros."""
+    low, high = 1e-3, float(np.abs(X @ model.components_.T).max())
+    for _ in range(20):
+        model.set_params(transform_alpha=(low * high) ** 0.5)
+        if np.mean(model.transform(X) != 0) > density:
+            low = model.transform_alpha
+        else:
+            high = model.transform_alpha
+    return model.transform_alpha
+
+
+def ours(model, X, algorithm):
+    for tol in 10.0 ** np.arange(-0.5, -6.1, -0.5):
+        model.set_params(transform_algorithm=algorithm, transform_tol=tol)
+        yield lambda: model.transform(X)
+
+
+def of_scikit_learn(X, dictionary, alpha):
+    X, dictionary = X.astype(np.float64), dictionary.astype(np.float64)
+    for max_iter in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128):
+        yield lambda n=max_iter: sparse_encode(
+            X, dictionary, algorithm="lasso_cd", alpha=alpha, max_iter=n
+        )
+
+
+def of_spams_lars(X, dictionary, alpha, n_threads):
+    columns = np.asfortranarray(X.T.astype(np.float64)), np.asfortranarray(dictionary.T, np.float64)
+    for dtype in (np.float32, np.float64):
+        data, atoms = (np.asfortranarray(array, dtype) for array in columns)
+        yield lambda d=data, a=atoms: spams.lasso(
+            d, D=a, lambda1=alpha, mode=2, numThreads=n_threads
+        ).T.toarray()
+
+
+def of_spams_cd(X, dictionary, alpha, n_threads):
+    from scipy.sparse import csc_matrix
+
+    data, atoms = (np.asfortranarray(array.T, np.float64) for array in (X, dictionary))
+    start = csc_matrix((len(dictionary), len(X)), dtype=np.float64)
+    for tol in 10.0 ** np.arange(-1, -8.1, -1):
+        yield lambda t=tol: spams.cd(
+            data, atoms, start, lambda1=alpha, mode=2, itermax=1000, tol=t, numThreads=n_threads
+        ).T.toarray()
+
+
+def climb(ladder, excess_of, n_rows, repeats):
+    """Microseconds a row, CPU and wall, at each target; nan where it is out of reach."""
+    rungs = []
+    for rung in ladder:
+        cpu, wall, codes = seconds_of(rung, repeats)
+        rungs.append((excess_of(codes), 1e6 * cpu / n_rows, 1e6 * wall / n_rows))
+        if rungs[-1][0] < TARGETS[-1]:
+            break
+    excess, *times = np.array(rungs).T
+    order = np.argsort(excess)
+    log_excess = np.log(np.maximum(excess[order], 1e-15))
+    answers = []
+    for target in TARGETS:
+        for measured in times:
+            value = np.exp(np.interp(np.log(target), log_excess, np.log(measured[order])))
+            answers.append(value if excess.min() <= target else np.nan)
+    return answers
+
+
+def compare(name, n_components, density, X_train, X, options):
+    """Print the rows of one setting."""
+    model = FISTADictionaryLearner(
+        n_components, alpha=1.0, max_iter=10, random_state=0, device="cpu", transform_tol=1e-2
+    ).fit(X_train)
+    alpha, dictionary = alpha_for(model, X[:500], density), model.components_
+    exact = FISTADictionaryLearner(
+        dict_init=dictionary.astype(np.float64),
+        alpha=alpha,
+        max_iter=0,
+        transform_tol=1e-11,
+        device="cpu",
+    ).fit(X[:2].astype(np.float64))
+    best = objective(X, exact.transform(X.astype(np.float64)), dictionary, alpha)
+
+    def excess_of(codes):
+        return float(np.mean(objective(X, codes, dictionary, alpha) / best - 1))
+
+    ladders = {
+        "coordinate descent": ours(model, X, "lasso_cd"),
+        "FISTA": ours(model, X, "fista"),
+        "scikit-learn lasso_cd": of_scikit_learn(X, dictionary, alpha),
+    }
+    if spams is not None:
+        ladders["SPAMS lasso (LARS)"] = of_spams_lars(X, dictionary, alpha, options.threads)
+        ladders["SPAMS cd"] = of_spams_cd(X, dictionary, alpha, options.threads)
+    for coder, ladder in ladders.items():
+        times = climb(ladder, excess_of, len(X), options.repeats)
+        print(f"| {name} | {coder} | " + " | ".join(f"{t:.1f}" for t in times) + " |", flush=True)
+
+
+def main(options):
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
+    torch.set_num_threads(options.threads)
+    X_train = load_natural_patches(20_000, subset="train", random_state=0)
+    X = load_natural_patches(options.rows, subset="test", random_state=0)
+    print(f"{len(X)} held-out patches of 16 x 16 pixels, {options.threads} threads,")
+    print(f"medians of {options.repeats} repeats; microseconds a row\n")
+    print("| setting | coder | CPU, 1e-3 | wall, 1e-3 | CPU, 1e-6 | wall, 1e-6 |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    with threadpool_limits(options.threads, "blas"):
+        for n_components, density in ((256, 0.10), (256, 0.03), (1024, 0.03)):
+            name = f"K={n_components}, {density:.0%}"
+            compare(name, n_components, density, X_train, X, options)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=4000, help="rows that are coded")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each timing")
+    parser.add_argument("--threads", type=int, default=1, help="threads of every coder")
+    main(parser.parse_args())

@@ -1,0 +1,138 @@
+"""The smooth half of the lasso in two forms, and the certificate of a code.
+
+References
+----------
+Fercoq, Gramfort and Salmon (2015), Mind the duality gap: safer rules for the Lasso.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+# Rows of a matrix product are a multiple of this.
+_PRODUCT_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Objective, duality gap and gradient at given codes, row by row."""
+
+    objective: Tensor
+    gap: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class GramFit:
+    """Quadratic fit from inner products alone: the cheaper form for few atoms."""
+
+    gram: Tensor
+    correlations: Tensor
+    energy: Tensor
+
+    @classmethod
+    def from_rows(cls, X: Tensor, dictionary: Tensor, gram: Tensor) -> Self:
+        """Gather what is needed of the rows."""
+        # Matrix products round a few rows differently than many, and the codes of a row should
+        # not depend on the rows beside it.
+        missing = -len(X) % _PRODUCT_ROWS
+        padded = torch.nn.functional.pad(X, (0, 0, 0, missing)) if missing else X
+        return cls(gram, (padded @ dictionary.T)[: len(X)], X.square().sum(1))
+
+    def gradient(self, codes: Tensor) -> Tensor:
+        return torch.addmm(self.correlations, codes, self.gram, beta=-1)
+
+    def evaluate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        gradient = self.gradient(codes)
+        residual_energy = self.energy - (codes * (self.correlations - gradient)).sum(1)
+        return gradient, residual_energy.clamp_min(0)
+
+    @property
+    def scale(self) -> Tensor:
+        return self.correlations.abs().amax(1)
+
+    def atom_gram(self, atoms: Tensor) -> Tensor:
+        return self.gram[atoms.unsqueeze(2), atoms.unsqueeze(1)]
+
+    def select(self, rows: Tensor) -> Self:
+        return type(self)(self.gram, self.correlations[rows], self.energy[rows])
+
+
+@dataclass(frozen=True)
+class DataFit:
+    """Quadratic fit from the rows themselves: the cheaper form for many atoms."""
+
+    dictionary: Tensor
+    X: Tensor
+    energy: Tensor
+
+    @classmethod
+    def from_rows(cls, X: Tensor, dictionary: Tensor) -> Self:
+        """Gather what is needed of the rows."""
+        return cls(dictionary, X, X.square().sum(1))
+
+    def gradient(self, codes: Tensor) -> Tensor:
+        return self.evaluate(codes)[0]
+
+    def evaluate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        excess = torch.addmm(self.X, codes, self.dictionary, beta=-1)
+        return excess @ self.dictionary.T, excess.square().sum(1)
+
+    @property
+    def scale(self) -> Tensor:
+        return (self.X @ self.dictionary.T).abs().amax(1)
+
+    def atom_gram(self, atoms: Tensor) -> Tensor:
+        listed = self.dictionary[atoms]
+        return listed @ listed.mT
+
+    def select(self, rows: Tensor) -> Self:
+        return type(self)(self.dictionary, self.X[rows], self.energy[rows])
+
+
+Fit = GramFit | DataFit
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """A dictionary, and its inner products where they make the cheaper form."""
+
+    dictionary: Tensor
+    gram: Tensor | None
+
+    @classmethod
+    def of(cls, dictionary: Tensor, form: str) -> Self:
+        """Choose the form of the gradient that takes fewer operations, unless told."""
+        n_components, n_features = dictionary.shape
+        use_gram = form == "gram" or (form == "auto" and n_components <= 2 * n_features)
+        return cls(dictionary, dictionary @ dictionary.T if use_gram else None)
+
+    def fit(self, X: Tensor) -> Fit:
+        if self.gram is None:
+            return DataFit.from_rows(X, self.dictionary)
+        return GramFit.from_rows(X, self.dictionary, self.gram)
+
+    def double(self) -> Self:
+        """Return the same atoms in float64."""
+        dictionary = self.dictionary.double()
+        return type(self)(dictionary, None if self.gram is None else dictionary @ dictionary.T)
+
+
+def certify(fit: Fit, codes: Tensor, alpha: float, *, positive: bool) -> Certificate:
+    """Return objective and duality gap; the dual point is the residual, optimally scaled."""
+    gradient, residual_energy = fit.evaluate(codes)
+    penalty = alpha * codes.abs().sum(1)
+    inner = (codes * gradient).sum(1)
+    tiny = torch.finfo(codes.dtype).tiny
+    # Dual points are multiples of the residual: the best one, within the feasible ones.
+    steepest = (-gradient).amax(1) if positive else gradient.abs().amax(1)
+    scale = torch.minimum(
+        1 - inner / residual_energy.clamp_min(tiny), alpha / steepest.clamp_min(tiny)
+    ).clamp_min(0)
+    # Written so that nothing large cancels near the optimum.
+    gap = 0.5 * (1 - scale).square() * residual_energy + penalty + scale * inner
+    return Certificate(0.5 * residual_energy + penalty, gap.clamp_min(0), gradient)

@@ -1,0 +1,77 @@
+"""Sums over rows that the update of a dictionary depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .accumulation import change_of_moments
+
+
+@dataclass
+class Statistics:
+    """Sums over rows that the update of the dictionary depends on.
+
+    Attributes
+    ----------
+    code_gram : Tensor of shape (n_components, n_components)
+        U' U.
+    code_data : Tensor of shape (n_components, n_features)
+        U' X.
+    n_users : Tensor of shape (n_components,)
+        Number of rows that use each atom.
+    """
+
+    code_gram: Tensor
+    code_data: Tensor
+    n_users: Tensor
+
+    @classmethod
+    def zeros_like(cls, dictionary: Tensor) -> Self:
+        """Start from no rows."""
+        n_components = len(dictionary)
+        return cls(
+            dictionary.new_zeros(n_components, n_components),
+            torch.zeros_like(dictionary),
+            torch.zeros(n_components, dtype=torch.int64, device=dictionary.device),
+        )
+
+    @classmethod
+    def change(cls, X: Tensor, old: Tensor | None, new: Tensor) -> Self:
+        """Return what new codes of some rows add; they had the old ones, None for none."""
+        return cls(*change_of_moments(X, old, new))
+
+    def copy(self) -> Self:
+        """Return a copy that later rows leave alone."""
+        return type(self)(self.code_gram.clone(), self.code_data.clone(), self.n_users.clone())
+
+    def add(self, other: Self) -> None:
+        """Add other sums, in place."""
+        self.code_gram += other.code_gram
+        self.code_data += other.code_data
+        self.n_users += other.n_users
+
+    def scale(self, factor: float) -> None:
+        """Let what was added before count less in the update."""
+        self.code_gram *= factor
+        self.code_data *= factor
+
+    def ahead(self, change: Self, factor: float) -> Self:
+        """Return the sums after so many times the change, for the atoms that are in use."""
+        sums = type(self)(
+            torch.add(self.code_gram, change.code_gram, alpha=factor),
+            torch.add(self.code_data, change.code_data, alpha=factor),
+            self.n_users,
+        )
+        sums.clear(self.n_users == 0)
+        return sums
+
+    def clear(self, unused: Tensor) -> None:
+        """Forget atoms that no row uses, and with them what rounding left there."""
+        if unused.any():
+            self.code_gram[unused] = 0
+            self.code_gram[:, unused] = 0
+            self.code_data[unused] = 0

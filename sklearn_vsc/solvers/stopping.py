@@ -1,0 +1,95 @@
+"""When the lasso of a row is solved, and what is kept of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .quadratic_fit import Certificate, Fit, certify
+
+
+@dataclass(frozen=True)
+class LassoResult:
+    """Codes of a batch of rows and the certificate of each.
+
+    Attributes
+    ----------
+    codes : Tensor of shape (n_rows, n_components)
+        Lasso codes.
+    objective : Tensor of shape (n_rows,)
+        0.5 ||x - u V||^2 + alpha ||u||_1 of each row.
+    gaps : Tensor of shape (n_rows,)
+        Duality gap of each row: an upper bound on objective minus optimum.
+    converged : Tensor of shape (n_rows,), bool
+        Whether the gap of the row is within the tolerance.
+    n_iter : int
+        Largest number of iterations spent on a row.
+    """
+
+    codes: Tensor
+    objective: Tensor
+    gaps: Tensor
+    converged: Tensor
+    n_iter: int
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The penalty of a lasso, and the relative duality gap at which a row has converged."""
+
+    alpha: float
+    tol: float
+    positive: bool
+
+    def certify(self, fit: Fit, codes: Tensor) -> Certificate:
+        return certify(fit, codes, self.alpha, positive=self.positive)
+
+    def within(self, fit: Fit, now: Certificate) -> Tensor:
+        # No gap can be resolved below the rounding of its own terms.
+        rounding = 4 * torch.finfo(fit.energy.dtype).eps * fit.energy
+        return now.gap <= torch.maximum(self.tol * now.objective, rounding)
+
+
+@dataclass
+class BestCodes:
+    """The best codes seen of each row of a block."""
+
+    codes: Tensor
+    objective: Tensor
+    gaps: Tensor
+    converged: Tensor
+
+    @classmethod
+    def at(cls, codes: Tensor, fit: Fit, stopping: Stopping) -> Self:
+        """Start from codes."""
+        now = stopping.certify(fit, codes)
+        return cls(codes, now.objective, now.gap, stopping.within(fit, now))
+
+    def replace(self, better: Tensor, codes: Tensor, now: Certificate, done: Tensor) -> None:
+        """Take over the rows marked as better."""
+        self.codes = torch.where(better.unsqueeze(1), codes, self.codes)
+        self.objective = torch.where(better, now.objective, self.objective)
+        self.gaps = torch.where(better, now.gap, self.gaps)
+        self.converged = torch.where(better, done, self.converged)
+
+    def record(self, rows: Tensor, codes: Tensor, now: Certificate, done: Tensor) -> None:
+        """Take over, of the rows listed, those that are no worse than before."""
+        # Where both are optimal up to rounding, the smaller gap decides.
+        better = done | (now.objective <= self.objective[rows])
+        part = BestCodes(
+            self.codes[rows], self.objective[rows], self.gaps[rows], self.converged[rows]
+        )
+        part.replace(better, codes, now, done)
+        self.codes[rows], self.objective[rows] = part.codes, part.objective
+        self.gaps[rows], self.converged[rows] = part.gaps, part.converged
+
+    def select(self, rows: Tensor) -> Self:
+        return type(self)(
+            self.codes[rows], self.objective[rows], self.gaps[rows], self.converged[rows]
+        )
+
+    def result(self, n_iter: int) -> LassoResult:
+        return LassoResult(self.codes, self.objective, self.gaps, self.converged, n_iter)
