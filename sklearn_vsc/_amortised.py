@@ -48,6 +48,7 @@ class AmortisedCoder(BaseSparseCoder):
     random_state: int | np.random.RandomState | None
     n_draws: int
     n_refine: int | str
+    kl_weight: float
     transform_method: str
     score_method: str
     score_draws: int
@@ -96,6 +97,10 @@ class AmortisedCoder(BaseSparseCoder):
     def _n_sweeps(self, model: LatentVariableModel) -> int:
         """Sweeps of coordinate ascent that refine the posterior of each row."""
 
+    def _posterior_of(self, model: LatentVariableModel, rows: Tensor) -> LatentPosterior:
+        """Posterior of each row, the best one for the weight of the KL in training."""
+        return model.infer(rows, self._n_sweeps(model), self.kl_weight)
+
     def _obstacle_to_collapsing(self) -> str | None:
         """Name what keeps the slabs from being integrated out, if any."""
         return type(self).__name__
@@ -135,7 +140,7 @@ class AmortisedCoder(BaseSparseCoder):
         X, device = self._evaluated(X)
         rule = {
             "map": self._map_codes,
-            "mean": lambda model, rows, _: model.infer(rows, self._n_sweeps(model)).mean,
+            "mean": lambda model, rows, _: self._posterior_of(model, rows).mean,
             "sample": lambda model, rows, raw: self._drawn(model, rows, raw, 1)[:, 0],
             "max_elbo": self._best_codes,
         }[self.transform_method]
@@ -143,19 +148,17 @@ class AmortisedCoder(BaseSparseCoder):
         return self._evaluate(X, device, rule, n_draws)
 
     def _map_codes(self, model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
-        return model.sparse_code(rows, self._n_sweeps(model))
+        return model.sparse_code(rows, self._n_sweeps(model), self.kl_weight)
 
     def _drawn(
         self, model: LatentVariableModel, rows: Tensor, raw: NDArray, n_draws: int
     ) -> Tensor:
         """Draws of the code, rows first."""
-        return self._draws(model.infer(rows, self._n_sweeps(model)), raw, n_draws).code.transpose(
-            0, 1
-        )
+        return self._draws(self._posterior_of(model, rows), raw, n_draws).code.transpose(0, 1)
 
     def _best_codes(self, model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
         """Of ``n_draws`` seeded draws the one with the highest ELBO."""
-        posterior = model.infer(rows, self._n_sweeps(model))
+        posterior = self._posterior_of(model, rows)
         draws = self._draws(posterior, raw, self.n_draws)
         weights = model.log_weights(rows, posterior, draws, exact_ratio=False)
         best = weights.argmax(0)
@@ -205,7 +208,7 @@ class AmortisedCoder(BaseSparseCoder):
         X, device = self._evaluated(X)
 
         def moments(model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
-            q = model.infer(rows, self._n_sweeps(model))
+            q = self._posterior_of(model, rows)
             return torch.stack([q.mean, q.variance.clamp_min(0).sqrt(), q.inclusion], dim=1)
 
         found = self._evaluate(X, device, moments)

@@ -105,12 +105,7 @@ class ModelBuilder(AmortisedCoder):
                 "likelihood='bernoulli', whose mean is a sigmoid of the decoder's output; use "
                 "'auto' or 'sigmoid'."
             )
-        if self._is_tied() and (obstacle := self._obstacle_to_atoms()):
-            raise ValueError(
-                "encoder='lista' codes with the atoms of a linear decoder under Gaussian noise, "
-                f"which {obstacle} does not have; use decoder='linear', likelihood='gaussian' and "
-                "output_activation='identity', or encoder='mlp'."
-            )
+        self._hidden_sizes()
         if self.gradient == "exact" and (self.n_draws > 1 or self.objective != "elbo"):
             warnings.warn(
                 f"gradient='exact' trains the closed-form ELBO without draws: n_draws="
@@ -118,18 +113,30 @@ class ModelBuilder(AmortisedCoder):
                 UserWarning,
                 stacklevel=3,
             )
+        if self._is_tied() and (obstacle := self._obstacle_to_atoms()):
+            raise ValueError(
+                "encoder='lista' codes with the atoms of a linear decoder under Gaussian noise, "
+                f"which {obstacle} does not have; use decoder='linear', likelihood='gaussian' and "
+                "output_activation='identity', or encoder='mlp'."
+            )
 
     # --- refinement
 
     def _n_sweeps(self, model: LatentVariableModel) -> int:
         """Sweeps of coordinate ascent, or an error where this model has none."""
         if self.n_refine == "auto":
-            return _SWEEPS if model.can_refine and self._trains_exactly() else 0
+            applies = model.can_refine and self._trains_exactly() and self.kl_weight > 0
+            return _SWEEPS if applies else 0
         if self.n_refine and not model.can_refine:
             raise ValueError(
                 f"n_refine={self.n_refine} needs a linear decoder, a Gaussian likelihood and codes "
                 "that are zero with a probability of their own (a spike and slab, or a Laplace "
-                "base with threshold_prior='gamma'); use n_refine='auto' or 0."
+                "base with threshold_prior='gamma' and kl='auto'); use n_refine='auto' or 0."
+            )
+        if self.n_refine and not self.kl_weight:
+            raise ValueError(
+                f"n_refine={self.n_refine} needs a KL term: with kl_weight=0 the best posterior is a "
+                "point. Use a positive kl_weight, or n_refine=0."
             )
         return int(self.n_refine)
 

@@ -295,7 +295,7 @@ class NeuralSparseCoder(ModelBuilder):
         """Noise variance that maximises the ELBO of the training rows, all else held."""
 
         def squared_error(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
-            posterior = model.infer(rows, self._n_sweeps(model))
+            posterior = self._posterior_of(model, rows)
             if model.has_closed_likelihood:
                 return model.expected_squared_error(rows, posterior)
             draws = self._draws(posterior, raw, self.n_draws)

@@ -14,6 +14,10 @@ from .solvers.collapsed import conditional_mean, log_evidence
 from .solvers.coordinate_ascent import SlabPrior, refine
 
 
+# A KL term that warms up from nothing: with none at all the best posterior is a point.
+_LEAST_KL_WEIGHT = 1e-3
+
+
 class Heads(nn.Module):
     """Map the encoder's features to the posterior's parameters (n, n_heads, n_components)."""
 
@@ -83,15 +87,23 @@ class LatentVariableModel(nn.Module):
         """Whether coordinate ascent applies: a linear decoder, Gaussian noise and free gates."""
         return self.has_closed_likelihood and self.family.as_spike_slab() is not None
 
-    def refine(self, x: Tensor, posterior: LatentPosterior, n_sweeps: int) -> LatentPosterior:
+    def refine(
+        self, x: Tensor, posterior: LatentPosterior, n_sweeps: int, kl_weight: float = 1.0
+    ) -> LatentPosterior:
         """Raise the ELBO of each row by sweeps of coordinate ascent; no gradient passes."""
         start = posterior.as_spike_slab()
         family, parameters = start.family, (start.loc, start.scale, start.logit)
         prior = SlabPrior(family.slab_name, family.prior_scale, family.prior_logit)
         rows, atoms, noise_variance = self._linear_model(x)
         with torch.no_grad():
+            # The weight of the KL has the place of a factor of the noise variance.
             found = refine(
-                rows @ atoms.T, atoms @ atoms.T, noise_variance, prior, parameters, n_sweeps
+                rows @ atoms.T,
+                atoms @ atoms.T,
+                max(kl_weight, _LEAST_KL_WEIGHT) * noise_variance,
+                prior,
+                parameters,
+                n_sweeps,
             )
         return SpikeSlabPosterior(family, *found)
 
@@ -102,19 +114,19 @@ class LatentVariableModel(nn.Module):
         noise_variance = float(self.likelihood.noise_variance.detach())
         return x - self.decoder.bias.detach(), self.decoder.weight.detach(), noise_variance
 
-    def infer(self, x: Tensor, n_refine: int) -> LatentPosterior:
+    def infer(self, x: Tensor, n_refine: int, kl_weight: float = 1.0) -> LatentPosterior:
         """Posterior of each row: the encoder's, refined."""
         posterior = self.posterior(x)
-        return self.refine(x, posterior, n_refine) if n_refine else posterior
+        return self.refine(x, posterior, n_refine, kl_weight) if n_refine else posterior
 
-    def sparse_code(self, x: Tensor, n_refine: int) -> Tensor:
+    def sparse_code(self, x: Tensor, n_refine: int, kl_weight: float = 1.0) -> Tensor:
         """Sparse point estimate of each row.
 
         That of the encoder's posterior; of a refined one the support that it prefers, with the
         best linear estimate of the coefficients given that support, which for a Gaussian slab
         is their posterior mean.
         """
-        posterior = self.infer(x, n_refine)
+        posterior = self.infer(x, n_refine, kl_weight)
         if not n_refine:
             return posterior.mode()
         family, support = posterior.as_spike_slab().family, posterior.inclusion > 0.5

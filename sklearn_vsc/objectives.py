@@ -68,7 +68,7 @@ def training_bound(
         with _frozen(model.decoder, model.likelihood):
             posterior = model.posterior(x)
             reached = _exact_bound(model, x, posterior, kl_weight)
-        refined = model.refine(x, posterior, objective.n_refine)
+        refined = model.refine(x, posterior, objective.n_refine, kl_weight)
         bound = _exact_bound(model, x, refined, kl_weight) + (reached - reached.detach())
         return bound + _density_pull(model, refined, x.shape[1])
     posterior = model.posterior(x)

@@ -20,7 +20,7 @@ FLOORS = {
     "bounds": set(),
     "gate_gradients": {"networks"},
     "model": {"gate_gradients", "latents", "likelihoods", "networks", "solvers"},
-    "objectives": {"bounds", "gate_gradients", "latents", "model"},
+    "objectives": {"bounds", "gate_gradients", "latents", "likelihoods", "model"},
     "training": {"latents", "model", "networks", "objectives"},
 }
 NUMERICS = {"numpy", "scipy", "torch"}

@@ -97,8 +97,12 @@ class Thresholded(LatentFamily):
         return self.gamma_shape is None or self.base is Laplace
 
     def as_spike_slab(self) -> SpikeSlab | None:
-        """With a Gamma threshold integrated out: inclusion, location and scale are then free."""
-        if self.gamma_shape is None or not self.has_closed_kl:
+        """With a Gamma threshold integrated out: inclusion, location and scale are then free.
+
+        Not where training holds another KL than that of this law.
+        """
+        free = self.gamma_shape is not None and self.has_closed_kl
+        if not free or self.training_kl == "base":
             return None
         return SpikeSlab("laplace", prior_scale=self.prior_scale, density=self.prior_inclusion)
 

@@ -13,7 +13,8 @@ from sklearn_vsc.model import LatentVariableModel
 from sklearn_vsc.networks import AtomHeads, LinearDecoder, TiedEncoder, UnrolledCoder
 from sklearn_vsc.networks.unrolled import unit_atoms
 from sklearn_vsc.objectives import Objective, training_bound
-from sklearn_vsc.solvers.lasso import fista, lipschitz_bound
+from sklearn_vsc.solvers.fista import lipschitz_bound
+from sklearn_vsc.solvers.lasso import solve_lasso
 
 
 def _normal(*shape, seed=0):
@@ -48,13 +49,13 @@ def test_many_steps_solve_the_lasso(shape):
     atoms = unit_atoms(dictionary)
     coder = _coder(shape[0], 3000, thresholds=(0.4, 0.4))
     alpha = coder.thresholds[0, 0].item()
-    solution = fista(x, atoms, alpha, tol=1e-12).codes
+    solution = solve_lasso(x, atoms, alpha, tol=1e-12).codes
     assert 0.05 < (solution != 0).double().mean() < 0.6
     with torch.no_grad():
         for scale in (1.0, 20.0):
             assert_allclose(coder(x, scale * dictionary)[0], solution, atol=1e-5)
         # The unit of the thresholds.
-        twice = fista(x, atoms, 2 * alpha, tol=1e-12).codes
+        twice = solve_lasso(x, atoms, 2 * alpha, tol=1e-12).codes
         assert_allclose(coder(x, dictionary, unit=2.0)[0], twice, atol=1e-5)
 
 
@@ -119,7 +120,7 @@ def test_missing_entries_have_no_residual():
         code, correlation = coder(x, dictionary, mask)
         hidden = torch.where(mask, x, math.nan)
         assert torch.equal(coder(hidden, dictionary, mask)[0], code)
-    solution = fista(x[:, :6], dictionary[:, :6], coder.thresholds[0, 0].item(), tol=1e-12).codes
+    solution = solve_lasso(x[:, :6], dictionary[:, :6], coder.thresholds[0, 0].item(), tol=1e-12).codes
     assert_allclose(code, solution, atol=1e-4)
     residual = x[:, :6] - code @ dictionary[:, :6]
     assert_allclose(correlation, residual @ dictionary[:, :6].T, atol=1e-12)
