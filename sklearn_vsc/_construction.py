@@ -125,18 +125,12 @@ class ModelBuilder(AmortisedCoder):
     def _n_sweeps(self, model: LatentVariableModel) -> int:
         """Sweeps of coordinate ascent, or an error where this model has none."""
         if self.n_refine == "auto":
-            applies = model.can_refine and self._trains_exactly() and self.kl_weight > 0
-            return _SWEEPS if applies else 0
+            return _SWEEPS if model.can_refine and self._trains_exactly() else 0
         if self.n_refine and not model.can_refine:
             raise ValueError(
                 f"n_refine={self.n_refine} needs a linear decoder, a Gaussian likelihood and codes "
                 "that are zero with a probability of their own (a spike and slab, or a Laplace "
                 "base with threshold_prior='gamma' and kl='auto'); use n_refine='auto' or 0."
-            )
-        if self.n_refine and not self.kl_weight:
-            raise ValueError(
-                f"n_refine={self.n_refine} needs a KL term: with kl_weight=0 the best posterior is a "
-                "point. Use a positive kl_weight, or n_refine=0."
             )
         return int(self.n_refine)
 

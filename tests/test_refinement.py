@@ -17,13 +17,14 @@ from sklearn_vsc.objectives import Objective, training_bound
 
 X = load_digits().data[:500]
 TRAINING = {"n_components": 24, "max_iter": 30, "random_state": 0}
+PLAIN = {"encoder": "mlp", "n_refine": 0}
 
 
 @pytest.fixture(
     params=[
-        ThresholdedVSC(**TRAINING),
-        SparseVAE(prior="spike_slab", decoder="linear", **TRAINING),
-        SparseVAE(prior="spike_slab", slab="laplace", decoder="linear", **TRAINING),
+        ThresholdedVSC(**PLAIN, **TRAINING),
+        SparseVAE(prior="spike_slab", decoder="linear", **PLAIN, **TRAINING),
+        SparseVAE(prior="spike_slab", slab="laplace", decoder="linear", **PLAIN, **TRAINING),
     ],
     ids=["thresholded", "gaussian_slab", "laplace_slab"],
     scope="module",

@@ -120,7 +120,9 @@ def test_missing_entries_have_no_residual():
         code, correlation = coder(x, dictionary, mask)
         hidden = torch.where(mask, x, math.nan)
         assert torch.equal(coder(hidden, dictionary, mask)[0], code)
-    solution = solve_lasso(x[:, :6], dictionary[:, :6], coder.thresholds[0, 0].item(), tol=1e-12).codes
+    solution = solve_lasso(
+        x[:, :6], dictionary[:, :6], coder.thresholds[0, 0].item(), tol=1e-12
+    ).codes
     assert_allclose(code, solution, atol=1e-4)
     residual = x[:, :6] - code @ dictionary[:, :6]
     assert_allclose(correlation, residual @ dictionary[:, :6].T, atol=1e-12)
