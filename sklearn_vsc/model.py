@@ -13,7 +13,6 @@ from .networks._init import linear_layer
 from .solvers.collapsed import conditional_mean, log_evidence
 from .solvers.coordinate_ascent import SlabPrior, refine
 
-
 # A KL term that warms up from nothing: with none at all the best posterior is a point.
 _LEAST_KL_WEIGHT = 1e-3
 

@@ -269,7 +269,7 @@ def test_score_bounds_the_evidence_of_orthonormal_atoms(prior):
         pytest.skip("No linear decoder goes with a Cauchy posterior.")
     n_codes, n_features = 6, 8
     X = make_sparse_coded(300, n_codes, n_features, density=0.5, noise=0.3, random_state=0)[0] + 2
-    model = vae(n_codes, decoder="linear", n_refine=0, **PRIORS[prior]).fit(X)
+    model = vae(n_codes, encoder="mlp", decoder="linear", n_refine=0, **PRIORS[prior]).fit(X)
     decoder, likelihood = model.module_.decoder, model.module_.likelihood
     with torch.no_grad():
         # The nearest dictionary with orthogonal atoms of one length.
