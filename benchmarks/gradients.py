@@ -66,7 +66,9 @@ def fit(X, n_epochs, **parameters):
     """Fit a model to the end of its epochs."""
     model = SparseVAE(
         N_COMPONENTS,
+        encoder="mlp",
         decoder="linear",
+        n_refine=0,  # it would move the posteriors that are compared
         max_iter=n_epochs,
         n_iter_no_change=n_epochs,
         random_state=0,

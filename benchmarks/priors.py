@@ -20,6 +20,7 @@ import warnings
 
 import numpy as np
 import torch
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
@@ -27,6 +28,13 @@ from sklearn.model_selection import train_test_split
 from sklearn_vsc import FISTADictionaryLearner, SparseVAE, ThresholdedVSC
 from sklearn_vsc.datasets import load_natural_patches
 
+# One network for all models; those that can also with their default, refined posteriors.
+PLAIN = {"encoder": "mlp", "n_refine": 0}
+REFINED = (
+    "ThresholdedVSC laplace, Gamma threshold",
+    "SparseVAE spike_slab, Gaussian slab",
+    "SparseVAE spike_slab, Laplace slab",
+)
 DENSITIES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -69,7 +77,10 @@ def models(kind):
     """Pairs of name and estimator for one kind of decoder."""
     listed = bounded_models() if kind == "MLP, sigmoid" else linear_models()
     for name, cls, parameters in listed:
-        yield name, cls(decoder="linear" if kind == "linear" else "mlp", **parameters)
+        model = cls(decoder="linear" if kind == "linear" else "mlp", **parameters)
+        yield name, clone(model).set_params(**PLAIN)
+        if kind == "linear" and name in REFINED:
+            yield f"{name}, refined", model
 
 
 def with_budget(model, n_components, n_epochs):

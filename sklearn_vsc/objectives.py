@@ -15,9 +15,9 @@ from .latents import ContinuousPosterior, Draws, LatentPosterior, SpikeSlabPoste
 from .likelihoods import GaussianLikelihood
 from .model import LatentVariableModel
 
-# Relative excess of density at which the noise variance is pulled up in full, and how far that
-# goes: where it is twice what the rows ask for, the slope of the likelihood balances the pull.
-_FULL_EXCESS = 0.05
+# The noise variance is pulled up over the last twentieth of the way to the prior's density, and at
+# most to where it is twice what the rows ask for: there the likelihood's slope balances the pull.
+_PULL_WIDTH = 0.05
 _FULL_PULL = 0.25
 SCORE_GRADIENTS = ("reinforce", "nvil", "muprop", "rebar")
 
@@ -101,14 +101,14 @@ def _exact_bound(
 def _density_pull(
     model: LatentVariableModel, posterior: LatentPosterior, n_features: int
 ) -> Tensor:
-    """Zero, with a slope that raises the noise variance while codes are denser than the prior.
+    """Zero, with a slope that keeps the noise variance where codes are as dense as the prior.
 
     A learned noise variance alone decides how many codes a row takes: the prior's log-odds are
     nothing beside what a small one makes of each code. So the prior's density bounds it.
     """
     assert isinstance(model.likelihood, GaussianLikelihood)
-    excess = model.share_of_active(posterior) / model.family.prior_inclusion - 1
-    strength = _FULL_PULL * n_features * (excess / _FULL_EXCESS).clamp(0, 1)
+    room = 1 - model.share_of_active(posterior) / model.family.prior_inclusion
+    strength = _FULL_PULL * n_features * (1 - room / _PULL_WIDTH).clamp(0, 1)
     pull = strength * model.likelihood.noise_variance.log()
     return pull - pull.detach()
 

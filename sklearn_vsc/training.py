@@ -31,8 +31,8 @@ from .objectives import Objective, training_bound
 # The noise variance is one number among thousands: it may move faster than the weights.
 _NOISE_RATE_FACTOR = 10.0
 _NOISE_SCALE_START = 0.1
-# With a closed-form ELBO the gradient of the dictionary has little noise, and at the rate of the
-# encoder it would be the last thing to be learned.
+# Refined posteriors make good gradients of the dictionary from the first step on; at the rate of the
+# encoder it would be the last thing to be learned. (Without them atoms would die of it.)
 _DICTIONARY_RATE_FACTOR = 10.0
 
 
@@ -300,7 +300,7 @@ def train(
 def _rates(options: TrainingOptions) -> list[tuple[str, dict[str, float]]]:
     """Learning rates of the parameters that have one of their own."""
     factors = {"model.likelihood.*": _NOISE_RATE_FACTOR}
-    if options.objective.bound == "exact":
+    if options.objective.n_refine:
         factors["model.decoder.*"] = _DICTIONARY_RATE_FACTOR
     return [(name, {"lr": factor * options.learning_rate}) for name, factor in factors.items()]
 
