@@ -119,9 +119,10 @@ class SparseVAE(NeuralSparseCoder):
         where they apply and the gradient is exact, else 0.
 
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
-        The code that ``transform`` returns. 'map': for a spike and slab the slab's location
-        where the code is more likely non-zero than zero, else zero; for the other posteriors,
-        which have no atom at zero, their location. 'mean': the posterior mean. 'max_elbo': of
+        The code that ``transform`` returns. 'map': for a spike and slab the codes that are more
+        likely non-zero than zero, at the slab's location or, where the posterior is refined, at
+        the best linear estimate given these codes; for the other posteriors, which have no atom
+        at zero, their location. 'mean': the posterior mean. 'max_elbo': of
         ``n_draws`` seeded draws the one with the highest ELBO. 'sample': one seeded draw.
 
     score_method : {'elbo', 'collapsed_elbo', 'iwae'}, default='elbo'

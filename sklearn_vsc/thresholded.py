@@ -122,7 +122,8 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
         The code that ``transform`` returns. 'map', the sparse point estimate: with Gamma
-        thresholds the posterior's location where the code is more likely non-zero than zero;
+        thresholds the codes that are more likely non-zero than zero, at the posterior's
+        location or, where it is refined, at the best linear estimate given these codes;
         with a fixed threshold, which keeps all inclusions low, the posterior mean where the
         location lies beyond the threshold. 'mean': the posterior mean, not sparse. 'max_elbo':
         of ``n_draws`` seeded draws the one with the highest ELBO. 'sample': one seeded draw.

@@ -31,8 +31,8 @@ from .objectives import Objective, training_bound
 # The noise variance is one number among thousands: it may move faster than the weights.
 _NOISE_RATE_FACTOR = 10.0
 _NOISE_SCALE_START = 0.1
-# Refined posteriors make good gradients of the dictionary from the first step on; at the rate of the
-# encoder it would be the last thing to be learned. (Without them atoms would die of it.)
+# Refined posteriors make good gradients of the dictionary from the first step on; at the rate of
+# the encoder it would be the last thing to be learned. (Without them atoms would die of it.)
 _DICTIONARY_RATE_FACTOR = 10.0
 
 
