@@ -1,4 +1,4 @@
-"""What sweeps of coordinate ascent bring to ThresholdedVSC, and what they cost.
+"""What sweeps of coordinate ascent bring, what they cost, and what collapsing adds.
 
 Whitened patches, held-out rows from a region of the photographs that no fit has seen. The time
 to code a row stands beside that of scikit-learn's lasso coder on its own dictionary, in the
@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.decomposition import PCA, MiniBatchDictionaryLearning
 from sklearn.exceptions import ConvergenceWarning
 
-from sklearn_vsc import ThresholdedVSC
+from sklearn_vsc import SparseVAE, ThresholdedVSC
 from sklearn_vsc.datasets import load_natural_patches
 
 
@@ -29,7 +29,7 @@ def seconds_of(function, repeats=5):
     return float(np.median(times))
 
 
-def describe(model, X, X_test):
+def describe(model, X_test):
     """Share of non-zero codes, explained variance, microseconds to code a row."""
     code = model.transform(X_test)
     error = np.sum((X_test - model.inverse_transform(code)) ** 2)
@@ -38,27 +38,56 @@ def describe(model, X, X_test):
     return np.mean(code != 0), variance, micros
 
 
+def refined(X, X_test, epochs, n_components):
+    """Rows of the table: encoders, sweeps in training, sweeps now."""
+    for encoder in ("mlp", "lista"):
+        for in_training in (0, 5):
+            model = ThresholdedVSC(
+                n_components,
+                encoder=encoder,
+                n_refine=in_training,
+                max_iter=epochs,
+                random_state=0,
+            ).fit(X)
+            for now in (0, 3, 10, 20, 100):
+                model.set_params(n_refine=now)
+                density, variance, micros = describe(model, X_test)
+                print(
+                    f"| {encoder} | {in_training} | {now} | {model.score(X_test):.1f} | "
+                    f"{density:.1%} | {variance:.1%} | {micros:.0f} |",
+                    flush=True,
+                )
+
+
+def collapsed(X, X_test, epochs, n_components):
+    """Print the bounds of a Gaussian slab, which integrates out given the supports."""
+    model = SparseVAE(
+        n_components, prior="spike_slab", decoder="linear", max_iter=epochs, random_state=0
+    ).fit(X)
+    print("\nSparseVAE(prior='spike_slab', decoder='linear'), nats a row:\n")
+    print("| sweeps now | elbo | collapsed_elbo, 30 draws | iwae, 30 draws |")
+    print("| ---: | ---: | ---: | ---: |")
+    for now in (0, 3, 10, 20, 100):
+        model.set_params(n_refine=now, score_draws=30)
+        bounds = [
+            model.set_params(score_method=method).score(X_test)
+            for method in ("elbo", "collapsed_elbo", "iwae")
+        ]
+        print(f"| {now} | {' | '.join(f'{bound:.1f}' for bound in bounds)} |", flush=True)
+
+
 def main(n_rows, epochs, n_components=144):
     """Fit with and without sweeps, score with more and fewer."""
     warnings.simplefilter("ignore", ConvergenceWarning)
+    warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
     X = load_natural_patches(n_rows, patch_size=12, subset="train", random_state=0)
     X_test = load_natural_patches(2000, patch_size=12, subset="test", random_state=0)
     exact = PCA(n_components - 1).fit(X).score(X_test)
     print(f"{n_rows} patches of {X.shape[1]} pixels, {n_components} atoms, {epochs} epochs")
     print(f"Exact log likelihood of probabilistic PCA, held out: {exact:.1f} nats a row\n")
-    print("| model | sweeps in training | then | score, nats | non-zero | explained | us a row |")
+    print("| encoder | sweeps in training | now | score, nats | non-zero | explained | us a row |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for in_training in (0, 10):
-        model = ThresholdedVSC(
-            n_components, n_refine=in_training, max_iter=epochs, random_state=0
-        ).fit(X)
-        for afterwards in (0, 3, 10, 30) if in_training else (0, 10):
-            model.set_params(n_refine=afterwards)
-            density, variance, micros = describe(model, X, X_test)
-            print(
-                f"| ThresholdedVSC | {in_training} | {afterwards} | {model.score(X_test):.1f} | "
-                f"{density:.1%} | {variance:.1%} | {micros:.0f} |"
-            )
+    refined(X, X_test, epochs, n_components)
     lasso = MiniBatchDictionaryLearning(
         n_components,
         alpha=1.0,
@@ -67,8 +96,9 @@ def main(n_rows, epochs, n_components=144):
         transform_algorithm="lasso_cd",
         random_state=0,
     ).fit(X.astype(np.float64))
-    density, variance, micros = describe(lasso, X, X_test.astype(np.float64))
+    density, variance, micros = describe(lasso, X_test.astype(np.float64))
     print(f"| scikit-learn, lasso_cd | - | - | - | {density:.1%} | {variance:.1%} | {micros:.0f} |")
+    collapsed(X, X_test, epochs, n_components)
 
 
 if __name__ == "__main__":
