@@ -113,12 +113,6 @@ class ModelBuilder(AmortisedCoder):
                 UserWarning,
                 stacklevel=3,
             )
-        if self._is_tied() and (obstacle := self._obstacle_to_atoms()):
-            raise ValueError(
-                "encoder='lista' codes with the atoms of a linear decoder under Gaussian noise, "
-                f"which {obstacle} does not have; use decoder='linear', likelihood='gaussian' and "
-                "output_activation='identity', or encoder='mlp'."
-            )
 
     # --- refinement
 
@@ -181,6 +175,12 @@ class ModelBuilder(AmortisedCoder):
 
     def _make_tied_encoder(self, family: LatentFamily) -> tuple[TiedEncoder, AtomHeads]:
         """Return the encoder and heads that start from the posterior of each code by itself."""
+        if obstacle := self._obstacle_to_atoms():
+            raise ValueError(
+                "encoder='lista' codes with the atoms of a linear decoder under Gaussian noise, "
+                f"which {obstacle} does not have; use decoder='linear', likelihood='gaussian' and "
+                "output_activation='identity', or encoder='mlp'."
+            )
         variance = family.prior_variance / family.prior_inclusion
         if not np.isfinite(variance):
             variance = family.prior_scale**2

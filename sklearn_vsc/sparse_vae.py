@@ -388,6 +388,7 @@ class SparseVAE(NeuralSparseCoder):
         return f"slab={self.slab!r}" if self.slab != "gaussian" else self._obstacle_to_exact()
 
     def _check_parameters(self) -> None:
+        super()._check_parameters()
         if self.score_method == "collapsed_elbo" and (obstacle := self._obstacle_to_collapsing()):
             self._refuse_to_collapse(obstacle)
         self._temperatures()
@@ -403,7 +404,6 @@ class SparseVAE(NeuralSparseCoder):
                 "gradient_of_bound='dreg' needs draws without an atom at zero, which "
                 "prior='spike_slab' does not give; use gradient_of_bound='auto'."
             )
-        super()._check_parameters()
 
     def _check_posterior(self) -> None:
         """Refuse pairs of prior and posterior whose KL or likelihood is infinite."""
