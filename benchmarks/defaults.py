@@ -20,7 +20,7 @@ from sklearn.model_selection import train_test_split
 from sklearn_vsc import ThresholdedVSC
 from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
-N_ROWS = 10_000
+N_ROWS = 5_000
 # A straight-through gradient raises its own loss as it learns, and must not stop for it.
 PUBLISHED = {"threshold_prior": None, "gradient": "straight_through", "n_iter_no_change": 1000}
 VARIANTS = {
