@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._amortised import AmortisedCoder
+from ._images import check_image_shape
 from .gate_gradients import NVILBaseline
 from .latents import LatentFamily
 from .likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
@@ -22,6 +23,8 @@ from .networks import (
     RANGES,
     AtomHeads,
     BoundedDecoder,
+    ConvDecoder,
+    ConvEncoder,
     LinearDecoder,
     TiedEncoder,
     UnrolledCoder,
@@ -53,6 +56,7 @@ class ModelBuilder(AmortisedCoder):
     noise_variance: float | str
     encoder: str | nn.Module
     decoder: str | nn.Module
+    image_shape: Sequence[int] | None
     hidden_layer_sizes: int | Sequence[int]
     n_unrolled: int
     output_activation: str
@@ -106,6 +110,8 @@ class ModelBuilder(AmortisedCoder):
                 "'auto' or 'sigmoid'."
             )
         self._hidden_sizes()
+        if any(isinstance(part, str) and part == "conv" for part in (self.encoder, self.decoder)):
+            self._image_shape()
         if self.gradient == "exact" and (self.n_draws > 1 or self.objective != "elbo"):
             warnings.warn(
                 f"gradient='exact' trains the closed-form ELBO without draws: n_draws="
@@ -156,12 +162,19 @@ class ModelBuilder(AmortisedCoder):
             )
         return tuple(int(size) for size in sizes)
 
+    def _image_shape(self, n_features: int | None = None) -> tuple[int, int, int]:
+        """Return the checked shape of a row, which has ``n_features`` where they are known."""
+        return check_image_shape(self.image_shape, n_features, "a 'conv' encoder or decoder")
+
     def _make_encoder(self, rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, int]:
         """Return the encoder and the number of features it gives to the heads."""
         n_features = rows.shape[1]
         if isinstance(self.encoder, nn.Module):
             encoder = copy.deepcopy(self.encoder).cpu().float()
             return encoder, _probe(encoder, "encoder", rows[:1], None)
+        if self.encoder == "conv":
+            encoder = ConvEncoder(self._image_shape(n_features), generator)
+            return encoder, encoder.n_out
         sizes = self._hidden_sizes()
         return mlp(n_features, sizes, generator), sizes[-1] if sizes else n_features
 
@@ -209,10 +222,13 @@ class ModelBuilder(AmortisedCoder):
         self, rows: Tensor, family: LatentFamily, generator: torch.Generator
     ) -> nn.Module:
         n_features, n_components = rows.shape[1], self._n_components
-        decoder: nn.Sequential | LinearDecoder
+        decoder: nn.Sequential | LinearDecoder | ConvDecoder
         if self.decoder == "mlp":
             decoder = mlp_decoder(n_components, self._hidden_sizes(), n_features, generator)
             bias = cast(nn.Linear, decoder[-1]).bias
+        elif self.decoder == "conv":
+            decoder = ConvDecoder(n_components, self._image_shape(n_features), generator)
+            bias = decoder.bias
         else:
             # Draws of the prior then decode to rows with a share of the power that the data
             # have: measured, a start at full power learns slower.

@@ -48,8 +48,9 @@ class NeuralSparseCoder(ModelBuilder):
         "kl_weight": [Interval(Real, 0, None, closed="left")],
         "likelihood": [StrOptions({"gaussian", "bernoulli"})],
         "noise_variance": [StrOptions({"learned"}), Interval(Real, 0, None, closed="neither")],
-        "encoder": [StrOptions({"auto", "mlp", "lista"}), nn.Module],
-        "decoder": [StrOptions({"linear", "mlp"}), nn.Module],
+        "encoder": [StrOptions({"auto", "mlp", "conv", "lista"}), nn.Module],
+        "decoder": [StrOptions({"linear", "mlp", "conv"}), nn.Module],
+        "image_shape": ["array-like", None],
         "output_activation": [StrOptions({"auto", "identity", "sigmoid", "tanh"})],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "n_unrolled": [Interval(Integral, 1, None, closed="left")],
@@ -212,7 +213,7 @@ class NeuralSparseCoder(ModelBuilder):
         noise_seed, order_seed = draw_seed(self._random_state), draw_seed(self._random_state)
         # A copy: should training fail, the fitted model is still there.
         module = copy.deepcopy(self.module_).float()
-        with self._own_modules_seeded():
+        with self._own_modules_seeded(), _deterministic_convolutions():
             result = train(
                 module,
                 self._normalize(X, device).float(),
@@ -322,3 +323,14 @@ def _forked_global_generator(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _deterministic_convolutions() -> Iterator[None]:
+    """Have cuDNN choose algorithms that give the same gradients each time."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.deterministic = cudnn.deterministic, True
+    try:
+        yield
+    finally:
+        cudnn.deterministic = before

@@ -90,15 +90,20 @@ class ThresholdedVSC(NeuralSparseCoder):
         enough, where posteriors are refined, for codes of the training rows to be no denser
         than the prior's ``density``.
 
-    encoder : {'auto', 'lista', 'mlp'} or nn.Module, default='auto'
+    encoder : {'auto', 'lista', 'mlp', 'conv'} or nn.Module, default='auto'
         Network that reads a row; a module maps (n, n_features) to (n, any number). 'lista':
         ``n_unrolled`` steps of an accelerated ISTA with the atoms of the decoder, which must be
-        linear, under a Gaussian likelihood. 'auto': 'lista' where the gradient is exact and
+        linear, under a Gaussian likelihood. 'conv': convolutions of stride 2 over rows that
+        are images of shape ``image_shape``. 'auto': 'lista' where the gradient is exact and
         thresholds have their Gamma, else 'mlp'.
 
-    decoder : {'linear', 'mlp'} or nn.Module, default='linear'
+    decoder : {'linear', 'mlp', 'conv'} or nn.Module, default='linear'
         Network that decodes a code; a module maps (n, n_components) to (n, n_features), and
-        for 'bernoulli' gives log-odds.
+        for 'bernoulli' gives log-odds. 'conv': the 'conv' encoder mirrored.
+
+    image_shape : tuple of three ints, default=None
+        (channels, height, width) of a row, for ``encoder='conv'`` and ``decoder='conv'``; no
+        other network uses it.
 
     output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
         Activation of the decoder's output, in the units of X. 'auto': identity for the
@@ -291,6 +296,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         noise_variance: float | str = "learned",
         encoder: str | nn.Module = "auto",
         decoder: str | nn.Module = "linear",
+        image_shape: tuple[int, int, int] | None = None,
         output_activation: str = "auto",
         hidden_layer_sizes: int | Sequence[int] = (512,),
         n_unrolled: int = 8,
@@ -331,6 +337,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         self.noise_variance = noise_variance
         self.encoder = encoder
         self.decoder = decoder
+        self.image_shape = image_shape
         self.output_activation = output_activation
         self.hidden_layer_sizes = hidden_layer_sizes
         self.n_unrolled = n_unrolled

@@ -76,6 +76,13 @@ def test_floor_stays_below(floor):
     assert outside <= LIBRARIES[floor]
 
 
+def test_metrics_need_no_model():
+    inside, outside = _split("metrics")
+    assert inside == {"_images"}
+    assert outside == {"numpy", "sklearn", "torch"}
+    assert _split("_images") == (set(), {"numpy"})
+
+
 def test_estimators_do_not_import_each_other():
     assert len(ESTIMATORS) >= 2
     for estimator in ESTIMATORS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def linear_layer(
@@ -11,7 +11,20 @@ def linear_layer(
 ) -> nn.Linear:
     """Return a linear layer with He-normal weights times ``gain`` and zero bias."""
     layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
-    with torch.no_grad():
-        layer.weight.normal_(0.0, gain * (2.0 / n_in) ** 0.5, generator=generator)
-        layer.bias.zero_()
+    he_normal(layer.weight, layer.bias, n_in, generator, gain=gain)
     return layer
+
+
+@torch.no_grad()
+def he_normal(
+    weight: Tensor,
+    bias: Tensor | None,
+    fan_in: float,
+    generator: torch.Generator,
+    *,
+    gain: float = 1.0,
+) -> None:
+    """Fill weights by He's normal law times ``gain``, and a bias, if any, with zeros."""
+    weight.normal_(0.0, gain * (2.0 / fan_in) ** 0.5, generator=generator)
+    if bias is not None:
+        bias.zero_()

@@ -1,0 +1,41 @@
+"""Images that come as flat rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+
+def check_image_shape(
+    image_shape: Sequence[int] | None, n_features: int | None, needed_by: str
+) -> tuple[int, int, int]:
+    """Return (channels, height, width) as a tuple, or say what would be right.
+
+    Parameters
+    ----------
+    image_shape : tuple of three ints
+        As the user gave it.
+    n_features : int or None
+        Length of a row, where it is known.
+    needed_by : str
+        What asks for it, for the message.
+    """
+    wanted = f"The 'image_shape' parameter must be (channels, height, width) for {needed_by}"
+    sides: tuple[Any, ...] = ()
+    if isinstance(image_shape, (tuple, list, np.ndarray)):
+        sides = tuple(image_shape)
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in sides)
+    if len(sides) != 3 or not whole:
+        raise ValueError(f"{wanted}, three whole numbers of at least 1; got {image_shape!r}.")
+    channels, height, width = map(int, sides)
+    size = math.prod((channels, height, width))
+    if n_features not in (None, size):
+        raise ValueError(
+            f"The 'image_shape' parameter must multiply to the {n_features} features of X; "
+            f"got {image_shape!r}, which multiplies to {size}."
+        )
+    return channels, height, width
