@@ -6,6 +6,7 @@ number of atoms; ThresholdedVSC and SparseVAE over the density of the prior. Sco
 log p(x), in nats a row, where the coder has one.
 
     python benchmarks/frontier.py [--data patches fashion] [--plot frontier.png] [--rows 20000]
+        [--epochs 20]
 """
 
 import argparse
@@ -100,13 +101,18 @@ def of_dictionaries(X, X_test):
                     yield f"{name}, OMP", share, explained(test, code @ atoms), np.nan, seconds
 
 
-def of_neural(X, X_test):
+def of_neural(X, X_test, epochs):
     """Yield the same of the variational coders."""
     for density in DENSITIES:
         models = (
-            ThresholdedVSC(N_COMPONENTS, density=density, random_state=0),
+            ThresholdedVSC(N_COMPONENTS, density=density, max_iter=epochs, random_state=0),
             SparseVAE(
-                N_COMPONENTS, prior="spike_slab", decoder="linear", density=density, random_state=0
+                N_COMPONENTS,
+                prior="spike_slab",
+                decoder="linear",
+                density=density,
+                max_iter=epochs,
+                random_state=0,
             ),
         )
         for model in models:
@@ -129,7 +135,7 @@ def draw(points, title, axis):
     axis.grid(alpha=0.3)
 
 
-def main(names, n_rows, plot):
+def main(names, n_rows, epochs, plot):
     """Print a table for each data set, and draw the curves."""
     warnings.simplefilter("ignore")
     figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 5), squeeze=False)
@@ -141,7 +147,7 @@ def main(names, n_rows, plot):
         print("| coder | non-zero | explained | score, nats | fit, s |")
         print("| --- | ---: | ---: | ---: | ---: |")
         points = []
-        for point in (*of_neural(X, X_test), *of_dictionaries(X, X_test)):
+        for point in (*of_neural(X, X_test, epochs), *of_dictionaries(X, X_test)):
             points.append(point)
             coder, density, gain, score, seconds = point
             shown = "-" if np.isnan(score) else f"{score:.1f}"
@@ -156,6 +162,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--rows", type=int, default=20_000, help="training rows")
+    parser.add_argument("--epochs", type=int, default=20, help="of the variational coders")
     parser.add_argument("--plot", help="file to draw the curves into")
     options = parser.parse_args()
-    main(options.data, options.rows, options.plot)
+    main(options.data, options.rows, options.epochs, options.plot)
