@@ -63,12 +63,33 @@ def compute_dtype(dtype: np.dtype | torch.dtype, device: torch.device) -> torch.
     return torch.float32 if dtype == np.float32 or device.type == "mps" else torch.float64
 
 
-def to_tensor(X: NDArray, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Move an array to a device; the array itself is never written to."""
-    if not X.flags.writeable or any(stride < 0 for stride in X.strides):
-        # torch can hold neither read-only memory nor negative strides.
+def to_tensor(
+    X: NDArray,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    *,
+    borrow: bool = False,
+) -> torch.Tensor:
+    """Move an array to a device; the array itself is never written to.
+
+    A read-only array is copied, since torch does not know of read-only memory. With ``borrow``
+    it is not: the caller promises to write to no element of the tensor.
+    """
+    if any(stride < 0 for stride in X.strides):
+        # torch has no negative strides.
         X = X.copy()
+    elif not X.flags.writeable:
+        X = np.asarray(_Borrowed(X)) if borrow else X.copy()
     return torch.from_numpy(X).to(device=device, dtype=dtype or compute_dtype(X.dtype, device))
+
+
+class _Borrowed:
+    """The memory of a read-only array, called writeable, which torch insists on."""
+
+    def __init__(self, array: NDArray) -> None:
+        self._array = array
+        address = array.__array_interface__["data"][0]
+        self.__array_interface__ = array.__array_interface__ | {"data": (address, False)}
 
 
 def to_numpy(tensor: torch.Tensor, dtype: np.dtype | None = None) -> NDArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
@@ -164,11 +165,21 @@ class LaplaceModelCoder(BaseSparseCoder):
         """Scale of the Laplace prior of the score's model."""
         return self.noise_variance_ / self.alpha if self.alpha else math.inf
 
-    def _fit_noise(self, rows: Tensor, codes: Tensor, dictionary: Tensor) -> float:
-        """Return the noise variance under which the mean bound of the rows is highest."""
-        X, U, V = (tensor.cpu().double() for tensor in (rows, codes, dictionary))
-        statistics = CodeStatistics.from_codes(U, (X - U @ V).square().sum(1), X.shape[1])
-        return _best_noise_variance(statistics, float(self.alpha), float(X.square().mean()))
+    def _fit_noise(self, blocks: Iterable[tuple[Tensor, Tensor]], dictionary: Tensor) -> float:
+        """Return the noise variance under which the mean bound of rows is highest.
+
+        They come as blocks of rows and their codes, of which little is kept.
+        """
+        V = dictionary.cpu().double()
+        parts, energy = [], 0.0
+        for block in blocks:
+            X, U = (tensor.cpu().double() for tensor in block)
+            energy += float(X.square().sum())
+            residual_energy = torch.addmm(X, U, V, alpha=-1).square_().sum(1)
+            parts.append(CodeStatistics.from_codes(U, residual_energy, X.shape[1]))
+        statistics = CodeStatistics.join(parts)
+        power = energy / (statistics.n_rows * statistics.n_features)
+        return _best_noise_variance(statistics, float(self.alpha), power)
 
     def _model(self) -> LaplaceModel:
         if self.alpha == 0:

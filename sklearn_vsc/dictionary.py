@@ -47,8 +47,8 @@ from .solvers.stopping import LassoResult
 _OURS = ("auto", "fista", "cd", "lasso_cd")
 # Rows that the noise variance is estimated from, at most.
 _NOISE_ROWS = 4096
-# Rows of the final look at the training rows coded at once.
-_CHUNK_ROWS = 4096
+# Rows of the final look at the training rows coded at once, at least.
+_CHUNK_ROWS = 1024
 # A full-batch fit calls back every so many iterations, as in scikit-learn.
 _CALLBACK_EVERY = 5
 
@@ -594,14 +594,18 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             rows, every = rows[::every], 1
         dictionary = self._to_rows(self.components_)
         n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
-        kept = []
-        for block in row_slices(len(rows), every * math.ceil(_CHUNK_ROWS / every)):
-            codes = self._solve(rows[block], dictionary, self.alpha, "auto").codes
-            n_uses += (codes != 0).sum(0)
-            kept.append(codes[::every])
+
+        def noise_blocks() -> Iterator[tuple[Tensor, Tensor]]:
+            # What all rows share in a solve grows with the square of the number of atoms.
+            size = max(_CHUNK_ROWS, len(dictionary))
+            for block in row_slices(len(rows), every * math.ceil(size / every)):
+                codes = self._solve(rows[block], dictionary, self.alpha, "auto").codes
+                n_uses.add_((codes != 0).sum(0))
+                yield rows[block][::every], codes[::every]
+
+        self.noise_variance_ = self._fit_noise(noise_blocks(), dictionary)
         seen = self._seen
         seen.n_uses, seen.n_rows, seen.noise_rows = to_numpy(n_uses), len(rows), len(rows)
-        self.noise_variance_ = self._fit_noise(rows[::every], torch.cat(kept), dictionary)
         self._record_usage(seen.n_uses / seen.n_rows)
 
     def _add_rows(self, codes: Tensor, rows: Tensor, dictionary: Tensor, idle: Tensor) -> None:
@@ -609,7 +613,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         seen = self._seen
         old = seen.noise_rows * forgetting(self.n_steps_ - 1, len(rows))
         every = math.ceil(len(rows) / _NOISE_ROWS)
-        noise = self._fit_noise(rows[::every], codes[::every], dictionary)
+        noise = self._fit_noise([(rows[::every], codes[::every])], dictionary)
         if old > 0:
             noise = (old * self.noise_variance_ + len(rows) * noise) / (old + len(rows))
         self.noise_variance_ = noise
@@ -669,4 +673,5 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         return default_tolerance(dtype) if self.transform_tol is None else self.transform_tol
 
     def _to_rows(self, X: NDArray) -> Tensor:
-        return to_tensor(X, resolve_device(self.device))
+        # Nothing here writes to rows; those in a read-only memmap need not fit into memory.
+        return to_tensor(X, resolve_device(self.device), borrow=True)

@@ -101,6 +101,21 @@ def test_read_only_arrays_are_never_written_to(tmp_path):
     assert_array_equal(np.load(tmp_path / "X.npy"), X)
 
 
+def test_read_only_rows_can_be_borrowed_without_a_copy(tmp_path):
+    X = np.arange(12.0).reshape(4, 3)
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows = to_tensor(mapped, CPU, borrow=True)
+    assert rows.data_ptr() == mapped.ctypes.data
+    assert_array_equal(rows, X)
+    assert not mapped.flags.writeable
+    # The tensor keeps the map alive.
+    del mapped
+    assert_array_equal(rows, X)
+
+
 @pytest.mark.parametrize("cut", [np.s_[::-1], np.s_[:, ::-1], np.s_[::2], np.s_[:, 1:]])
 def test_views_of_any_stride_become_tensors(cut):
     X = np.arange(12.0).reshape(4, 3)[cut]

@@ -46,7 +46,7 @@ def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tenso
     n_users = torch.zeros(n_components, dtype=torch.int64)
     _change_of_moments(*map(_array, (X, old, new, gram, data, n_users)))
     # Only the half above the diagonal was summed.
-    return gram + gram.triu(1).T, data, n_users
+    return gram.add_(gram.triu(1).T), data, n_users
 
 
 def objective_sum(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) -> float:

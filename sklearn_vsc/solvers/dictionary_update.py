@@ -160,7 +160,11 @@ def initial_dictionary(
     dictionary : Tensor of shape (n_components, n_features)
         Unit-norm atoms.
     """
-    energetic = (X > 0 if positive else X != 0).any(1).nonzero().squeeze(1)
+    # The largest entry and the smallest take no array of the size of X.
+    energetic = X.amax(1) > 0
+    if not positive:
+        energetic |= X.amin(1) < 0
+    energetic = energetic.nonzero().squeeze(1)
     order = torch.randperm(len(energetic), generator=generator)[:n_components]
     atoms = X.new_zeros(n_components, X.shape[1])
     atoms[: len(order)] = X[energetic[order.to(X.device)]]

@@ -192,6 +192,18 @@ class CodeStatistics:
             n_features,
         )
 
+    @classmethod
+    def join(cls, parts: list[Self]) -> Self:
+        """Put the statistics of blocks of rows together."""
+        n_rows = sum(part.n_rows for part in parts)
+        return cls(
+            sum(part.residual_energy * part.n_rows for part in parts) / n_rows,
+            torch.cat([part.magnitudes for part in parts]),
+            sum(part.n_zero for part in parts),
+            n_rows,
+            parts[0].n_features,
+        )
+
     def noise_variance_update(self, model: LaplaceModel) -> float:
         """Return the noise variance that is best for the model's own posterior scales.
 

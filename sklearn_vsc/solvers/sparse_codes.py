@@ -8,6 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+# Codes that a stretch of memory has room for.
+_STRETCH = 2**19
+
 
 class SparseCodes:
     """Codes of rows that are visited in fixed blocks.
@@ -25,6 +28,7 @@ class SparseCodes:
         self._empty = torch.empty(0, dtype=dtype, device=device)
         places = torch.empty(0, dtype=torch.int32, device=device)
         self._kept = [(places, self._empty)] * len(blocks)
+        self._stretch, self._n_filled = (places, self._empty), 0
 
     @classmethod
     def of(cls, codes: Tensor, blocks: list[Tensor]) -> Self:
@@ -51,8 +55,24 @@ class SparseCodes:
     def __setitem__(self, block: int, codes: Tensor) -> None:
         flat = codes.reshape(-1)
         places = flat.nonzero().squeeze(1)
-        # Blocks are far too small for their places to need 64 bits.
-        self._kept[block] = places.int(), flat[places]
+        self._kept[block] = self._written(places, flat[places])
+
+    def _written(self, places: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write what is kept of a block behind that of the block before.
+
+        Kept in many small pieces, it would tear the free memory between them apart.
+        """
+        start, end = self._n_filled, self._n_filled + len(values)
+        if end > len(self._stretch[1]):
+            size = max(_STRETCH, len(values))
+            # Blocks are far too small for their places to need 64 bits.
+            empty = values.new_empty(size, dtype=torch.int32), values.new_empty(size)
+            self._stretch, start, end = empty, 0, len(values)
+        kept = self._stretch[0][start:end], self._stretch[1][start:end]
+        kept[0].copy_(places)
+        kept[1].copy_(values)
+        self._n_filled = end
+        return kept
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the numbers of the rows of each block and their codes."""

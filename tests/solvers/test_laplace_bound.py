@@ -170,6 +170,20 @@ def test_bound_moves_by_the_log_of_the_unit(scale):
     torch.testing.assert_close(moved, ours - 4 * math.log(scale), rtol=1e-11, atol=1e-10)
 
 
+def test_statistics_of_blocks_are_those_of_all_rows():
+    X, codes, dictionary = random_problem(5)
+    energy = double(((X - codes @ dictionary) ** 2).sum(1))
+    whole, *parts = (
+        CodeStatistics.from_codes(double(codes[rows]), energy[rows], X.shape[1])
+        for rows in (slice(None), slice(1), slice(1, None))
+    )
+    joined = CodeStatistics.join(parts)
+    assert joined.residual_energy == pytest.approx(whole.residual_energy, rel=1e-14)
+    assert torch.equal(joined.magnitudes, whole.magnitudes)
+    for name in ("n_zero", "n_rows", "n_features"):
+        assert getattr(joined, name) == getattr(whole, name)
+
+
 def test_statistics_give_the_best_noise_variance():
     X, codes, dictionary = random_problem(5)
     dictionary /= np.linalg.norm(dictionary, axis=1, keepdims=True)
