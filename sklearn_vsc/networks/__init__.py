@@ -1,19 +1,28 @@
 """Encoders and decoders, torch only."""
 
 from .bounded import RANGES, BoundedDecoder, before_activation
+from .dictionary_decoder import DictionaryDecoder, standardize_outputs
 from .linear import LinearDecoder, atoms_from_rows
 from .mlp import mlp, mlp_decoder
-from .unrolled import AtomHeads, TiedEncoder, UnrolledCoder
+from .residual import N_CHANNELS, grid_shape, residual_decoder, residual_encoder
+from .unrolled import AtomHeads, TiedEncoder, UnrolledCoder, unit_atoms
 
 __all__ = [
+    "N_CHANNELS",
     "RANGES",
     "AtomHeads",
     "BoundedDecoder",
+    "DictionaryDecoder",
     "LinearDecoder",
     "TiedEncoder",
     "UnrolledCoder",
     "atoms_from_rows",
     "before_activation",
+    "grid_shape",
     "mlp",
     "mlp_decoder",
+    "residual_decoder",
+    "residual_encoder",
+    "standardize_outputs",
+    "unit_atoms",
 ]
