@@ -1,9 +1,10 @@
 """Sparse coding, classical and variational, as scikit-learn estimators on torch."""
 
 from .dictionary import FISTADictionaryLearner
+from .scvae import SCVAE
 from .sparse_vae import SparseVAE
 from .thresholded import ThresholdedVSC
 
 __version__ = "0.1.0"
 
-__all__ = ["FISTADictionaryLearner", "SparseVAE", "ThresholdedVSC"]
+__all__ = ["SCVAE", "FISTADictionaryLearner", "SparseVAE", "ThresholdedVSC"]

@@ -79,13 +79,18 @@ class AmortisedCoder(BaseSparseCoder):
         # At rest the model is on the CPU, where it pickles and opens anywhere.
         model = self.module_ if device.type == "cpu" else copy.deepcopy(self.module_).to(device)
         dtype = next(model.parameters()).dtype
-        n_rows = max(1, _CHUNK_NUMBERS // (n_draws * max(self._n_components, X.shape[1])))
+        n_rows = max(1, _CHUNK_NUMBERS // (n_draws * self._numbers_per_row))
         parts = []
         with torch.no_grad():
             for chunk in row_slices(len(X), min(n_rows, 4096)):
                 rows = self._normalize(X[chunk], device).to(dtype)
                 parts.append(to_numpy(of_rows(model, rows, X[chunk]), X.dtype))
         return np.concatenate(parts)
+
+    @property
+    def _numbers_per_row(self) -> int:
+        """Numbers that the widest layer makes of a row."""
+        return max(self._n_components, self.n_features_in_)
 
     def _draws(self, posterior: LatentPosterior, X: NDArray, n_draws: int) -> Draws:
         """Seeded draws that belong to each row's content, whatever rows are beside it."""
@@ -189,8 +194,11 @@ class AmortisedCoder(BaseSparseCoder):
     ) -> NDArray:
         dtype = next(self.module_.parameters()).dtype
         with torch.no_grad():
-            codes = to_tensor(Z, torch.device("cpu"), dtype)
-            return to_numpy(of_codes(self.module_, codes), Z.dtype)
+            parts = []
+            for chunk in row_slices(len(Z), max(1, _CHUNK_NUMBERS // self._numbers_per_row)):
+                codes = to_tensor(Z[chunk], torch.device("cpu"), dtype)
+                parts.append(to_numpy(of_codes(self.module_, codes), Z.dtype))
+        return np.concatenate(parts)
 
     def posterior(self, X: ArrayLike) -> Posterior:
         """Return mean, standard deviation and inclusion probability of each code.

@@ -292,17 +292,23 @@ class NeuralSparseCoder(ModelBuilder):
             return float(likelihood.noise_variance.detach()) * self._unit**2
         return float("nan")
 
+    @property
+    def _n_settling_draws(self) -> int:
+        """Draws of each row that the noise variance is settled by."""
+        return self.n_draws
+
     def _best_noise_variance(self, X: NDArray, device: torch.device) -> float:
         """Noise variance that maximises the ELBO of the training rows, all else held."""
+        n_draws = self._n_settling_draws
 
         def squared_error(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
             posterior = self._posterior_of(model, rows)
             if model.has_closed_likelihood:
                 return model.expected_squared_error(rows, posterior)
-            draws = self._draws(posterior, raw, self.n_draws)
+            draws = self._draws(posterior, raw, n_draws)
             return (rows - model.decoder(draws.code)).square().sum(-1).mean(0)
 
-        return float(np.mean(self._evaluate(X, device, squared_error, self.n_draws)) / X.shape[1])
+        return float(np.mean(self._evaluate(X, device, squared_error, n_draws)) / X.shape[1])
 
 
 @contextmanager

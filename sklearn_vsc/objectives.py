@@ -14,6 +14,7 @@ from .bounds import OBJECTIVES, iwae
 from .latents import ContinuousPosterior, Draws, LatentPosterior, SpikeSlabPosterior
 from .likelihoods import GaussianLikelihood
 from .model import LatentVariableModel
+from .sparse_autoencoder import SparseAutoencoder
 
 # The noise variance is pulled up over the last twentieth of the way to the prior's density, and at
 # most to where it is twice what the rows ask for: there the likelihood's slope balances the pull.
@@ -28,8 +29,9 @@ class Objective:
 
     Attributes
     ----------
-    bound : {'elbo', 'max_elbo', 'iwae', 'exact'}
-        'exact' is the ELBO in closed form, without draws.
+    bound : {'elbo', 'max_elbo', 'iwae', 'exact', 'code'}
+        'exact' is the ELBO in closed form, without draws; 'code' the penalised likelihood of
+        the code of a `SparseAutoencoder`.
     n_draws : int
         Draws per row.
     kl_weight : float
@@ -62,6 +64,9 @@ def training_bound(
     noise_scale: float = 1.0,
 ) -> Tensor:
     """Objective of each row (n,), nats, to be maximised."""
+    if objective.bound == "code":
+        assert isinstance(model, SparseAutoencoder)
+        return model.training_bound(x, generator, kl_weight)
     if objective.bound == "exact" and objective.n_refine:
         # At the best posterior the ELBO has no slope in it: the decoder's gradient is that of
         # the refined bound, the encoder's that of the bound it reaches by itself.

@@ -30,6 +30,8 @@ from .objectives import Objective, training_bound
 
 # The noise variance is one number among thousands: it may move faster than the weights.
 _NOISE_RATE_FACTOR = 10.0
+# What a sparse autoencoder learns of the noise and of the scales of its codes: as few numbers.
+_SCALES = ("model.fit_likelihood.*", "model.log_spread", "model.decoder.log_unit")
 _NOISE_SCALE_START = 0.1
 # Refined posteriors make good gradients of the dictionary from the first step on; at the rate of
 # the encoder it would be the last thing to be learned. (Without them atoms would die of it.)
@@ -299,7 +301,7 @@ def train(
 
 def _rates(options: TrainingOptions) -> list[tuple[str, dict[str, float]]]:
     """Learning rates of the parameters that have one of their own."""
-    factors = {"model.likelihood.*": _NOISE_RATE_FACTOR}
+    factors = dict.fromkeys(("model.likelihood.*", *_SCALES), _NOISE_RATE_FACTOR)
     if options.objective.n_refine:
         factors["model.decoder.*"] = _DICTIONARY_RATE_FACTOR
     return [(name, {"lr": factor * options.learning_rate}) for name, factor in factors.items()]

@@ -1,0 +1,152 @@
+"""A sparse autoencoder as a latent-variable model: unrolled codes with a Laplace law around."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim.lr_scheduler import LambdaLR
+
+from .latents import Continuous, ContinuousPosterior
+from .likelihoods import Likelihood
+from .model import LatentVariableModel
+from .networks import DictionaryDecoder, UnrolledCoder, unit_atoms
+
+# Share of the prior's scale that those of posteriors start from.
+_FIRST_SPREAD = 0.3
+# Steps that settle the scales of a trained model, their rate, and latent vectors of each.
+_SETTLING_STEPS = 100
+_SETTLING_RATE = 0.1
+_SETTLING_BATCH = 128
+_LEAST_ROWS = 8
+
+
+class SparseAutoencoder(LatentVariableModel):
+    """Encoder, unrolled coder, dictionary and network, with the law that its score needs.
+
+    The code of a row is deterministic: the amplitudes z that unrolled ISTA finds for the row's
+    latent vectors. Around it is a Laplace posterior with one scale for each atom; the prior of
+    an amplitude is Laplace too, and codes are amplitudes in units of its scale.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        Rows to latent vectors (n, n_positions * latent_size).
+    coder : UnrolledCoder
+        Latent vectors to amplitudes, with the atoms of the decoder.
+    decoder : DictionaryDecoder
+        Codes to outputs.
+    likelihood : Likelihood
+        Density of rows given outputs, codes drawn from the posterior.
+    fit_likelihood : Likelihood
+        The same with codes at their centre, for training; its noise is smaller.
+    alpha : float
+        Weight of the l1 norm of amplitudes.
+    latent_weight : float or None
+        Weight of the squared distance between latent vectors and their sparse sums; None: the
+        positions of a row share a weight of one by attention.
+    """
+
+    decoder: DictionaryDecoder
+    heads: UnrolledCoder
+    family: Continuous
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        coder: UnrolledCoder,
+        decoder: DictionaryDecoder,
+        likelihood: Likelihood,
+        fit_likelihood: Likelihood,
+        *,
+        alpha: float,
+        latent_weight: float | None,
+    ) -> None:
+        super().__init__(encoder, coder, decoder, likelihood, Continuous("laplace", "laplace"))
+        self.fit_likelihood = fit_likelihood
+        self.alpha = alpha
+        self.latent_weight = latent_weight
+        spread = _FIRST_SPREAD * decoder.log_unit.detach().exp()
+        self.log_spread = nn.Parameter(spread.log().repeat(len(decoder.weight)))
+
+    def latents(self, x: Tensor) -> Tensor:
+        """Latent vectors of each row, (n, n_positions, latent_size)."""
+        return self.encoder(x).unflatten(-1, (self.decoder.n_positions, -1))
+
+    def amplitudes(self, latents: Tensor) -> Tensor:
+        """Sparse amplitudes of latent vectors, (n, n_positions, K)."""
+        code, _ = self.heads(latents.flatten(0, 1), self.decoder.weight)
+        return code.unflatten(0, latents.shape[:2])
+
+    def posterior(self, x: Tensor) -> ContinuousPosterior:
+        """Laplace posterior of each row, centred on its code."""
+        return self._around(self.amplitudes(self.latents(x)))
+
+    def _around(self, amplitudes: Tensor) -> ContinuousPosterior:
+        log_unit = self.decoder.log_unit
+        scale = (self.log_spread - log_unit).exp().expand_as(amplitudes)
+        loc = amplitudes / log_unit.exp()
+        return ContinuousPosterior(self.family, loc.flatten(1), scale.flatten(1))
+
+    def training_bound(
+        self, x: Tensor, generator: torch.Generator, penalty_weight: float = 1.0
+    ) -> Tensor:
+        """What training maximises for each row (n,), nats.
+
+        The penalised log likelihood of the code itself moves the networks; a penalty that
+        warms up has its whole value, and a part of its slope. The scales learn from the ELBO,
+        which adds a slope and no value.
+        """
+        latents = self.latents(x)
+        amplitudes = self.amplitudes(latents)
+        sums = self.decoder.latents(amplitudes)
+        fit = self.fit_likelihood.log_prob(x, self.decoder.network(sums.flatten(1)))
+        penalty = self.alpha * amplitudes.abs().sum((1, 2))
+        distance = (latents - sums).square().sum(-1)
+        penalty = penalty + 0.5 * (self._position_weights(distance) * distance).sum(1)
+        bound = self._bound_of_scales(x, amplitudes.detach(), generator)
+        held = (1 - penalty_weight) * (penalty - penalty.detach())
+        return fit - penalty + held + (bound - bound.detach())
+
+    def _position_weights(self, distance: Tensor) -> Tensor:
+        """Weight of each position; by attention those that are coded worst weigh most.
+
+        No gradient passes: it would lower the loss by giving weight to what is coded well.
+        """
+        if self.latent_weight is not None:
+            return torch.full_like(distance, self.latent_weight)
+        distance = distance.detach()
+        largest = distance.amax(1, keepdim=True).clamp_min(torch.finfo(distance.dtype).tiny)
+        return (distance / largest).softmax(1)
+
+    def settle_scales(self, rows: Tensor, generator: torch.Generator) -> None:
+        """Let the scales and the noise variance maximise the bound, all else held.
+
+        Training moves them along; in a short one they lag behind.
+        """
+        scales = [self.log_spread, self.decoder.log_unit]
+        scales += [p for p in self.likelihood.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(scales, lr=_SETTLING_RATE)
+        schedule = LambdaLR(optimizer, lambda step: 1 - step / _SETTLING_STEPS)
+        size = min(len(rows), max(_LEAST_ROWS, _SETTLING_BATCH // self.decoder.n_positions))
+        for _ in range(_SETTLING_STEPS):
+            picked = torch.randint(len(rows), (size,), generator=generator, device=generator.device)
+            batch = rows[picked.to(rows.device)]
+            with torch.no_grad():
+                amplitudes = self.amplitudes(self.latents(batch))
+            optimizer.zero_grad()
+            self._bound_of_scales(batch, amplitudes, generator).mean().neg().backward()
+            optimizer.step()
+            schedule.step()
+        optimizer.zero_grad()
+
+    def _bound_of_scales(self, x: Tensor, amplitudes: Tensor, generator: torch.Generator) -> Tensor:
+        """ELBO by one draw, with a slope in the scales and the noise variance alone."""
+        posterior = self._around(amplitudes)
+        noise = posterior.noise(1, generator).base[0].view_as(amplitudes)
+        drawn = amplitudes + self.log_spread.exp() * noise
+        latents = drawn @ unit_atoms(self.decoder.weight.detach())
+        network = self.decoder.network
+        held = {name: weight.detach() for name, weight in network.named_parameters()}
+        output = functional_call(network, held, (latents.flatten(1),))
+        return self.likelihood.log_prob(x, output) - posterior.kl().sum(-1)
