@@ -227,4 +227,5 @@ class AtomHeads(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the heads of each row, (n, n_heads, n_components)."""
-        return torch.einsum("nfk,hfk->nhk", features, self.weight)
+        # Five times as fast as einsum, which turns this into many tiny matrix products.
+        return (features.unsqueeze(1) * self.weight).sum(2)
