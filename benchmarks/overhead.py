@@ -152,7 +152,7 @@ def models(n_components, n_refine):
     """Estimators with their losses by hand; sweeps need codes that can be zero."""
     common = {"batch_size": BATCH_SIZE, "learning_rate_init": LEARNING_RATE, "random_state": 0}
     yield (
-        ThresholdedVSC(n_components, gradient="exact", n_refine=n_refine, **common),
+        ThresholdedVSC(n_components, encoder="mlp", gradient="exact", n_refine=n_refine, **common),
         thresholded_loss,
     )
     if not n_refine:
