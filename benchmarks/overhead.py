@@ -157,7 +157,14 @@ def models(n_components, n_refine):
     )
     if not n_refine:
         yield (
-            SparseVAE(n_components, prior="gaussian", decoder="linear", gradient="exact", **common),
+            SparseVAE(
+                n_components,
+                prior="gaussian",
+                decoder="linear",
+                gradient="exact",
+                n_refine=0,
+                **common,
+            ),
             gaussian_loss,
         )
 
