@@ -189,7 +189,7 @@ def test_frechet_distance_is_that_of_its_formula(rng):
 def test_frechet_distance_takes_singular_covariances(rng, n, n_features):
     one = rng.normal(size=(n, n_features))
     one[:, -1] = one[:, 0]
-    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-12)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(one, one[::-1] + 2) == pytest.approx(4 * n_features)
     # One law in a plane, the other on a line across it; and a point.
     plane = sample(rng, np.zeros(3), np.diag([1.0, 4.0, 0.0]))

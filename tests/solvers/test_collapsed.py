@@ -118,9 +118,9 @@ def test_threads_share_out_the_rows():
             found.append(log_evidence(rows, atoms, NOISE, SCALE, supports))
     finally:
         torch.set_num_threads(n_threads)
-    assert_allclose(found[0], found[1], rtol=1e-12)
+    assert_allclose(found[0], found[1], rtol=1e-9)
     alone = log_evidence(rows[9:10], atoms, NOISE, SCALE, supports[:, 9:10])
-    assert_allclose(alone[:, 0], found[0][:, 9], rtol=1e-12)
+    assert_allclose(alone[:, 0], found[0][:, 9], rtol=1e-9)
 
 
 # ------------------------------------------------------------------ all supports
