@@ -5,7 +5,7 @@ Each line changes one parameter of the default. Rows to score are held out. Digi
 Probabilistic PCA with as many components, a half or a quarter of them, stands beside: its
 likelihood is exact.
 
-    python benchmarks/defaults.py [--data digits patches fashion] [--only default ...]
+    python benchmarks/defaults.py [--data digits patches fashion] [--only default ...] [--rows 5000]
 """
 
 import argparse
@@ -20,7 +20,6 @@ from sklearn.model_selection import train_test_split
 from sklearn_vsc import ThresholdedVSC
 from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
-N_ROWS = 5_000
 # A straight-through gradient raises its own loss as it learns, and must not stop for it.
 PUBLISHED = {"threshold_prior": None, "gradient": "straight_through", "n_iter_no_change": 1000}
 VARIANTS = {
@@ -39,26 +38,26 @@ VARIANTS = {
 }
 
 
-def digits():
+def digits(_):
     """Handwritten digits of 8x8 pixels, in raw units."""
     X = load_digits().data.astype(np.float32)
     return 64, *train_test_split(X, test_size=500, random_state=0)
 
 
-def patches():
+def patches(n_rows):
     """Whitened patches of photographs; the halves of the pictures do not overlap."""
     train, test = (
         load_natural_patches(n, patch_size=16, subset=subset, random_state=0)
-        for n, subset in ((N_ROWS, "train"), (2_000, "test"))
+        for n, subset in ((n_rows, "train"), (2_000, "test"))
     )
     mean, std = train.mean(0), train.std(0)
     return 256, (train - mean) / std, (test - mean) / std
 
 
-def fashion():
+def fashion(n_rows):
     """Clothes of 28x28 pixels in [0, 1]."""
     train, test = (fetch_fashion_mnist(subset=s).data for s in ("train", "test"))
-    return 256, train[:N_ROWS], test[:2_000]
+    return 256, train[:n_rows], test[:2_000]
 
 
 DATA = {"digits": digits, "patches": patches, "fashion": fashion}
@@ -90,11 +89,11 @@ def exact_likelihood(X, X_test, n_components):
         return -np.inf
 
 
-def main(names, only):
+def main(names, only, n_rows):
     """Print one table for each data set."""
     warnings.simplefilter("ignore", UserWarning)
     for name in names:
-        n_components, X, X_test = DATA[name]()
+        n_components, X, X_test = DATA[name](n_rows)
         size = min(n_components, X.shape[1] - 1)
         # Some pixels of the digits are constant: not every size leaves noise.
         exact = max(exact_likelihood(X, X_test, size // part) for part in (1, 2, 4))
@@ -114,5 +113,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="lines to print")
+    parser.add_argument("--rows", type=int, default=5_000, help="training rows, of digits all")
     options = parser.parse_args()
-    main(options.data, options.only)
+    main(options.data, options.only, options.rows)

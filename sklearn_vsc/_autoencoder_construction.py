@@ -18,11 +18,9 @@ from .latents import Continuous, LatentFamily
 from .model import LatentVariableModel
 from .networks import (
     N_CHANNELS,
-    BoundedDecoder,
     DictionaryDecoder,
     UnrolledCoder,
     atoms_from_rows,
-    before_activation,
     grid_shape,
     mlp_decoder,
     residual_decoder,
@@ -208,19 +206,7 @@ class AutoencoderBuilder(NeuralSparseCoder):
                 weights[0] /= self._first_size
                 weights[-1] *= _FIRST_GAIN
             network = layers
-        activation = self._activation()
-        if activation == "identity" or self.likelihood == "bernoulli":
-            return network
-        offset = torch.from_numpy(self._offset).float()
-        return BoundedDecoder(network, activation, offset, self._unit)
-
-    def _start_at_mean(self, bias: Tensor, rows: Tensor) -> None:
-        """Let zero decode to the mean row; without an activation rows are centred already."""
-        activation = self._activation()
-        if activation != "identity":
-            mean = rows.mean(0) * self._unit + torch.from_numpy(self._offset).float()
-            with torch.no_grad():
-                bias.copy_(before_activation(mean, activation))
+        return self._bounded(network)
 
     def _settle_noise_variance(self, X: NDArray, device: torch.device) -> None:
         """Set the scales of codes and the noise variance to the best for the training rows."""

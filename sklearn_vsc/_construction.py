@@ -211,12 +211,7 @@ class ModelBuilder(AmortisedCoder):
             _probe(decoder, "decoder", rows.new_zeros(1, n_components), n_features)
         else:
             decoder = self._named_decoder(rows, family, generator)
-        activation = self._activation()
-        if activation == "identity" or self.likelihood == "bernoulli":
-            return decoder
-        return BoundedDecoder(
-            decoder, activation, torch.from_numpy(self._offset).float(), self._unit
-        )
+        return self._bounded(decoder)
 
     def _named_decoder(
         self, rows: Tensor, family: LatentFamily, generator: torch.Generator
@@ -237,12 +232,24 @@ class ModelBuilder(AmortisedCoder):
             atoms = atoms_from_rows(rows, n_components, (_INITIAL_POWER * power) ** 0.5, generator)
             decoder = LinearDecoder(atoms)
             bias = decoder.bias
+        self._start_at_mean(bias, rows)
+        return decoder
+
+    def _start_at_mean(self, bias: Tensor, rows: Tensor) -> None:
+        """Let zero codes decode to the mean row; without an activation rows are centred already."""
         if self._activation() != "identity":
-            # Zero codes decode to the mean row; without an activation rows are centred already.
             mean = rows.mean(0) * self._unit + torch.from_numpy(self._offset).float()
             with torch.no_grad():
                 bias.copy_(before_activation(mean, self._activation()))
-        return decoder
+
+    def _bounded(self, decoder: nn.Module) -> nn.Module:
+        """Return a decoder with the output activation behind it, where there is one."""
+        activation = self._activation()
+        if activation == "identity" or self.likelihood == "bernoulli":
+            return decoder
+        return BoundedDecoder(
+            decoder, activation, torch.from_numpy(self._offset).float(), self._unit
+        )
 
     def _activation(self) -> str:
         """What ``output_activation`` stands for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ import torch
 _LEAST_ROWS = 16
 
 
-def over_rows(work: Callable[[slice], None], n_rows: int) -> None:
+def over_rows(work: Callable[[slice], None], n_rows: int, least_rows: int = _LEAST_ROWS) -> None:
     """Call ``work`` with slices that cover the rows, in as many threads as torch uses."""
-    n_threads = min(torch.get_num_threads(), max(1, n_rows // _LEAST_ROWS))
-    parts = [slice(p[0], p[-1] + 1) for p in np.array_split(np.arange(n_rows), n_threads)]
+    n_threads = min(torch.get_num_threads(), max(1, n_rows // least_rows))
+    bounds = np.linspace(0, n_rows, n_threads + 1).astype(int)
+    parts = [slice(*pair) for pair in pairwise(bounds)]
     if n_threads == 1:
         work(parts[0])
     else:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ._rows import over_rows
 
+# A noise variance of zero divides to infinity, as in torch, and training says that it diverged.
+_compiled = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 # Below these log-odds a code is as good as surely zero: 3e-7.
 _SURELY_ZERO = -15.0
 # A Newton step is halved at most so often; then the code waits for the next sweep.
@@ -95,14 +97,14 @@ def _array(tensor: Tensor) -> NDArray:
     return np.ascontiguousarray(tensor.detach().cpu().numpy())
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def _sigmoid(logit, one):  # type: ignore[no-untyped-def]
     if logit < _SURELY_ZERO:
         return one - one
     return one / (one + math.exp(-logit))
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def _begin(q, gram, loc, logit, mean, residual, seen, one):  # type: ignore[no-untyped-def]
     """Means of a row's codes, and the correlations of the atoms with what those leave."""
     residual[:] = q
@@ -114,7 +116,7 @@ def _begin(q, gram, loc, logit, mean, residual, seen, one):  # type: ignore[no-u
                 residual[j] -= mean[k] * gram[k, j]
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def _move(k, new, mean, residual, gram):  # type: ignore[no-untyped-def]
     """Set one mean and bring the residual correlations up to date."""
     before = mean[k]
@@ -126,7 +128,7 @@ def _move(k, new, mean, residual, gram):  # type: ignore[no-untyped-def]
             residual[j] -= step * gram[k, j]
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def _sweep_gaussian(  # type: ignore[no-untyped-def]
     q, gram, norms, noise, prior_scale, prior_logit, tol, n_sweeps, loc, scale, logit
 ):
@@ -160,7 +162,7 @@ def _sweep_gaussian(  # type: ignore[no-untyped-def]
                 break
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def _constant(u, b, decay, precision, rate, one):  # type: ignore[no-untyped-def]
     """ELBO of an open gate less that of a closed one, but for the prior's log-odds and the fit.
 
@@ -172,7 +174,7 @@ def _constant(u, b, decay, precision, rate, one):  # type: ignore[no-untyped-def
     return fit + math.log(b * rate) - rate * (u + b * decay) + one
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def _newton_step(u, b, decay, pull, precision, rate, one):  # type: ignore[no-untyped-def]
     """Newton's step in (u, b) for pull * u + _constant(u, b), jointly concave, and its slope."""
     inverse = one / b
@@ -190,7 +192,7 @@ def _newton_step(u, b, decay, pull, precision, rate, one):  # type: ignore[no-un
     return du, db, du * slope_u + db * slope_b
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@_compiled
 def _sweep_laplace(  # type: ignore[no-untyped-def]
     q, gram, norms, noise, s, prior_logit, tol, n_sweeps, loc, scale, logit
 ):

@@ -13,9 +13,7 @@ compile to whatever the CPU at hand has.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -27,6 +25,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._rows import over_rows
 from .quadratic_fit import Fit, GramFit
 from .stopping import LassoResult, Stopping
 
@@ -157,14 +156,7 @@ class CoordinateDescent:
         def work(rows: slice) -> None:
             _descend(atoms, rules, *(a[rows] for a in (correlations, energy, codes, *answers)))
 
-        n_threads = min(torch.get_num_threads(), max(1, n_rows // _THREAD_ROWS))
-        bounds = np.linspace(0, n_rows, n_threads + 1).astype(int)
-        parts = [slice(*pair) for pair in pairwise(bounds)]
-        if n_threads == 1:
-            work(parts[0])
-        else:
-            with ThreadPoolExecutor(n_threads) as pool:
-                list(pool.map(work, parts))
+        over_rows(work, n_rows, _THREAD_ROWS)
         return answers
 
 
