@@ -206,6 +206,34 @@ def test_no_gradient_of_the_scales_reaches_the_networks():
     assert moved == {"log_spread", "decoder.log_unit", "likelihood.log_noise_variance"}
 
 
+def test_training_trains_scales_by_the_bound_and_the_decoder_by_code_and_draws():
+    module = scvae(max_iter=2).fit(DIGITS).module_.float()
+    x = torch.randn(5, 64)
+
+    def slopes(value):
+        module.zero_grad()
+        value.sum().backward()
+        return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+    trained = slopes(module.training_bound(x, torch.Generator().manual_seed(0)))
+    amplitudes = module.amplitudes(module.latents(x)).detach()
+    bound = slopes(module._bound_of_scales(x, amplitudes, torch.Generator().manual_seed(0)))
+    for name, slope in bound.items():
+        assert_allclose(trained[name], slope / 2, rtol=1e-3, atol=1e-4, err_msg=name)
+
+    posterior = module._around(amplitudes)
+    draw = module._drawn(amplitudes, posterior, torch.Generator().manual_seed(0)).detach()
+    outputs = [
+        module.decoder.network(module.decoder.latents(a).flatten(1)) for a in (amplitudes, draw)
+    ]
+    fit = module.fit_likelihood.log_prob(x, outputs[0]) + module.likelihood.log_prob(x, outputs[1])
+    halves = slopes(fit / 2)
+    names = [name for name in halves if name.startswith("decoder.network")]
+    assert names
+    for name in names:
+        assert_allclose(trained[name], halves[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
 def test_penalty_that_warms_up_has_its_value_and_less_slope():
     module = scvae(max_iter=2).fit(DIGITS).module_.float()
     x, bounds, slopes = torch.randn(5, 64), [], []
