@@ -1,10 +1,11 @@
 """Sparse coding, classical and variational, as scikit-learn estimators on torch."""
 
 from .dictionary import FISTADictionaryLearner
+from .persistence import load
 from .scvae import SCVAE
 from .sparse_vae import SparseVAE
 from .thresholded import ThresholdedVSC
 
 __version__ = "0.1.0"
 
-__all__ = ["SCVAE", "FISTADictionaryLearner", "SparseVAE", "ThresholdedVSC"]
+__all__ = ["SCVAE", "FISTADictionaryLearner", "SparseVAE", "ThresholdedVSC", "load"]

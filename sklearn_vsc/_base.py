@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -92,6 +93,37 @@ class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             classes on the same X may be compared.
         """
         return float(np.mean(self.score_samples(X), dtype=np.float64))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator into a folder, without pickle.
+
+        :func:`sklearn_vsc.load` reads it. The folder holds ``model.safetensors`` and
+        ``config.json``: parameters, fitted attributes, and what training goes on from. A model
+        that was saved there before is replaced once the new one is written in full.
+
+        Left out, with a warning: callbacks. Modules of your own that were given as ``encoder``
+        or ``decoder`` are given again to ``load``.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The folder; its parent must exist.
+
+        Raises
+        ------
+        NotFittedError
+            Before ``fit``.
+        TypeError
+            Where a parameter is no plain data, or the class is not one of this package.
+        ValueError
+            Where an attribute is unknown, or a module was replaced since ``fit``.
+        OSError
+            Where the folder cannot be written, or holds something other than a saved model.
+        """
+        # That module stands on top of this one.
+        from . import persistence
+
+        persistence.save(self, path)
 
     def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
         """Check X at the door; float32 stays float32, all else becomes float64."""

@@ -34,6 +34,8 @@ from .networks import LinearDecoder
 from .solvers.least_squares import effective_dictionary
 from .training import TrainingOptions, train
 
+# Parameters that the model does not hang on, though some are objects that change.
+NOT_BUILT_WITH = ("callbacks", "random_state")
 # Rows, at most, that the first weights are made from.
 _START_ROWS = 10_000
 
@@ -164,13 +166,19 @@ class NeuralSparseCoder(ModelBuilder):
         self._offset, self._unit = self._find_units(X)
         self._n_components = X.shape[1] if self.n_components is None else self.n_components
         generator = seeded_generator(draw_seed(self._random_state))
-        self._optimizer_state: dict[str, Any] | None = None
+        self._optimizer_state: dict[str, dict[str, Tensor]] | None = None
         self.history_: list[dict[str, Any]] = []
         self._n_uses, self._n_rows_seen = np.zeros(self._n_components), 0
         # A sample is enough to start from; float32 is what networks are trained in.
         sample = X[:: math.ceil(len(X) / _START_ROWS)]
         rows = self._normalize(sample, torch.device("cpu")).float()
         self.module_ = self._build(rows, generator)
+        # Parameters may be set anew later; the model is that of these.
+        self._built_with = {
+            name: value
+            for name, value in self.get_params(deep=False).items()
+            if name not in NOT_BUILT_WITH
+        }
 
     def _find_units(self, X: NDArray) -> tuple[NDArray, float]:
         if self.likelihood == "bernoulli":

@@ -63,7 +63,8 @@ class TrainingResult:
     """What a training run leaves behind, on the CPU."""
 
     history: list[dict[str, Any]]
-    optimizer_state: dict[str, Any] = field(repr=False)
+    # What Adam keeps of each parameter of the model, by the parameter's name.
+    optimizer_state: dict[str, dict[str, Tensor]] = field(repr=False)
 
 
 class TrainingObjective(nn.Module):
@@ -225,7 +226,7 @@ def train(
     *,
     noise_generator: torch.Generator,
     order_generator: torch.Generator,
-    optimizer_state: dict[str, Any] | None = None,
+    optimizer_state: dict[str, dict[str, Tensor]] | None = None,
 ) -> TrainingResult:
     """Train a model in place on the device of X; an interruption keeps the last whole epoch.
 
@@ -283,7 +284,7 @@ def train(
     )
     net.initialize()
     if optimizer_state is not None:
-        _restore_moments(net.optimizer_, optimizer_state)
+        _restore_moments(net, optimizer_state)
     net.partial_fit(X)
     if len(net.history) > whole_epochs.n_epochs_:
         whole_epochs.restore(net)
@@ -296,7 +297,7 @@ def train(
         )
     model.cpu()
     history = _records(net.history[: whole_epochs.n_epochs_])
-    return TrainingResult(history, _to_cpu(net.optimizer_.state_dict()))
+    return TrainingResult(history, _moments(net))
 
 
 def _rates(options: TrainingOptions) -> list[tuple[str, dict[str, float]]]:
@@ -349,20 +350,28 @@ def _one_cycle(n_steps: int, warmup: float = 0.05) -> Any:
     return factor
 
 
-def _restore_moments(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def _moments(net: NeuralNet) -> dict[str, dict[str, Tensor]]:
+    """What the optimiser keeps of each parameter, on the CPU."""
+    names = _parameter_names(net)
+    return {
+        names[parameter]: {key: value.cpu() for key, value in kept.items()}
+        for parameter, kept in net.optimizer_.state.items()
+    }
+
+
+def _restore_moments(net: NeuralNet, moments: dict[str, dict[str, Tensor]]) -> None:
     """Give the optimiser the moments of an earlier run but not its last learning rate."""
-    groups = optimizer.state_dict()["param_groups"]
+    names, optimizer = _parameter_names(net), net.optimizer_
+    # The optimiser counts parameters group by group, and groups may differ from run to run.
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     # torch would go on writing into the tensors that it is given.
-    moments = copy.deepcopy(state["state"])
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state = {i: copy.deepcopy(moments[name]) for i, name in enumerate(order) if name in moments}
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.cpu()
-    if isinstance(value, dict):
-        return {key: _to_cpu(item) for key, item in value.items()}
-    return [_to_cpu(item) for item in value] if isinstance(value, list) else value
+def _parameter_names(net: NeuralNet) -> dict[nn.Parameter, str]:
+    return {parameter: name for name, parameter in net.module_.model.named_parameters()}
 
 
 def _records(history: Any) -> list[dict[str, Any]]:

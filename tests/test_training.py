@@ -13,7 +13,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from skorch.dataset import Dataset
 from torch import nn
 
-from sklearn_vsc import ThresholdedVSC, training
+from sklearn_vsc import SparseVAE, ThresholdedVSC, training
 from sklearn_vsc.latents import Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.model import Heads, LatentVariableModel
@@ -148,13 +148,32 @@ def test_two_runs_are_one_when_the_optimizer_goes_on(objective):
     for key, value in whole.state_dict().items():
         assert_allclose(parts.state_dict()[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
     # What was handed over is not written to.
-    for index, moments in kept["state"].items():
-        now = first.optimizer_state["state"][index]
+    assert kept.keys() == dict(parts.named_parameters()).keys()
+    for name, moments in kept.items():
+        now = first.optimizer_state[name]
         assert all(torch.equal(moments[key], now[key]) for key in moments)
     pair = generators()
     run(forgetful, X, *pair, objective=objective, max_iter=2)
     run(forgetful, X, *pair, objective=objective, max_iter=4)
     assert not np.allclose(forgetful.decoder.weight.detach(), whole.decoder.weight.detach())
+
+
+def test_moments_stay_with_their_parameters_when_the_rates_change():
+    """The optimiser counts parameters by their rates, of which refinement has one more."""
+    X = np.random.default_rng(0).normal(size=(40, 6))
+    model = SparseVAE(
+        4, prior="spike_slab", decoder="linear", hidden_layer_sizes=(5,), max_iter=2, random_state=0
+    ).fit(X)
+    before = model._optimizer_state
+    for n_refine in (0, "auto"):
+        model.set_params(n_refine=n_refine, learning_rate_init=1e-9).partial_fit(X)
+    assert model._optimizer_state.keys() == before.keys()
+    for name, kept in model._optimizer_state.items():
+        assert kept["exp_avg"].shape == model.module_.get_parameter(name).shape
+        assert kept["step"] == 2 * before[name]["step"]
+        # Second moments fade by a thousandth a step: they are still those of before.
+        left = 0.999 ** (kept["step"] - before[name]["step"])
+        assert (kept["exp_avg_sq"] >= left * before[name]["exp_avg_sq"] * (1 - 1e-5)).all()
 
 
 def test_learning_rate_rises_then_falls_and_a_linear_model_moves_faster():
