@@ -1,0 +1,386 @@
+"""SCVAE beside a VAE, a VQ-VAE and PCA: how well each reproduces held-out images.
+
+Three sets of images with values in [0, 1]: scikit-learn's digits, Fashion-MNIST, and RGB crops of
+64 by 64 pixels from scikit-learn's two photographs, which train on the left half of each and are
+tested on the right half. All networks are the residual ones of SCVAE, and all train for as long as
+its default does: for each peer a few epochs are timed, and it gets as many as fit.
+
+- SCVAE, with its default penalty and with others: the sparse sums of atoms are what is decoded.
+- VAE, grid: SparseVAE(prior="gaussian") with a latent vector at each position, of the size that
+  SCVAE's have.
+- VAE, bottleneck: the same with one short latent vector for the image, and linear layers between
+  it and the grid, which come on top of the networks.
+- VQ-VAE: each position has one of 512 learned vectors, of the same size again.
+- PCA, with as many components as an image has non-zero codes by SCVAE.
+
+PSNR and SSIM are of reconstructions clipped to [0, 1]; of the digits the window of SSIM is 7 pixels
+wide. The code of an image is so many real numbers, of SCVAE those that are not zero (which they are
+is not counted), or so many bits. Scores are bounds on log p(x) in nats an image. Training times are
+CPU seconds (on a GPU, seconds), without what `fit` does before and after. Figures are medians over
+seeds.
+
+`--paper` trains, in place of all that, the configuration of the paper for some steps at full size:
+512 atoms of length 256, images of 256 by 256 pixels, grids of 32 by 32 and 16 by 16.
+
+    python benchmarks/scvae.py [--data digits fashion photographs] [--rows 10000] [--epochs 20]
+        [--seeds 3] [--alphas 0.3 3] [--plot docs/images/scvae.png] [--device cpu]
+    python benchmarks/scvae.py --paper [--steps 100] [--batch 16] [--device auto]
+"""
+
+import argparse
+import math
+import resource
+import time
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scvae_peers import VQVAE, make_vae
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.decomposition import PCA
+from sklearn.feature_extraction.image import extract_patches_2d
+from sklearn.model_selection import train_test_split
+from skorch.callbacks import Callback
+
+from sklearn_vsc import SCVAE
+from sklearn_vsc.datasets import fetch_fashion_mnist
+from sklearn_vsc.metrics import psnr, ssim
+from sklearn_vsc.networks import grid_shape
+
+SCORE_DRAWS = 8
+# Epochs by which the time of one is found, and images of each, at most.
+N_TIMED, ROWS_TIMED = 5, 1_024
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images, and the size of the models for them."""
+
+    image_shape: tuple[int, int, int]
+    n_downsamplings: int
+    n_components: int
+    bottleneck: int
+    n_rows: int
+    n_epochs: int
+    # Standard deviation of the window of SSIM, 11 pixels wide or, of the digits, 7.
+    sigma: float = 1.5
+
+    @property
+    def latent_size(self):
+        """Length of latent vectors, SCVAE's default."""
+        return self.n_components // 2
+
+    @property
+    def n_positions(self):
+        """Latent vectors of an image."""
+        return math.prod(grid_shape(self.image_shape, self.n_downsamplings))
+
+
+TASKS = {
+    "digits": Task((1, 8, 8), 2, 64, 16, 1_297, 200, sigma=0.8),
+    "fashion": Task((1, 28, 28), 2, 128, 64, 10_000, 20),
+    "photographs": Task((3, 64, 64), 3, 128, 128, 2_000, 20),
+}
+
+
+def images(name, n_rows):
+    """Training images and held-out ones, in rows."""
+    if name == "digits":
+        X = (load_digits().data / 16).astype(np.float32)
+        X, X_test = train_test_split(X, test_size=500, random_state=0)
+        return X[:n_rows], X_test
+    if name == "fashion":
+        X, X_test = (fetch_fashion_mnist(subset=s).data for s in ("train", "test"))
+        return X[:n_rows], X_test[:500]
+    return crops(64, n_rows, "left"), crops(64, 200, "right")
+
+
+def crops(side, n_crops, half=None):
+    """Random RGB crops of the photographs, or of one half of each."""
+    n_each = n_crops // 2
+    found = []
+    for picture in load_sample_images().images:
+        middle = picture.shape[1] // 2
+        part = {"left": picture[:, :middle], "right": picture[:, middle:], None: picture}[half]
+        found.append(extract_patches_2d(part, (side, side), max_patches=n_each, random_state=0))
+    X = np.concatenate(found).transpose(0, 3, 1, 2).reshape(2 * n_each, -1)
+    return (X / 255).astype(np.float32)
+
+
+# --- time
+
+
+class EpochClock(Callback):
+    """Seconds of each epoch: of the CPU, which other processes do not stretch, or of the wall."""
+
+    def __init__(self, device="cpu"):
+        self.device = device
+
+    def on_train_begin(self, net=None, **kwargs):
+        self.last_, self.seconds_ = self.now(), []
+
+    def on_epoch_end(self, net=None, **kwargs):
+        now = self.now()
+        self.seconds_.append(now - self.last_)
+        self.last_ = now
+
+    def now(self):
+        """Read the clock, when the device has done its work."""
+        if self.device == "cpu":
+            return time.process_time()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def train(model, X):
+    """Fit, and return the number of epochs and the seconds of a typical one."""
+    clock = EpochClock(model.device)
+    if isinstance(model, VQVAE):
+        model.fit(X, clock)
+    else:
+        # Whatever its loss does, a model has its time.
+        model.set_params(callbacks=[clock], n_iter_no_change=model.max_iter).fit(X)
+    return len(clock.seconds_), float(np.median(clock.seconds_))
+
+
+def epochs_within(make, X, seconds):
+    """Epochs of a model that take so long."""
+    part = X[:ROWS_TIMED]
+    _, of_epoch = train(make(max_iter=N_TIMED), part)
+    return max(1, round(seconds / of_epoch * len(part) / len(X)))
+
+
+# --- measures
+
+
+def reproduction(task, X, X_test, X_hat):
+    """PSNR, SSIM and explained variance of held-out images."""
+    X_hat = np.clip(X_hat, 0, 1)
+    error, power = np.sum((X_test - X_hat) ** 2), np.sum((X_test - X.mean(0)) ** 2)
+    shape = {"image_shape": task.image_shape, "data_range": 1.0, "sigma": task.sigma}
+    return {
+        "psnr": psnr(X_test, X_hat, data_range=1.0),
+        "ssim": ssim(X_test, X_hat, **shape),
+        "explained": 1 - error / power,
+    }
+
+
+def measure(task, model, X, X_test):
+    """Train a model, and describe it on held-out images."""
+    n_epochs, of_epoch = train(model, X)
+    found = {"epochs": n_epochs, "seconds": n_epochs * of_epoch}
+    if isinstance(model, VQVAE):
+        X_hat, _ = model.decoded(X_test)
+        bits = task.n_positions * math.log2(model.n_entries)
+        n_unused = model.n_entries - len(np.unique(model.decoded(X)[1]))
+        found |= {"bits": bits, "dead": n_unused / model.n_entries}
+    else:
+        codes = model.set_params(score_draws=SCORE_DRAWS).transform(X_test)
+        X_hat = model.inverse_transform(codes)
+        found |= {"numbers": np.count_nonzero(codes) / len(codes), "score": model.score(X_test)}
+        if isinstance(model, SCVAE):
+            found |= {"density": np.mean(codes != 0), "dead": model.n_dead_ / task.n_components}
+    state = (model if isinstance(model, VQVAE) else model.module_).state_dict()
+    # Of the codebook and its sums, which move together, one counts.
+    found["weights"] = sum(state[name].numel() for name in state if name != "sums")
+    return found | reproduction(task, X, X_test, X_hat)
+
+
+def measure_pca(task, n_components, X, X_test):
+    """PCA of as many components, or of as many as there can be."""
+    n_components = min(n_components, *X.shape)
+    start = time.process_time()
+    pca = PCA(n_components, random_state=0).fit(X)
+    found = {"seconds": time.process_time() - start, "numbers": n_components}
+    X_hat = pca.inverse_transform(pca.transform(X_test))
+    return found | reproduction(task, X, X_test, X_hat)
+
+
+def runs(task, X, X_test, alphas, seed, n_epochs, device):
+    """Yield name and measures of each model, of one seed."""
+    shared = {"random_state": seed, "device": device}
+
+    def scvae(**parameters):
+        images_are = {"image_shape": task.image_shape, "n_downsamplings": task.n_downsamplings}
+        return SCVAE(task.n_components, **images_are, **shared, **parameters)
+
+    default = measure(task, scvae(max_iter=n_epochs), X, X_test)
+    yield f"SCVAE, alpha={SCVAE().alpha:g} (default)", default
+    for alpha in alphas:
+        yield (
+            f"SCVAE, alpha={alpha:g}",
+            measure(task, scvae(alpha=alpha, max_iter=n_epochs), X, X_test),
+        )
+    peers = {
+        "VAE, grid": lambda **kw: make_vae(task, True, **shared, **kw),
+        "VAE, bottleneck": lambda **kw: make_vae(task, False, **shared, **kw),
+        "VQ-VAE": lambda **kw: VQVAE(task, **shared, **kw),
+    }
+    for name, make in peers.items():
+        n_fitting = epochs_within(make, X, default["seconds"])
+        yield name, measure(task, make(max_iter=n_fitting), X, X_test)
+    yield "PCA", measure_pca(task, round(default["numbers"]), X, X_test)
+
+
+# --- output
+
+COLUMNS = {
+    "code": "code of an image",
+    "density": "non-zero",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "explained": "explained",
+    "score": "score, nats",
+    "dead": "unused atoms",
+    "weights": "weights",
+    "epochs": "epochs",
+    "seconds": "training, s",
+}
+FORMATS = {
+    "density": ".1%",
+    "psnr": ".2f",
+    "ssim": ".4f",
+    "explained": ".2%",
+    "score": ".1f",
+    "dead": ".1%",
+    "weights": ",.0f",
+    "epochs": ".0f",
+    "seconds": ".1f",
+}
+
+
+def print_line(name, found):
+    """One line of the table."""
+    code = f"{found['bits']:.0f} bits" if "bits" in found else f"{found['numbers']:.0f} numbers"
+    cells = [format(found[key], form) if key in found else "-" for key, form in FORMATS.items()]
+    print(f"| {' | '.join([name, code, *cells])} |", flush=True)
+
+
+def medians(of_seeds):
+    """Median of each measure."""
+    return {key: float(np.median([found[key] for found in of_seeds])) for key in of_seeds[0]}
+
+
+def compare(name, task, X, X_test, alphas, n_seeds, n_epochs, device):
+    """Print the table of a data set, and return its figures by model."""
+    grid = " x ".join(map(str, grid_shape(task.image_shape, task.n_downsamplings)))
+    print(
+        f"\n{name.capitalize()}: {len(X)} images of {' x '.join(map(str, task.image_shape))}, "
+        f"{len(X_test)} held out, a grid of {grid},\n{task.n_components} atoms of length "
+        f"{task.latent_size}; medians of {n_seeds} seeds\n"
+    )
+    print(f"| model | {' | '.join(COLUMNS.values())} |")
+    print(f"| --- |{' ---: |' * len(COLUMNS)}")
+    found = {}
+    for seed in range(n_seeds):
+        for model, measures in runs(task, X, X_test, alphas, seed, n_epochs, device):
+            found.setdefault(model, []).append(measures)
+            if seed == n_seeds - 1:
+                print_line(model, medians(found[model]))
+    return {model: medians(measures) for model, measures in found.items()}
+
+
+def draw(figures, path):
+    """Explained variance by the share of non-zero codes; peers as lines across."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(figures), figsize=(5 * len(figures), 4), squeeze=False)
+    for axis, (name, found) in zip(axes[0], figures.items(), strict=True):
+        points = [(f["density"], f["explained"]) for f in found.values() if "density" in f]
+        axis.plot(*np.array(sorted(points)).T, marker="o", label="SCVAE, over alpha")
+        peers = [model for model in found if "density" not in found[model]]
+        for index, model in enumerate(peers, start=1):
+            axis.axhline(found[model]["explained"], ls="--", lw=1, c=f"C{index}", label=model)
+        axis.set(xlabel="share of non-zero codes", ylabel="explained variance", title=name)
+        axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize="small")
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+# --- the size of the paper
+
+
+class PeakMemory(Callback):
+    """Largest memory of training: of the GPU, or of the process."""
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_epoch_end(self, net, **kwargs):
+        if next(net.module_.parameters()).is_cuda:
+            self.gib_ = torch.cuda.max_memory_allocated() / 2**30
+        else:
+            # Linux counts in KiB.
+            self.gib_ = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def train_paper(n_steps, batch_size, device, side=256):
+    """Print images a second and memory of the configuration of the paper."""
+    n_epochs = 4
+    X = crops(side, max(2, batch_size * math.ceil(n_steps / n_epochs)))
+    print(f"\n{len(X)} crops of 3 x {side} x {side}, batches of {batch_size}, {n_epochs} epochs\n")
+    print("| grid | explained, training images | images/s | memory of training, GiB | fit, s |")
+    print("| --- |" + " ---: |" * 4)
+    for n_downsamplings in (3, 4):
+        # Seconds of the wall, on any device.
+        clock, memory = EpochClock("auto"), PeakMemory()
+        model = SCVAE(
+            512,
+            latent_size=256,
+            image_shape=(3, side, side),
+            n_downsamplings=n_downsamplings,
+            batch_size=batch_size,
+            max_iter=n_epochs,
+            callbacks=[clock, memory],
+            random_state=0,
+            device=device,
+        )
+        start = time.perf_counter()
+        model.fit(X)
+        seconds = time.perf_counter() - start
+        X_hat = model.inverse_transform(model.transform(X[:8]))
+        gain = 1 - np.sum((X[:8] - X_hat) ** 2) / np.sum((X[:8] - X.mean(0)) ** 2)
+        speed = len(X) / np.median(clock.seconds_[1:])
+        height, width = model.grid_shape_
+        print(
+            f"| {height} x {width} | {gain:.1%} | {speed:.1f} | {memory.gib_:.2f} | "
+            f"{seconds:.0f} |",
+            flush=True,
+        )
+
+
+def main(options):
+    """Print the tables."""
+    # That some atoms are not in use is in the table.
+    warnings.filterwarnings("ignore", message=".*atoms")
+    if options.paper:
+        return train_paper(options.steps, options.batch, options.device or "auto")
+    figures = {}
+    for name in options.data:
+        task = TASKS[name]
+        X, X_test = images(name, options.rows or task.n_rows)
+        n_epochs = options.epochs or task.n_epochs
+        device = options.device or "cpu"
+        figures[name] = compare(
+            name, task, X, X_test, options.alphas, options.seeds, n_epochs, device
+        )
+    if options.plot:
+        draw(figures, options.plot)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--rows", type=int, help="training images, at most")
+    parser.add_argument("--epochs", type=int, help="of SCVAE; its peers train as long")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--alphas", nargs="*", type=float, default=[0.25, 0.5, 2.0, 4.0])
+    parser.add_argument("--plot", help="file to draw the curves over alpha into")
+    parser.add_argument("--device", help="default: cpu, with --paper auto")
+    parser.add_argument("--paper", action="store_true", help="train at the size of the paper")
+    parser.add_argument("--steps", type=int, default=100, help="training steps of --paper")
+    parser.add_argument("--batch", type=int, default=16, help="images in a step of --paper")
+    main(parser.parse_args())
