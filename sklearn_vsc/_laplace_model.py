@@ -18,7 +18,14 @@ from torch import Tensor
 
 from ._arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
 from ._base import BaseSparseCoder, Posterior
-from .solvers.laplace_bound import CodeStatistics, LaplaceModel, lower_bounds, posterior_scales
+from .solvers.laplace_bound import (
+    CodeStatistics,
+    LaplaceModel,
+    atom_energies,
+    lower_bounds,
+    posterior_scales,
+)
+from .solvers.missing import observed_residual
 from .solvers.stopping import LassoResult
 
 # Rows whose bound is computed at once, in float64.
@@ -51,7 +58,7 @@ class LaplaceModelCoder(BaseSparseCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to score.
+            Rows to score. NaN means missing: the bound is on log p of what is observed.
 
         Returns
         -------
@@ -61,7 +68,8 @@ class LaplaceModelCoder(BaseSparseCoder):
         Raises
         ------
         ValueError
-            Where ``alpha`` is zero: the model then has no proper prior.
+            Where nothing is observed of a row, or ``alpha`` is zero: the model then has no
+            proper prior.
         """
         X = self._validate_rows(X, reset=False)
         model = self._model()
@@ -69,8 +77,9 @@ class LaplaceModelCoder(BaseSparseCoder):
         bounds = []
         for rows in row_slices(len(X), _CHUNK_ROWS):
             codes = self._solve_lasso(X[rows], self.alpha).codes.cpu().double()
-            residual = torch.from_numpy(X[rows].astype(np.float64)) - codes @ dictionary
-            bounds.append(lower_bounds(codes, residual.square().sum(1), dictionary, model))
+            block = torch.from_numpy(X[rows].astype(np.float64))
+            energy = observed_residual(block, codes, dictionary).square().sum(1)
+            bounds.append(lower_bounds(codes, energy, dictionary, model, _observed(X[rows])))
         return to_numpy(torch.cat(bounds))
 
     def posterior(self, X: ArrayLike) -> Posterior:
@@ -79,7 +88,7 @@ class LaplaceModelCoder(BaseSparseCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code.
+            Rows to code; NaN means missing.
 
         Returns
         -------
@@ -90,7 +99,8 @@ class LaplaceModelCoder(BaseSparseCoder):
         Raises
         ------
         ValueError
-            Where ``alpha`` is zero: the model then has no proper prior.
+            Where nothing is observed of a row, or ``alpha`` is zero: the model then has no
+            proper prior.
         """
         X = self._validate_rows(X, reset=False)
         codes, scales = self._laplace_posterior(X)
@@ -102,7 +112,7 @@ class LaplaceModelCoder(BaseSparseCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code.
+            Rows to code; NaN means missing.
         n_draws : int, default=1
             Draws for each row. They depend on the row and the fit alone, and the first
             draws of a longer call are those of a shorter one.
@@ -174,9 +184,14 @@ class LaplaceModelCoder(BaseSparseCoder):
         parts, energy = [], 0.0
         for block in blocks:
             X, U = (tensor.cpu().double() for tensor in block)
-            energy += float(X.square().sum())
-            residual_energy = torch.addmm(X, U, V, alpha=-1).square_().sum(1)
-            parts.append(CodeStatistics.from_codes(U, residual_energy, X.shape[1]))
+            residual_energy = observed_residual(X, U, V).square_().sum(1)
+            observed = _observed(X.numpy())
+            if observed is None:
+                n_features, energies = X.shape[1], None
+            else:
+                n_features, energies = int(observed.sum()) / len(X), atom_energies(V, observed)
+            energy += float(X.square().nansum())
+            parts.append(CodeStatistics.from_codes(U, residual_energy, n_features, energies))
         statistics = CodeStatistics.join(parts)
         power = energy / (statistics.n_rows * statistics.n_features)
         return _best_noise_variance(statistics, float(self.alpha), power)
@@ -195,10 +210,16 @@ class LaplaceModelCoder(BaseSparseCoder):
         codes = self._solve_lasso(X, self.alpha).codes.cpu()
         dictionary = torch.from_numpy(self.components_).double()
         scales = [
-            posterior_scales(block.double(), dictionary, model)
-            for block in codes.split(_CHUNK_ROWS)
+            posterior_scales(codes[rows].double(), dictionary, model, _observed(X[rows]))
+            for rows in row_slices(len(X), _CHUNK_ROWS)
         ]
         return to_numpy(codes, X.dtype), to_numpy(torch.cat(scales), X.dtype)
+
+
+def _observed(X: NDArray) -> Tensor | None:
+    """Return which entries of X are not missing, None where all are there."""
+    holes = np.isnan(X)
+    return torch.from_numpy(~holes) if holes.any() else None
 
 
 def _best_noise_variance(statistics: CodeStatistics, alpha: float, power: float) -> float:

@@ -68,6 +68,9 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     from accumulated statistics. Of the codes only what is not zero is kept. Atoms that no row
     uses are renewed from rows that are badly coded.
 
+    NaN in X means missing: fit, codes and scores count what is observed and nothing else, and
+    ``inverse_transform(transform(X))`` fills the holes.
+
     Parameters
     ----------
     n_components : int, default=None
@@ -97,7 +100,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         (:func:`sklearn.decomposition.sparse_encode`).
 
     transform_n_nonzero_coefs : int, default=None
-        Number of non-zero codes that 'lars' and 'omp' aim at; None: a tenth of the features.
+        Number of non-zero codes that 'lars' and 'omp' aim at; None: a tenth of the features
+        that are observed.
 
     transform_alpha : float, default=None
         Weight of the l1 norm in ``transform``, or the threshold of 'threshold'. None:
@@ -166,8 +170,9 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Dictionary of unit-norm atoms.
 
     error_ : ndarray of shape (`n_iter_`,)
-        Objective of all rows after each pass; never rises in a full-batch fit with our
-        coders. Mini-batch: sum of the costs that the rows had in their steps.
+        Objective of all rows, over what is observed, after each pass; never rises in a
+        full-batch fit with our coders. Mini-batch: sum of the costs that the rows had in
+        their steps.
 
     n_iter_ : int
         Number of passes over the rows; calls of ``partial_fit`` count as one each.
@@ -224,6 +229,13 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     taken back and repeated without. The blocks are drawn once, and ``shuffle`` changes their
     order.
 
+    With missing values, which differ from row to row, each row has inner products of atoms of
+    its own. Coordinate descent then keeps those of the few atoms that a row comes to use, and
+    the statistics are those of rows whose holes hold what the codes made of them: a bound on
+    the objective that touches it at the dictionary at hand. Its step is too short by the share
+    of what is observed; so residuals are scaled up by that share, and a pass after which the
+    objective is not lower is repeated without. A full-batch fit keeps a copy of X for this.
+
     References
     ----------
     .. [1] J. Mairal, F. Bach, J. Ponce and G. Sapiro (2009). Online dictionary learning for
@@ -253,6 +265,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     >>> bool(np.mean((X - X_hat) ** 2) < 0.1 * np.mean(X**2))
     True
     """
+
+    _allows_missing = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
@@ -340,7 +354,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows.
+            Training rows; NaN means missing.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -352,7 +366,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Raises
         ------
         ValueError
-            Where X or a parameter does not fit, or the objective is no longer finite.
+            Where X or a parameter does not fit, a value is infinite, nothing is observed of
+            a row or a column, or the objective is no longer finite.
         """
         X = self._validate_rows(X, reset=True)
         rows, dictionary, norms, generator = self._begin(X)
@@ -379,7 +394,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows of one mini-batch.
+            Rows of one mini-batch; NaN means missing.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -387,6 +402,12 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         -------
         self : object
             The estimator, ready for use.
+
+        Raises
+        ------
+        ValueError
+            Where X or a parameter does not fit, a value is infinite, or nothing is observed of
+            a row or, in the first call, of a column.
         """
         start = time.perf_counter()
         first = not hasattr(self, "components_")
@@ -420,13 +441,18 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code.
+            Rows to code. NaN means missing: a row is coded from what is observed of it.
 
         Returns
         -------
         codes : ndarray of shape (n_samples, n_components)
             Codes, or (n_samples, 2 n_components) with ``split_sign``: positive parts, then
             the sizes of the negative ones.
+
+        Raises
+        ------
+        ValueError
+            Where X does not fit, a value is infinite, or nothing is observed of a row.
         """
         X = self._validate_rows(X, reset=False)
         alpha = self.alpha if self.transform_alpha is None else self.transform_alpha
@@ -453,7 +479,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            The product of codes and dictionary.
+            The product of codes and dictionary, without holes.
         """
         Z = self._validate_codes(Z)
         if self.split_sign:
@@ -658,9 +684,20 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     def _sklearn_codes(
         self, X: NDArray, dictionary: NDArray, algorithm: str, alpha: float
     ) -> NDArray:
+        """Code rows by scikit-learn; those with holes over what is observed of them."""
+        dictionary = dictionary.astype(X.dtype, copy=False)
+        if np.isnan(X).any():
+            codes = np.empty((len(X), len(dictionary)), X.dtype)
+            patterns, pattern = np.unique(~np.isnan(X), axis=0, return_inverse=True)
+            for number, observed in enumerate(patterns):
+                rows = pattern.reshape(-1) == number
+                codes[rows] = self._sklearn_codes(
+                    X[np.ix_(rows, observed)], dictionary[:, observed], algorithm, alpha
+                )
+            return codes
         return sparse_encode(
             X,
-            dictionary.astype(X.dtype, copy=False),
+            dictionary,
             algorithm=algorithm,
             n_nonzero_coefs=self.transform_n_nonzero_coefs,
             alpha=alpha,

@@ -477,11 +477,10 @@ def test_bad_parameters_are_named(data, params, message):
 
 
 def test_bad_input_is_refused(fitted, data):
-    for bad in (np.inf, np.nan):
-        X = data.copy()
-        X[3, 2] = bad
-        with pytest.raises(ValueError, match=r"infinity|NaN"):
-            learner().fit(X)
+    X = data.copy()
+    X[3, 2] = np.inf
+    with pytest.raises(ValueError, match=r"infinity: X\[3, 2\]"):
+        learner().fit(X)
     with pytest.raises(ValueError, match="20 columns"):
         fitted.inverse_transform(np.ones((2, 20)))
     with pytest.raises(ValueError, match="n_draws"):

@@ -14,6 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .missing import fill_holes
+
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 
 
@@ -50,7 +52,8 @@ def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tenso
 
 
 def objective_sum(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) -> float:
-    """Return the sum over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1."""
+    """Return the sum over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1, holes left out."""
+    X = fill_holes(X, codes, dictionary)
     if X.device.type == "cpu":
         return _objective_sum(*map(_array, (X, codes, dictionary)), alpha)
     residual = torch.addmm(X, codes, dictionary, alpha=-1)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .coordinate_descent import CoordinateDescent
 from .lasso import solve_lasso
+from .masked_descent import MaskedDescent
+from .missing import rows_with_holes
 from .stopping import Stopping
 
 # Maps rows, dictionary, codes to start from and a distance, in units of alpha, to codes.
@@ -22,12 +24,21 @@ def block_coder(method: str, alpha: float, max_iter: int, positive: bool) -> Cod
     """Return the coder of a method of ``solve_lasso``, which certifies nothing."""
 
     def descend(X: Tensor, dictionary: Tensor, start: Tensor | None, distance: float) -> Tensor:
-        # Without a penalty there is no unit for distances.
-        weight = alpha or torch.finfo(X.dtype).eps * float(X.abs().amax())
         if start is None:
             start = X.new_zeros(len(X), len(dictionary))
-        descent = CoordinateDescent.of(dictionary, Stopping(weight, 0.0, positive))
-        return descent.descend(X, dictionary, start, distance, max_iter)
+        # Without a penalty there is no unit for distances.
+        weight = alpha or torch.finfo(X.dtype).eps * float(X.nan_to_num().abs().amax())
+        stopping = Stopping(weight, 0.0, positive)
+        holes = rows_with_holes(X)
+        if not holes.any():
+            descent = CoordinateDescent.of(dictionary, stopping)
+            return descent.descend(X, dictionary, start, distance, max_iter)
+        if holes.all():
+            return MaskedDescent.of(dictionary, stopping).descend(X, start, distance, max_iter)
+        codes = torch.empty_like(start)
+        for rows in (holes, ~holes):
+            codes[rows] = descend(X[rows], dictionary, start[rows], distance)
+        return codes
 
     def iterate(X: Tensor, dictionary: Tensor, start: Tensor | None, distance: float) -> Tensor:
         return solve_lasso(

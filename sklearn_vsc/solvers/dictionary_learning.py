@@ -21,6 +21,7 @@ from torch import Tensor
 from .accumulation import objective_sum
 from .coders import Coder
 from .dictionary_update import renew_atoms, update_dictionary
+from .missing import fill_holes, natural_reach, observed_residual, rows_with_holes
 from .sparse_codes import SparseCodes
 from .statistics import Statistics
 
@@ -73,6 +74,9 @@ class FullBatchLearner:
     Rows are visited in blocks. The codes of a block start from those of its last visit, and
     its old share of the statistics makes room for the new one, so that each update of the
     dictionary lowers the objective at the codes that all rows hold at that time.
+
+    Where X has holes, which are NaN, the statistics are those of rows whose holes hold what
+    codes and dictionary made of them at the last visit.
     """
 
     X: Tensor
@@ -86,6 +90,13 @@ class FullBatchLearner:
     statistics: Statistics = field(init=False)
     # Sum of the latest changes of the statistics, the older ones counting less.
     _trend: Statistics = field(init=False)
+    # The rows with their holes filled; None where there are none.
+    _filled: Tensor | None = field(init=False)
+    # Factor on observed residuals in filled rows, see ``fill_holes``.
+    _reach: float = field(init=False, default=1.0)
+
+    def __post_init__(self) -> None:
+        self._filled = torch.empty_like(self.X) if rows_with_holes(self.X).any() else None
 
     def epochs(self, tol: float, shuffle: bool) -> Iterator[Epoch]:
         """Yield after each pass over the rows, without end.
@@ -95,6 +106,8 @@ class FullBatchLearner:
         """
         accuracy, last, foresight, passes = _LOOSE, math.inf, 0.0, 0
         self._trend = Statistics.zeros_like(self.dictionary)
+        if self._filled is not None:
+            self._reach = natural_reach(self.X)
         # The excess of the objective is of the order of a tenth of the distances' square.
         tight = min(_TIGHT, max(tol, torch.finfo(self.X.dtype).eps) ** 0.5)
         while True:
@@ -103,11 +116,11 @@ class FullBatchLearner:
                 self._refresh()
             before = self.codes.copy(), self.dictionary, self.statistics.copy()
             loss = self._pass(accuracy, shuffle, foresight)
-            if foresight and loss > last:
+            if loss > last and (foresight or self._filled is not None):
                 # What ran ahead went astray.
                 self.codes, self.dictionary, self.statistics = before
                 self._trend, foresight = Statistics.zeros_like(self.dictionary), foresight / 2
-                loss = self._pass(accuracy, shuffle, 0.0)
+                loss = self._careful_pass(accuracy, shuffle)
             decrease = (last - loss) / loss if loss > 0 else 0.0
             yield Epoch(
                 self.dictionary,
@@ -125,7 +138,33 @@ class FullBatchLearner:
     def _refresh(self) -> None:
         self.statistics = Statistics.zeros_like(self.dictionary)
         for rows, codes in self.codes:
-            self.statistics.add(Statistics.change(self.X[rows], None, codes))
+            X = self.X[rows]
+            if self._filled is not None:
+                X = self._filled[rows] = fill_holes(X, codes, self.dictionary)
+            self.statistics.add(Statistics.change(X, None, codes))
+
+    def _careful_pass(self, accuracy: float, shuffle: bool) -> float:
+        """Visit every block once, such that the objective cannot rise."""
+        if self._filled is None:
+            return self._pass(accuracy, shuffle, 0.0)
+        # Only where holes hold what the codes stand for now do the statistics bound the
+        # objective tightly from above.
+        self._refresh()
+        reach, self._reach = self._reach, 1.0
+        loss = self._pass(accuracy, shuffle, 0.0)
+        self._reach = (1 + reach) / 2
+        return loss
+
+    def _change(self, rows: Tensor, old: Tensor, new: Tensor) -> Statistics:
+        """Return the change of the statistics when rows get new codes; fill their holes."""
+        X = self.X[rows]
+        if self._filled is None:
+            return Statistics.change(X, old, new)
+        before = Statistics.change(self._filled[rows], None, old)
+        self._filled[rows] = X = fill_holes(X, new, self.dictionary, self._reach)
+        change = Statistics.change(X, None, new)
+        change.subtract(before)
+        return change
 
     def _pass(self, accuracy: float, shuffle: bool, foresight: float) -> float:
         """Visit every block once; return the mean objective.
@@ -137,10 +176,10 @@ class FullBatchLearner:
         order = torch.randperm(n_blocks, generator=self.generator) if shuffle else range(n_blocks)
         reach = foresight * (n_blocks - 1) / 2 * (1 - _MEMORY)
         for block in map(int, order):
-            X, old = self.X[self.codes.blocks[block]], self.codes[block]
-            new = self.coder(X, self.dictionary, old, accuracy)
+            rows, old = self.codes.blocks[block], self.codes[block]
+            new = self.coder(self.X[rows], self.dictionary, old, accuracy)
             self.codes[block] = new
-            change = Statistics.change(X, old, new)
+            change = self._change(rows, old, new)
             self.statistics.add(change)
             self.statistics.clear(self.statistics.n_users == 0)
             sums = self.statistics
@@ -171,7 +210,7 @@ class FullBatchLearner:
                 break
             rows = self.codes.blocks[block]
             n_candidates += len(rows)
-            residual.append(torch.addmm(self.X[rows], self.codes[block], self.dictionary, alpha=-1))
+            residual.append(observed_residual(self.X[rows], self.codes[block], self.dictionary))
         self.dictionary = renew_atoms(
             self.dictionary,
             dead,

@@ -147,7 +147,8 @@ def initial_dictionary(
     Parameters
     ----------
     X : Tensor of shape (n_rows, n_features)
-        Rows to draw from; those without energy are passed over.
+        Rows to draw from; those without energy are passed over. Holes, which are NaN, are
+        filled by the mean of what is observed of their column.
     n_components : int
         Number of atoms.
     positive : bool, default=False
@@ -161,7 +162,11 @@ def initial_dictionary(
         Unit-norm atoms.
     """
     # The largest entry and the smallest take no array of the size of X.
-    energetic = X.amax(1) > 0
+    highest = X.amax(1)
+    if highest.isnan().any():
+        X = torch.where(X.isnan(), X.nanmean(0).nan_to_num(), X)
+        highest = X.amax(1)
+    energetic = highest > 0
     if not positive:
         energetic |= X.amin(1) < 0
     energetic = energetic.nonzero().squeeze(1)

@@ -7,7 +7,8 @@ rho = c / b, m = |u| / b and kappa = b^2 ||v||^2 / s2 (v the atom), a coordinate
 
     kappa rho^2 - log rho + m + rho exp(-m / rho) - 1,
 
-the last four terms being the Kullback-Leibler divergence from the prior.
+the last four terms being the Kullback-Leibler divergence from the prior. Where entries of x
+are missing, the likelihood is that of the others, and of v counts what is observed.
 """
 
 from __future__ import annotations
@@ -90,7 +91,27 @@ def coordinate_cost(magnitude: Tensor, curvature: Tensor) -> tuple[Tensor, Tenso
     return curvature * rho.square() + divergence, rho
 
 
-def posterior_scales(codes: Tensor, dictionary: Tensor, model: LaplaceModel) -> Tensor:
+def atom_energies(dictionary: Tensor, observed: Tensor | None = None) -> Tensor:
+    """Return ||v||^2 of each atom, over what is observed of each row where that is given.
+
+    Parameters
+    ----------
+    dictionary : Tensor of shape (n_components, n_features)
+        Atoms.
+    observed : Tensor of shape (n_rows, n_features), bool, optional
+        What is observed of each row; by default all.
+
+    Returns
+    -------
+    energies : Tensor of shape (n_components,) or (n_rows, n_components)
+    """
+    energies = dictionary.square()
+    return energies.sum(1) if observed is None else observed.to(energies) @ energies.T
+
+
+def posterior_scales(
+    codes: Tensor, dictionary: Tensor, model: LaplaceModel, observed: Tensor | None = None
+) -> Tensor:
     """Return the scale of the Laplace posterior of each code.
 
     Parameters
@@ -101,18 +122,24 @@ def posterior_scales(codes: Tensor, dictionary: Tensor, model: LaplaceModel) -> 
         Atoms.
     model : LaplaceModel
         Generative model.
+    observed : Tensor of shape (n_rows, n_features), bool, optional
+        What is observed of each row; by default all.
 
     Returns
     -------
     scales : Tensor of shape (n_rows, n_components)
         Scales c, in units of the codes.
     """
-    rho = _by_coordinate(codes, dictionary, model)[1]
+    rho = _by_coordinate(codes, dictionary, model, observed)[1]
     return rho * model.prior_scale
 
 
 def lower_bounds(
-    codes: Tensor, residual_energy: Tensor, dictionary: Tensor, model: LaplaceModel
+    codes: Tensor,
+    residual_energy: Tensor,
+    dictionary: Tensor,
+    model: LaplaceModel,
+    observed: Tensor | None = None,
 ) -> Tensor:
     """Return the lower bound on log p(x) of each row, in nats.
 
@@ -121,25 +148,30 @@ def lower_bounds(
     codes : Tensor of shape (n_rows, n_components)
         Lasso codes, where the posterior is centred; any codes give a bound.
     residual_energy : Tensor of shape (n_rows,)
-        ||x - u V||^2 of each row.
+        ||x - u V||^2 of each row, over what is observed.
     dictionary : Tensor of shape (n_components, n_features)
         Atoms.
     model : LaplaceModel
         Generative model.
+    observed : Tensor of shape (n_rows, n_features), bool, optional
+        What is observed of each row; by default all.
 
     Returns
     -------
     bounds : Tensor of shape (n_rows,)
     """
-    cost = _by_coordinate(codes, dictionary, model)[0].sum(1)
+    cost = _by_coordinate(codes, dictionary, model, observed)[0].sum(1)
     s2 = model.noise_variance
-    normaliser = 0.5 * dictionary.shape[1] * math.log(2 * math.pi * s2)
+    n_observed = dictionary.shape[1] if observed is None else observed.sum(1)
+    normaliser = 0.5 * n_observed * math.log(2 * math.pi * s2)
     return -normaliser - residual_energy / (2 * s2) - cost
 
 
-def _by_coordinate(codes: Tensor, dictionary: Tensor, model: LaplaceModel) -> tuple[Tensor, Tensor]:
+def _by_coordinate(
+    codes: Tensor, dictionary: Tensor, model: LaplaceModel, observed: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Return cost and relative scale of each code; zeros of an atom share theirs."""
-    curvature = _curvature(dictionary, model)
+    curvature = _curvature(atom_energies(dictionary, observed), model)
     cost, rho = (
         values.expand(codes.shape).clone()
         for values in coordinate_cost(torch.zeros_like(curvature), curvature)
@@ -150,10 +182,10 @@ def _by_coordinate(codes: Tensor, dictionary: Tensor, model: LaplaceModel) -> tu
     return cost, rho
 
 
-def _curvature(dictionary: Tensor, model: LaplaceModel) -> Tensor:
+def _curvature(energies: Tensor, model: LaplaceModel) -> Tensor:
     """Return kappa = b^2 ||v||^2 / s2 of each atom, without squaring a small scale."""
     ratio = math.sqrt(model.noise_variance) / model.alpha
-    return (torch.linalg.vector_norm(dictionary, dim=1) * ratio).square()
+    return (energies.sqrt() * ratio).square()
 
 
 @dataclass(frozen=True)
@@ -166,28 +198,48 @@ class CodeStatistics:
         Mean of ||x - u V||^2 over the rows.
     magnitudes : Tensor of shape (n_nonzero,)
         Absolute values of the codes that are not zero.
+    energies : Tensor of shape (n_nonzero,)
+        ||v||^2 of their atoms.
     n_zero : int
-        Number of codes that are zero.
+        Number of codes that are zero, of atoms of unit norm.
+    zero_energies : Tensor of shape (n_other_zero,)
+        ||v||^2 of the atoms of the other codes that are zero.
     n_rows : int
         Number of rows.
-    n_features : int
-        Number of features.
+    n_features : float
+        Mean number of features that are observed.
     """
 
     residual_energy: float
     magnitudes: Tensor
+    energies: Tensor
     n_zero: int
+    zero_energies: Tensor
     n_rows: int
-    n_features: int
+    n_features: float
 
     @classmethod
-    def from_codes(cls, codes: Tensor, residual_energy: Tensor, n_features: int) -> Self:
-        """Gather the statistics of codes over unit-norm atoms."""
-        magnitudes = codes[codes != 0].abs()
+    def from_codes(
+        cls,
+        codes: Tensor,
+        residual_energy: Tensor,
+        n_features: float,
+        energies: Tensor | None = None,
+    ) -> Self:
+        """Gather the statistics of codes; atoms have unit norm unless each code has its own."""
+        on = codes != 0
+        magnitudes = codes[on].abs()
+        if energies is None:
+            n_zero, zero_energies = codes.numel() - magnitudes.numel(), codes.new_empty(0)
+            on_energies = torch.ones_like(magnitudes)
+        else:
+            n_zero, on_energies, zero_energies = 0, energies[on], energies[~on]
         return cls(
             float(residual_energy.mean()),
             magnitudes,
-            codes.numel() - magnitudes.numel(),
+            on_energies,
+            n_zero,
+            zero_energies,
             len(codes),
             n_features,
         )
@@ -199,9 +251,11 @@ class CodeStatistics:
         return cls(
             sum(part.residual_energy * part.n_rows for part in parts) / n_rows,
             torch.cat([part.magnitudes for part in parts]),
+            torch.cat([part.energies for part in parts]),
             sum(part.n_zero for part in parts),
+            torch.cat([part.zero_energies for part in parts]),
             n_rows,
-            parts[0].n_features,
+            sum(part.n_features * part.n_rows for part in parts) / n_rows,
         )
 
     def noise_variance_update(self, model: LaplaceModel) -> float:
@@ -212,12 +266,15 @@ class CodeStatistics:
         """
         curvature = torch.tensor(model.noise_variance / model.alpha**2, dtype=torch.float64)
         b = model.prior_scale
-        zero = b * relative_scales(torch.zeros_like(curvature), curvature)
-        scales = b * relative_scales(self.magnitudes / b, curvature)
-        spread = float(scales.square().sum()) + self.n_zero * float(zero) ** 2
+        none = torch.zeros_like(curvature)
+        zero = b * relative_scales(none, curvature)
+        zeros = b * relative_scales(none, curvature * self.zero_energies)
+        scales = b * relative_scales(self.magnitudes / b, curvature * self.energies)
+        spread = float((self.energies * scales.square()).sum()) + self.n_zero * float(zero) ** 2
+        spread += float((self.zero_energies * zeros.square()).sum())
         # E|z| under the posterior.
         size = float((self.magnitudes + scales * torch.exp(-self.magnitudes / scales)).sum())
-        size += self.n_zero * float(zero)
-        n_codes = (len(self.magnitudes) + self.n_zero) / self.n_rows
+        size += self.n_zero * float(zero) + float(zeros.sum())
+        n_codes = (len(self.magnitudes) + self.n_zero + len(self.zero_energies)) / self.n_rows
         energy = 0.5 * self.residual_energy + (spread + model.alpha * size) / self.n_rows
         return energy / (0.5 * self.n_features + n_codes)

@@ -1,7 +1,8 @@
 """Lasso codes of many rows, stopped by a duality gap.
 
 Each row x of X has its own problem, min over u of 0.5 ||x - u V||^2 + alpha ||u||_1 for a
-dictionary V whose rows are the atoms. One of two iterations solves it, and an exact
+dictionary V whose rows are the atoms. Entries of x that are NaN are missing, and the sum of
+squares leaves them out. One of two iterations solves it, and an exact
 active-set search finishes what the iteration only creeps up to. A code does not depend on
 the rows beside it.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 from .active_set import active_set_search
 from .coordinate_descent import CoordinateDescent
 from .fista import Fista
+from .masked_descent import MaskedDescent
+from .missing import rows_with_holes
 from .quadratic_fit import Atoms, Certificate, Fit
 from .stopping import BestCodes, LassoResult, Stopping
 
@@ -56,7 +60,7 @@ def solve_lasso(
     Parameters
     ----------
     X : Tensor of shape (n_rows, n_features)
-        Rows to code.
+        Rows to code, NaN where nothing was observed.
     dictionary : Tensor of shape (n_components, n_features)
         Atoms, of any norm.
     alpha : float
@@ -79,12 +83,32 @@ def solve_lasso(
         which takes them to the optimum up to rounding wherever the support was found.
     form : {'auto', 'gram', 'data'}, default='auto'
         Whether gradients of FISTA come from inner products of atoms or from residuals; by
-        default what takes fewer operations.
+        default what takes fewer operations. Rows with holes have residuals only.
 
     Returns
     -------
     result : LassoResult
     """
+    holes = rows_with_holes(X)
+    if holes.any() and not holes.all():
+
+        def solve(rows: Tensor) -> LassoResult:
+            return solve_lasso(
+                X[rows],
+                dictionary,
+                alpha,
+                method=method,
+                code_init=None if code_init is None else code_init[rows],
+                tol=tol,
+                max_iter=max_iter,
+                positive=positive,
+                finish=finish,
+                form=form,
+            )
+
+        return _put_together(holes, solve(holes), solve(~holes))
+    if holes.any():
+        form = "masked"
     if method == "auto":
         method = fastest_method(X.device)
     if alpha == 0:
@@ -98,13 +122,8 @@ def solve_lasso(
     elif positive:
         code_init = code_init.clamp_min(0)
     stopping = Stopping(alpha, default_tolerance(X.dtype) if tol is None else tol, positive)
-    if method == "cd":
-        atoms = Atoms.of(dictionary, "gram")
-        descent = CoordinateDescent.of(dictionary, stopping, atoms.gram)
-        solver = _Solver(descent.iterate, stopping)
-    else:
-        atoms = Atoms.of(dictionary, form)
-        solver = _Solver(Fista.of(dictionary, stopping).iterate, stopping)
+    atoms = Atoms.of(dictionary, "gram" if method == "cd" and form != "masked" else form)
+    solver = _Solver(_iteration(method, atoms, stopping), stopping)
     result = _join(
         [
             solver.solve(X[rows], atoms, code_init[rows], max_iter, finish)
@@ -114,11 +133,23 @@ def solve_lasso(
     return result if unit is None else _in_units(result, unit)
 
 
+def _iteration(
+    method: str, atoms: Atoms, stopping: Stopping
+) -> Callable[[Any, Tensor, int], LassoResult]:
+    """Return the iteration of a method, prepared for the atoms."""
+    if method != "cd":
+        return Fista.of(atoms.dictionary, stopping).iterate
+    if atoms.masked:
+        return MaskedDescent.of(atoms.dictionary, stopping).iterate
+    return CoordinateDescent.of(atoms.dictionary, stopping, atoms.gram).iterate
+
+
 @dataclass(frozen=True)
 class _Solver:
     """An iteration, and the exact finish of what it finds."""
 
-    iterate: Callable[[Fit, Tensor, int], LassoResult]
+    # The form of the fit is the one that the iteration wants.
+    iterate: Callable[[Any, Tensor, int], LassoResult]
     stopping: Stopping
 
     def solve(
@@ -178,6 +209,17 @@ def _overwrite(whole: LassoResult, rows: Tensor, part: LassoResult) -> LassoResu
     return replace(whole, n_iter=whole.n_iter + part.n_iter)
 
 
+def _put_together(mask: Tensor, on: LassoResult, off: LassoResult) -> LassoResult:
+    """Put the results of the rows marked and of the others back into their places."""
+    together = {}
+    for name in ("codes", "objective", "gaps", "converged"):
+        one, other = getattr(on, name), getattr(off, name)
+        values = one.new_empty(len(mask), *one.shape[1:])
+        values[mask], values[~mask] = one, other
+        together[name] = values
+    return LassoResult(**together, n_iter=max(on.n_iter, off.n_iter))
+
+
 def _join(results: list[LassoResult]) -> LassoResult:
     """Stack the results of the blocks."""
     if len(results) == 1:
@@ -201,7 +243,7 @@ def _blocks(n_rows: int, n_components: int, device: torch.device) -> Iterator[sl
 
 def _in_own_units(X: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
     """Scale rows to unit correlations, so that one weight is too small to matter in all."""
-    unit = (X @ dictionary.T).abs().amax(1, keepdim=True)
+    unit = (X.masked_fill(X.isnan(), 0) @ dictionary.T).abs().amax(1, keepdim=True)
     unit = torch.where(unit > 0, unit, 1.0)
     return X / unit, unit
 

@@ -19,6 +19,7 @@ from .accumulation import objective_sum
 from .coders import Coder
 from .dictionary_learning import Epoch
 from .dictionary_update import renew_atoms, update_dictionary
+from .missing import fill_holes, natural_reach, observed_residual
 from .statistics import Statistics
 
 # Distance of the codes of a mini-batch from their optimum, in units of alpha.
@@ -54,7 +55,8 @@ class OnlineLearner:
         codes = self.coder(X, self.dictionary, None, _ACCURACY)
         cost = objective_sum(X, codes, self.dictionary, self.alpha) / len(X)
         self.statistics.scale(forgetting(self.n_steps, len(X)))
-        self.statistics.add(Statistics.change(X, None, codes))
+        target = fill_holes(X, codes, self.dictionary, natural_reach(X))
+        self.statistics.add(Statistics.change(target, None, codes))
         used = (codes != 0).any(0)
         self.idle = torch.where(used, 0, self.idle + len(X))
         self._renew(X, codes)
@@ -128,7 +130,7 @@ class OnlineLearner:
         self.dictionary = renew_atoms(
             self.dictionary,
             dead,
-            torch.addmm(X, codes, self.dictionary, alpha=-1),
+            observed_residual(X, codes, self.dictionary),
             positive=self.positive_dict,
             generator=self.generator,
         )

@@ -15,6 +15,8 @@ from torch import Tensor
 
 # Rows of a matrix product are a multiple of this.
 _PRODUCT_ROWS = 64
+# Most numbers in the atoms that are listed at once for rows with missing entries.
+_LISTED_NUMEL = 2**22
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,46 @@ class DataFit:
         return type(self)(self.dictionary, self.X[rows], self.energy[rows])
 
 
-Fit = GramFit | DataFit
+@dataclass(frozen=True)
+class MaskedFit:
+    """Quadratic fit of the observed entries of rows alone."""
+
+    dictionary: Tensor
+    # Rows with zeros where nothing was observed.
+    X: Tensor
+    observed: Tensor
+    energy: Tensor
+
+    @classmethod
+    def from_rows(cls, X: Tensor, dictionary: Tensor) -> Self:
+        """Gather what is needed of rows that are NaN where nothing was observed."""
+        holes = X.isnan()
+        X = X.masked_fill(holes, 0)
+        return cls(dictionary, X, ~holes, X.square().sum(1))
+
+    def gradient(self, codes: Tensor) -> Tensor:
+        return self.evaluate(codes)[0]
+
+    def evaluate(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        excess = torch.addmm(self.X, codes, self.dictionary, beta=-1).mul_(self.observed)
+        return excess @ self.dictionary.T, excess.square().sum(1)
+
+    @property
+    def scale(self) -> Tensor:
+        return (self.X @ self.dictionary.T).abs().amax(1)
+
+    def atom_gram(self, atoms: Tensor) -> Tensor:
+        # Each row has atoms of its own to list: not all rows at once.
+        size = max(_LISTED_NUMEL // max(atoms.shape[1] * self.X.shape[1], 1), 1)
+        parts = zip(atoms.split(size), self.observed.unsqueeze(1).split(size), strict=True)
+        listed = (self.dictionary[part] * seen for part, seen in parts)
+        return torch.cat([each @ each.mT for each in listed])
+
+    def select(self, rows: Tensor) -> Self:
+        return type(self)(self.dictionary, self.X[rows], self.observed[rows], self.energy[rows])
+
+
+Fit = GramFit | DataFit | MaskedFit
 
 
 @dataclass(frozen=True)
@@ -103,15 +144,24 @@ class Atoms:
 
     dictionary: Tensor
     gram: Tensor | None
+    # Whether the rows have missing entries.
+    masked: bool = False
 
     @classmethod
     def of(cls, dictionary: Tensor, form: str) -> Self:
-        """Choose the form of the gradient that takes fewer operations, unless told."""
+        """Choose the form of the gradient that takes fewer operations, unless told.
+
+        Form 'masked' is for rows that are NaN where nothing was observed.
+        """
+        if form == "masked":
+            return cls(dictionary, None, masked=True)
         n_components, n_features = dictionary.shape
         use_gram = form == "gram" or (form == "auto" and n_components <= 2 * n_features)
         return cls(dictionary, dictionary @ dictionary.T if use_gram else None)
 
     def fit(self, X: Tensor) -> Fit:
+        if self.masked:
+            return MaskedFit.from_rows(X, self.dictionary)
         if self.gram is None:
             return DataFit.from_rows(X, self.dictionary)
         return GramFit.from_rows(X, self.dictionary, self.gram)
@@ -119,7 +169,8 @@ class Atoms:
     def double(self) -> Self:
         """Return the same atoms in float64."""
         dictionary = self.dictionary.double()
-        return type(self)(dictionary, None if self.gram is None else dictionary @ dictionary.T)
+        gram = None if self.gram is None else dictionary @ dictionary.T
+        return type(self)(dictionary, gram, self.masked)
 
 
 def certify(fit: Fit, codes: Tensor, alpha: float, *, positive: bool) -> Certificate:

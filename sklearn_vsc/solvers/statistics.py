@@ -54,6 +54,12 @@ class Statistics:
         self.code_data += other.code_data
         self.n_users += other.n_users
 
+    def subtract(self, other: Self) -> None:
+        """Take other sums away, in place."""
+        self.code_gram -= other.code_gram
+        self.code_data -= other.code_data
+        self.n_users -= other.n_users
+
     def scale(self, factor: float) -> None:
         """Let what was added before count less in the update."""
         self.code_gram *= factor

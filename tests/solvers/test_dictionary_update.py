@@ -109,6 +109,17 @@ def test_first_atoms_are_distinct_rows_with_energy():
     torch.testing.assert_close(more.norm(dim=1), torch.ones(9, dtype=X.dtype))
 
 
+def test_first_atoms_fill_holes_by_the_means_of_columns():
+    X = problem(n_rows=5)[0]
+    means = X[1:].mean(0)[:2]
+    X[0, :2] = torch.nan
+    dictionary = initial_dictionary(X, 5, generator=generator())
+    X[0, :2] = means
+    rows = torch.nn.functional.normalize(X)
+    matched = (dictionary @ rows.T > 1 - 1e-12).nonzero()[:, 1].tolist()
+    assert sorted(matched) == [0, 1, 2, 3, 4]
+
+
 def test_renewed_atoms_point_at_bad_rows_and_cost_nothing():
     X, codes, dictionary = problem()
     dead = torch.zeros(8, dtype=torch.bool)
