@@ -125,8 +125,10 @@ def row_generators(X: NDArray, seed: int) -> Iterator[torch.Generator]:
     """
     generator = torch.Generator()
     key = seed.to_bytes(8, "little")
-    # Adding 0.0 turns -0.0 into 0.0: equal rows have equal bytes.
-    for row in np.ascontiguousarray(X) + 0.0:
+    # Adding 0.0 turns -0.0 into 0.0, and NaN has many bytes: equal rows have equal ones.
+    rows = np.ascontiguousarray(X) + 0.0
+    rows[np.isnan(rows)] = np.nan
+    for row in rows:
         digest = hashlib.blake2b(row.tobytes(), digest_size=8, key=key).digest()
         generator.manual_seed(int.from_bytes(digest, "little") >> 1)
         yield generator

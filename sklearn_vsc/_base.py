@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_array, check_is_fitted
 
 from ._compat import validate_data
+from ._missing import check_observed
 
 # Above this share of unused atoms a fit warns.
 _MANY_DEAD = 0.2
@@ -43,6 +44,8 @@ class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     components_: NDArray
     component_usage_: NDArray
     n_dead_: int
+    # Whether NaN in X means missing, or is an error.
+    _allows_missing: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -94,10 +97,18 @@ class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return float(np.mean(self.score_samples(X), dtype=np.float64))
 
     def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check X at the door; float32 stays float32, all else becomes float64."""
+        """Check X at the door; float32 stays float32, all else becomes float64.
+
+        Rows to learn from, those that ``reset``, must show something of every column.
+        """
         if not reset:
             check_is_fitted(self)
-        return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32])
+        dtype = [np.float64, np.float32]
+        if not self._allows_missing:
+            return validate_data(self, X, reset=reset, dtype=dtype)
+        X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
+        check_observed(X, columns=reset)
+        return X
 
     def _validate_codes(self, Z: ArrayLike) -> NDArray:
         """Check codes given to ``inverse_transform``."""
@@ -133,4 +144,5 @@ class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        tags.input_tags.allow_nan = self._allows_missing
         return tags

@@ -591,7 +591,7 @@ def test_fit_forgets_an_earlier_fit(estimator):
 
 BAD_ROWS = {
     "infinite": (np.where(DIGITS == 0, np.inf, DIGITS), "infinity"),
-    "missing": (np.where(DIGITS == 0, np.nan, DIGITS), "NaN"),
+    "nothing_observed": (np.where(np.arange(len(DIGITS))[:, None] == 3, np.nan, DIGITS), "NaN"),
     "one_dimension": (DIGITS[0], "2D"),
     "three_dimensions": (DIGITS.reshape(-1, 8, 8), "3"),
     "no_rows": (DIGITS[:0], "0 sample"),
