@@ -35,13 +35,14 @@ _CHUNK_NUMBERS = 2**24
 
 
 class AmortisedCoder(BaseSparseCoder):
-    """Codes, scores and samples by a trained latent-variable model.
+    """Codes, scores and samples by a trained latent-variable model; NaN in X is missing.
 
     The model lives in units of its own: X less ``_offset`` (its column means), over ``_unit``,
     one number for all of X. That is done once at the door and undone there, so the unit of X
     changes neither the training nor the codes.
     """
 
+    _allows_missing = True
     module_: LatentVariableModel
     likelihood: str
     device: str
@@ -80,12 +81,14 @@ class AmortisedCoder(BaseSparseCoder):
         model = self.module_ if device.type == "cpu" else copy.deepcopy(self.module_).to(device)
         dtype = next(model.parameters()).dtype
         n_rows = max(1, _CHUNK_NUMBERS // (n_draws * self._numbers_per_row))
-        parts = []
+
+        def of_chunk(raw: NDArray) -> NDArray:
+            rows = self._normalize(raw, device).to(dtype)
+            return to_numpy(of_rows(model, rows, raw), X.dtype)
+
         with torch.no_grad():
-            for chunk in row_slices(len(X), min(n_rows, 4096)):
-                rows = self._normalize(X[chunk], device).to(dtype)
-                parts.append(to_numpy(of_rows(model, rows, X[chunk]), X.dtype))
-        return np.concatenate(parts)
+            chunks = row_slices(len(X), min(n_rows, 4096))
+            return np.concatenate([_complete_rows_apart(of_chunk, X[chunk]) for chunk in chunks])
 
     @property
     def _numbers_per_row(self) -> int:
@@ -123,10 +126,13 @@ class AmortisedCoder(BaseSparseCoder):
         return X, resolve_device(self.device)
 
     def _check_likelihood(self, X: NDArray) -> None:
-        if self.likelihood == "bernoulli" and (X.min() < 0 or X.max() > 1):
+        if self.likelihood != "bernoulli":
+            return
+        least, most = np.nanmin(X), np.nanmax(X)
+        if least < 0 or most > 1:
             raise ValueError(
                 "likelihood='bernoulli' needs X in [0, 1]; got values from "
-                f"{X.min():.3g} to {X.max():.3g}. Rescale X or use likelihood='gaussian'."
+                f"{least:.3g} to {most:.3g}. Rescale X or use likelihood='gaussian'."
             )
 
     def transform(self, X: ArrayLike) -> NDArray:
@@ -135,7 +141,7 @@ class AmortisedCoder(BaseSparseCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code.
+            Rows to code; NaN is a missing entry.
 
         Returns
         -------
@@ -180,7 +186,8 @@ class AmortisedCoder(BaseSparseCoder):
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Reconstruction, in the units of the training X.
+            Reconstruction, in the units of the training X; that of a row with missing entries
+            fills them.
         """
         Z = self._validate_codes(Z)
 
@@ -206,7 +213,7 @@ class AmortisedCoder(BaseSparseCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code.
+            Rows to code; NaN is a missing entry.
 
         Returns
         -------
@@ -231,7 +238,7 @@ class AmortisedCoder(BaseSparseCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code.
+            Rows to code; NaN is a missing entry.
         n_draws : int, default=1
             Number of draws of each row.
 
@@ -249,12 +256,12 @@ class AmortisedCoder(BaseSparseCoder):
         return np.ascontiguousarray(self._evaluate(X, device, drawn, n_draws).swapaxes(0, 1))
 
     def score_samples(self, X: ArrayLike) -> NDArray:
-        """Return a lower bound on log p(x) of each row, in nats.
+        """Return a lower bound on log p(x) of each row, of what is observed of it, in nats.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to score.
+            Rows to score; NaN is a missing entry.
 
         Returns
         -------
@@ -269,7 +276,7 @@ class AmortisedCoder(BaseSparseCoder):
         bound = self._evaluate(X, device, self._row_bounds, self.score_draws)
         if self.likelihood == "gaussian":
             # Density of x from that of x / unit.
-            bound = bound - X.shape[1] * np.log(self._unit)
+            bound = bound - np.count_nonzero(~np.isnan(X), axis=1) * np.log(self._unit)
         return bound.astype(X.dtype, copy=False)
 
     def _row_bounds(self, model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
@@ -309,6 +316,20 @@ class AmortisedCoder(BaseSparseCoder):
             codes = model.family.sample_prior(shape, generator, dtype)
             rows = model.likelihood.sample(model.decoder(codes), generator)
             return to_numpy(self._denormalize(rows), self.components_.dtype)
+
+
+def _complete_rows_apart(of_rows: Callable[[NDArray], NDArray], X: NDArray) -> NDArray:
+    """Apply a function to rows, those with holes by themselves.
+
+    They take longer, and round otherwise: what is beside a complete row must not show in it.
+    """
+    has_holes = np.isnan(X).any(axis=1)
+    if has_holes.all() or not has_holes.any():
+        return of_rows(X)
+    holed, complete = of_rows(X[has_holes]), of_rows(X[~has_holes])
+    found = np.empty((len(X), *holed.shape[1:]), dtype=holed.dtype)
+    found[has_holes], found[~has_holes] = holed, complete
+    return found
 
 
 def _prefix_noise(posterior: LatentPosterior, n_draws: int, generator: torch.Generator) -> Noise:

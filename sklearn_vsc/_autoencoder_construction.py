@@ -174,9 +174,10 @@ class AutoencoderBuilder(NeuralSparseCoder):
 
     def _make_latents(self, rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, Tensor]:
         """Return an encoder to latent vectors, and some that it makes."""
-        shape = self._shape_of_images()
-        if self._is_conv and shape is not None:
-            body, n_hidden = residual_encoder(shape, self.n_downsamplings, generator), N_CHANNELS
+        if self._is_conv:
+            encoded = self._encoded_shape(rows.shape[1])
+            network = residual_encoder(encoded, self.n_downsamplings, generator)
+            body, n_hidden = nn.Sequential(self._encoder_input(), network), N_CHANNELS
             rows = rows[:: math.ceil(len(rows) / _START_IMAGES)]
         else:
             body, n_hidden = self._make_encoder(rows, generator)

@@ -25,6 +25,7 @@ from .networks import (
     BoundedDecoder,
     ConvDecoder,
     ConvEncoder,
+    EncoderInput,
     LinearDecoder,
     TiedEncoder,
     UnrolledCoder,
@@ -60,6 +61,8 @@ class ModelBuilder(AmortisedCoder):
     hidden_layer_sizes: int | Sequence[int]
     n_unrolled: int
     output_activation: str
+    _fill: NDArray
+    _reads_mask: bool
 
     @abstractmethod
     def _make_family(self) -> LatentFamily:
@@ -168,15 +171,37 @@ class ModelBuilder(AmortisedCoder):
 
     def _make_encoder(self, rows: Tensor, generator: torch.Generator) -> tuple[nn.Module, int]:
         """Return the encoder and the number of features it gives to the heads."""
-        n_features = rows.shape[1]
+        n_inputs = rows.shape[1] * self._planes
+        network: nn.Module
         if isinstance(self.encoder, nn.Module):
-            encoder = copy.deepcopy(self.encoder).cpu().float()
-            return encoder, _probe(encoder, "encoder", rows[:1], None)
-        if self.encoder == "conv":
-            encoder = ConvEncoder(self._image_shape(n_features), generator)
-            return encoder, encoder.n_out
-        sizes = self._hidden_sizes()
-        return mlp(n_features, sizes, generator), sizes[-1] if sizes else n_features
+            network = copy.deepcopy(self.encoder).cpu().float()
+            n_out = _probe(network, "encoder", self._filled(rows[:1]), None)
+        elif self.encoder == "conv":
+            network = ConvEncoder(self._encoded_shape(rows.shape[1]), generator)
+            n_out = network.n_out
+        else:
+            sizes = self._hidden_sizes()
+            network, n_out = mlp(n_inputs, sizes, generator), sizes[-1] if sizes else n_inputs
+        return nn.Sequential(self._encoder_input(), network), n_out
+
+    @property
+    def _planes(self) -> int:
+        """Inputs that a network of ours reads for each feature: its value, and whether missing."""
+        return 2 if self._reads_mask else 1
+
+    def _encoded_shape(self, n_features: int) -> tuple[int, int, int]:
+        """Return the shape of an image as an encoder reads it."""
+        channels, height, width = self._image_shape(n_features)
+        return channels * self._planes, height, width
+
+    def _encoder_input(self) -> EncoderInput:
+        """Return the door of an encoder; a network of the user's reads filled rows alone."""
+        reads_mask = self._reads_mask and not isinstance(self.encoder, nn.Module)
+        return EncoderInput(torch.from_numpy(self._fill).float(), reads_mask=reads_mask)
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        """Rows with what stands for a missing entry, to start a network from."""
+        return torch.where(rows.isnan(), torch.from_numpy(self._fill).to(rows), rows)
 
     def _is_tied(self) -> bool:
         """Whether the encoder codes with the atoms of the decoder."""
@@ -229,8 +254,10 @@ class ModelBuilder(AmortisedCoder):
             # have: measured, a start at full power learns slower.
             variance = family.prior_variance
             power = n_features / n_components / (variance if np.isfinite(variance) else 1.0)
-            atoms = atoms_from_rows(rows, n_components, (_INITIAL_POWER * power) ** 0.5, generator)
-            decoder = LinearDecoder(atoms)
+            norm = (_INITIAL_POWER * power) ** 0.5
+            decoder = LinearDecoder(
+                atoms_from_rows(self._filled(rows), n_components, norm, generator)
+            )
             bias = decoder.bias
         self._start_at_mean(bias, rows)
         return decoder
@@ -238,7 +265,7 @@ class ModelBuilder(AmortisedCoder):
     def _start_at_mean(self, bias: Tensor, rows: Tensor) -> None:
         """Let zero codes decode to the mean row; without an activation rows are centred already."""
         if self._activation() != "identity":
-            mean = rows.mean(0) * self._unit + torch.from_numpy(self._offset).float()
+            mean = self._filled(rows).mean(0) * self._unit + torch.from_numpy(self._offset).float()
             with torch.no_grad():
                 bias.copy_(before_activation(mean, self._activation()))
 
@@ -263,10 +290,11 @@ class ModelBuilder(AmortisedCoder):
         if activation == "identity" or self.likelihood == "bernoulli":
             return
         low, high = RANGES[activation]
-        if X.min() < low or X.max() > high:
+        least, most = np.nanmin(X), np.nanmax(X)
+        if least < low or most > high:
             warnings.warn(
                 f"output_activation={activation!r} decodes to values in [{low:g}, {high:g}], but "
-                f"X goes from {X.min():.3g} to {X.max():.3g}. Rescale X, or use 'identity'.",
+                f"X goes from {least:.3g} to {most:.3g}. Rescale X, or use 'identity'.",
                 UserWarning,
                 stacklevel=3,
             )

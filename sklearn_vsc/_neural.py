@@ -28,7 +28,7 @@ from ._arrays import (
 )
 from ._compat import Interval, StrOptions, fit_context
 from ._construction import TRAINING_SWEEPS, ModelBuilder
-from .likelihoods import GaussianLikelihood
+from .likelihoods import GaussianLikelihood, squared_error
 from .model import LatentVariableModel
 from .networks import LinearDecoder
 from .solvers.least_squares import effective_dictionary
@@ -80,10 +80,14 @@ class NeuralSparseCoder(ModelBuilder):
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Train the model on the rows of X.
 
+        Of rows with missing entries the likelihood counts those that are observed. Encoders read
+        the mean of the column in place of a missing entry; if the rows that a model is built from
+        have any, an MLP or convolutional encoder also reads where they are.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows.
+            Training rows; NaN is a missing entry.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -95,7 +99,8 @@ class NeuralSparseCoder(ModelBuilder):
         Raises
         ------
         ValueError
-            When a parameter or X does not fit the model, or when training diverges.
+            When a parameter or X does not fit the model, when X holds infinite values or a row or
+            column of which nothing is observed, or when training diverges.
         """
         self._check_parameters()
         with _unchanged_on_error(self):
@@ -119,7 +124,8 @@ class NeuralSparseCoder(ModelBuilder):
     def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Train for one more pass over these rows.
 
-        The first call fixes the number of features and the units of the model from its rows.
+        The first call fixes the number of features, the units of the model and whether its
+        encoder reads where entries are missing, from its rows.
         The learning rate stays at ``learning_rate_init`` and warm-ups do not apply.
         ``component_usage_`` counts all rows seen, at their codes then; the ``components_`` of
         a decoder that is not linear rest on the rows of this call.
@@ -127,7 +133,7 @@ class NeuralSparseCoder(ModelBuilder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training rows.
+            Training rows; NaN is a missing entry.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -163,7 +169,9 @@ class NeuralSparseCoder(ModelBuilder):
         """Fix units and seeds, and build the model."""
         self._random_state = private_random_state(self.random_state)
         self._evaluation_seed = draw_seed(self._random_state)
-        self._offset, self._unit = self._find_units(X)
+        self._reads_mask, mean = _count_observed(X) < X.size, _column_means(X)
+        self._offset, self._unit = self._find_units(X, mean)
+        self._fill = (mean - self._offset) / self._unit
         self._n_components = X.shape[1] if self.n_components is None else self.n_components
         generator = seeded_generator(draw_seed(self._random_state))
         self._optimizer_state: dict[str, dict[str, Tensor]] | None = None
@@ -180,16 +188,15 @@ class NeuralSparseCoder(ModelBuilder):
             if name not in NOT_BUILT_WITH
         }
 
-    def _find_units(self, X: NDArray) -> tuple[NDArray, float]:
+    def _find_units(self, X: NDArray, mean: NDArray) -> tuple[NDArray, float]:
         if self.likelihood == "bernoulli":
             return np.zeros(X.shape[1], dtype=X.dtype), 1.0
-        offset = X.mean(axis=0, dtype=np.float64)
-        energy = sum(np.sum((X[s] - offset) ** 2) for s in row_slices(len(X), 4096))
-        unit, size = float(np.sqrt(energy / X.size)), float(np.abs(offset).max())
+        energy = sum(np.nansum((X[s] - mean) ** 2) for s in row_slices(len(X), 4096))
+        unit, size = float(np.sqrt(energy / _count_observed(X))), float(np.abs(mean).max())
         if unit <= 10 * np.finfo(X.dtype).eps * size:
             # All rows are equal: what is left is rounding.
             unit = size or 1.0
-        return offset.astype(X.dtype), unit
+        return mean.astype(X.dtype), unit
 
     def _train(
         self,
@@ -309,14 +316,26 @@ class NeuralSparseCoder(ModelBuilder):
         """Noise variance that maximises the ELBO of the training rows, all else held."""
         n_draws = self._n_settling_draws
 
-        def squared_error(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
+        def expected_error(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
             posterior = self._posterior_of(model, rows)
             if model.has_closed_likelihood:
                 return model.expected_squared_error(rows, posterior)
             draws = self._draws(posterior, raw, n_draws)
-            return (rows - model.decoder(draws.code)).square().sum(-1).mean(0)
+            return squared_error(rows, model.decoder(draws.code)).mean(0)
 
-        return float(np.mean(self._evaluate(X, device, squared_error, n_draws)) / X.shape[1])
+        errors = self._evaluate(X, device, expected_error, n_draws)
+        return float(np.mean(errors) / (_count_observed(X) / len(X)))
+
+
+def _count_observed(X: NDArray) -> int:
+    """Count entries that are not missing."""
+    return sum(int(np.count_nonzero(~np.isnan(X[s]))) for s in row_slices(len(X), 4096))
+
+
+def _column_means(X: NDArray) -> NDArray:
+    """Mean of what is observed of each column, float64."""
+    where = True if _count_observed(X) == X.size else ~np.isnan(X)
+    return X.mean(axis=0, dtype=np.float64, where=where)
 
 
 @contextmanager

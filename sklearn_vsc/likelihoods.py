@@ -1,4 +1,8 @@
-"""Observation models p(x given z): log densities in nats with every constant in."""
+"""Observation models p(x given z): log densities in nats with every constant in.
+
+NaN in a row marks an entry that is not observed. Features are independent given the code, so
+such an entry integrates out by leaving its term away.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,18 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from .masks import n_observed, observed
+
 _LOG_2PI = math.log(2 * math.pi)
 # A variance below this share of the data's power is rounding, not a model.
 _MIN_NOISE_VARIANCE = 1e-6
+
+
+def squared_error(x: Tensor, output: Tensor) -> Tensor:
+    """Squared distance (..., n) of rows (n, D) and outputs (..., n, D), where observed."""
+    mask = observed(x)
+    error = x - output
+    return (error if mask is None else torch.where(mask, error, 0)).square().sum(-1)
 
 
 class Likelihood(nn.Module, ABC):
@@ -18,7 +31,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        """Log density of rows (n, D) given outputs (..., n, D), summed over features."""
+        """Log density of rows (n, D) given outputs (..., n, D), summed over observed entries."""
 
     @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
@@ -62,13 +75,13 @@ class GaussianLikelihood(Likelihood):
             self.log_noise_variance.fill_(math.log(value))
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        """Log density of rows (n, D) given outputs (..., n, D), summed over features."""
-        return self.log_prob_of_error((x - output).square().sum(-1), x.shape[-1])
+        """Log density of rows (n, D) given outputs (..., n, D), summed over observed entries."""
+        return self.log_prob_of_error(squared_error(x, output), n_observed(x))
 
-    def log_prob_of_error(self, squared_error: Tensor, n_features: int) -> Tensor:
+    def log_prob_of_error(self, error: Tensor, n_features: Tensor | int) -> Tensor:
         """Log density of rows at this squared distance from their means, or its expectation."""
         variance = self.noise_variance
-        return -0.5 * (squared_error / variance + n_features * (_LOG_2PI + variance.log()))
+        return -0.5 * (error / variance + n_features * (_LOG_2PI + variance.log()))
 
     def mean(self, output: Tensor) -> Tensor:
         """Mean of the rows: the output itself."""
@@ -88,9 +101,14 @@ class BernoulliLikelihood(Likelihood):
     """
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
-        """Log probability of rows (n, D) given log-odds (..., n, D), summed over features."""
+        """Log probability of rows (n, D) given log-odds (..., n, D), over observed entries."""
+        mask = observed(x)
         loss = nn.functional.binary_cross_entropy_with_logits
-        return -loss(output, x.expand_as(output), reduction="none").sum(-1)
+        if mask is None:
+            return -loss(output, x.expand_as(output), reduction="none").sum(-1)
+        # The gradient of the loss holds its target: a missing one is filled before.
+        target = torch.where(mask, x, 0).expand_as(output)
+        return -torch.where(mask, loss(output, target, reduction="none"), 0).sum(-1)
 
     def mean(self, output: Tensor) -> Tensor:
         """Probability of a one."""

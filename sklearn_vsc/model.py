@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from .gate_gradients import NVILBaseline
 from .latents import Draws, LatentFamily, LatentPosterior, SpikeSlabPosterior
-from .likelihoods import GaussianLikelihood, Likelihood
+from .likelihoods import GaussianLikelihood, Likelihood, squared_error
+from .masks import n_observed, observed
 from .networks import LinearDecoder, TiedEncoder
 from .networks._init import linear_layer
 from .solvers.collapsed import conditional_mean, log_evidence
-from .solvers.coordinate_ascent import SlabPrior, refine
+from .solvers.coordinate_ascent import SlabPrior, refine, refine_observed
 
 # A KL term that warms up from nothing: with none at all the best posterior is a point.
 _LEAST_KL_WEIGHT = 1e-3
@@ -36,7 +37,8 @@ class Heads(nn.Module):
 class LatentVariableModel(nn.Module):
     """p(x given z) p(z) with an amortised posterior q(z given x).
 
-    Rows come in and go out in the units of the model; estimators normalise at the door.
+    Rows come in and go out in the units of the model; estimators normalise at the door. NaN
+    marks what is missing of a row: bounds and posteriors are those of its observed entries.
 
     Parameters
     ----------
@@ -79,7 +81,8 @@ class LatentVariableModel(nn.Module):
         assert isinstance(self.likelihood, GaussianLikelihood)
         # The noise variance learns from the likelihood alone.
         noise_variance = self.likelihood.noise_variance.detach()
-        return self.encoder(x - self.decoder.bias, self.decoder.weight, noise_variance)
+        rows = x - self.decoder.bias
+        return self.encoder(rows, self.decoder.weight, noise_variance, observed(x))
 
     @property
     def can_refine(self) -> bool:
@@ -94,16 +97,17 @@ class LatentVariableModel(nn.Module):
         family, parameters = start.family, (start.loc, start.scale, start.logit)
         prior = SlabPrior(family.slab_name, family.prior_scale, family.prior_logit)
         rows, atoms, noise_variance = self._linear_model(x)
+        # The weight of the KL has the place of a factor of the noise variance.
+        noise_variance = max(kl_weight, _LEAST_KL_WEIGHT) * noise_variance
+        mask = observed(x)
         with torch.no_grad():
-            # The weight of the KL has the place of a factor of the noise variance.
-            found = refine(
-                rows @ atoms.T,
-                atoms @ atoms.T,
-                max(kl_weight, _LEAST_KL_WEIGHT) * noise_variance,
-                prior,
-                parameters,
-                n_sweeps,
-            )
+            if mask is None:
+                products = rows @ atoms.T, atoms @ atoms.T
+                found = refine(*products, noise_variance, prior, parameters, n_sweeps)
+            else:
+                found = refine_observed(
+                    rows, atoms, mask, noise_variance, prior, parameters, n_sweeps
+                )
         return SpikeSlabPosterior(family, *found)
 
     def _linear_model(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -129,7 +133,8 @@ class LatentVariableModel(nn.Module):
         if not n_refine:
             return posterior.mode()
         family, support = posterior.as_spike_slab().family, posterior.inclusion > 0.5
-        return conditional_mean(*self._linear_model(x), family.slab_scale, support[None])[0]
+        linear = self._linear_model(x)
+        return conditional_mean(*linear, family.slab_scale, support[None], observed(x))[0]
 
     def share_of_active(self, posterior: LatentPosterior) -> Tensor:
         """Share of codes that are more likely non-zero than zero."""
@@ -153,14 +158,14 @@ class LatentVariableModel(nn.Module):
     def expected_squared_error(self, x: Tensor, posterior: LatentPosterior) -> Tensor:
         """E ||x - output||^2 under q in closed form, (n,): for independent codes variances add."""
         assert isinstance(self.decoder, LinearDecoder)
-        bias = (x - self.decoder(posterior.mean)).square().sum(-1)
-        return bias + self.decoder.output_variance(posterior.variance)
+        bias = squared_error(x, self.decoder(posterior.mean))
+        return bias + self.decoder.output_variance(posterior.variance, observed(x))
 
     def expected_log_likelihood(self, x: Tensor, posterior: LatentPosterior) -> Tensor:
         """E log p(x given z) under q in closed form, (n,), nats."""
         assert isinstance(self.likelihood, GaussianLikelihood)
-        squared_error = self.expected_squared_error(x, posterior)
-        return self.likelihood.log_prob_of_error(squared_error, x.shape[-1])
+        error = self.expected_squared_error(x, posterior)
+        return self.likelihood.log_prob_of_error(error, n_observed(x))
 
     def log_weights(
         self, x: Tensor, posterior: LatentPosterior, draws: Draws, *, exact_ratio: bool
@@ -187,5 +192,6 @@ class LatentVariableModel(nn.Module):
         S says which codes are not zero; their values are integrated out. No gradient passes.
         """
         gates = posterior.as_spike_slab()
-        evidence = log_evidence(*self._linear_model(x), gates.family.slab_scale, draws.active)
+        scale = gates.family.slab_scale
+        evidence = log_evidence(*self._linear_model(x), scale, draws.active, observed(x))
         return evidence + gates.gate_log_ratio(draws).sum(-1)

@@ -13,6 +13,7 @@ from . import gate_gradients
 from .bounds import OBJECTIVES, iwae
 from .latents import ContinuousPosterior, Draws, LatentPosterior, SpikeSlabPosterior
 from .likelihoods import GaussianLikelihood
+from .masks import n_observed
 from .model import LatentVariableModel
 from .sparse_autoencoder import SparseAutoencoder
 
@@ -75,7 +76,7 @@ def training_bound(
             reached = _exact_bound(model, x, posterior, kl_weight)
         refined = model.refine(x, posterior, objective.n_refine, kl_weight)
         bound = _exact_bound(model, x, refined, kl_weight) + (reached - reached.detach())
-        return bound + _density_pull(model, refined, x.shape[1])
+        return bound + _density_pull(model, refined, n_observed(x))
     posterior = model.posterior(x)
     if objective.bound == "exact":
         return _exact_bound(model, x, posterior, kl_weight)
@@ -104,7 +105,7 @@ def _exact_bound(
 
 
 def _density_pull(
-    model: LatentVariableModel, posterior: LatentPosterior, n_features: int
+    model: LatentVariableModel, posterior: LatentPosterior, n_features: Tensor | int
 ) -> Tensor:
     """Zero, with a slope that keeps the noise variance where codes are as dense as the prior.
 
@@ -154,7 +155,8 @@ def _gated_log_likelihood(
         return gate_gradients.muprop(*gates)
     if objective.gates == "nvil":
         assert model.gate_baseline is not None
-        return gate_gradients.nvil(*gates, baseline=model.gate_baseline, x=x)
+        filled = x.nan_to_num(nan=0.0)
+        return gate_gradients.nvil(*gates, baseline=model.gate_baseline, x=filled)
     second = torch.rand(
         argument.shape, generator=generator, dtype=argument.dtype, device=generator.device
     ).to(argument.device)

@@ -54,7 +54,7 @@ class RowDecoder(LinearDecoder):
     def forward(self, code):
         return torch.einsum("...nk,nkd->...nd", code, self.weight) + self.bias
 
-    def output_variance(self, code_variance):
+    def output_variance(self, code_variance, mask=None):
         return (code_variance * self.weight.square().sum(-1)).sum(-1)
 
 

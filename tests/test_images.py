@@ -46,7 +46,7 @@ def test_fits_improves_and_copies(cls, encoder, decoder):
     first, second = (record["loss"] for record in model.history_)
     assert second < first - 0.1
     parts = model.module_
-    assert isinstance(parts.encoder, ConvEncoder) == (encoder == "conv")
+    assert isinstance(parts.encoder[-1], ConvEncoder) == (encoder == "conv")
     assert isinstance(parts.decoder, ConvDecoder) == (decoder == "conv")
     assert isinstance(parts.decoder, LinearDecoder) == (decoder == "linear")
     codes = model.transform(DIGITS)

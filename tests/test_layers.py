@@ -14,18 +14,20 @@ PACKAGE = Path(sklearn_vsc.__file__).parent
 # Each floor, and the floors of the package that it may import. A floor is a module or a folder.
 FLOORS = {
     "latents": {"latents"},
-    "likelihoods": set(),
-    "networks": {"networks", "solvers"},
+    "masks": set(),
+    "likelihoods": {"masks"},
+    "networks": {"masks", "networks", "solvers"},
     "solvers": {"solvers"},
     "bounds": set(),
     "gate_gradients": {"networks"},
-    "model": {"gate_gradients", "latents", "likelihoods", "networks", "solvers"},
+    "model": {"gate_gradients", "latents", "likelihoods", "masks", "networks", "solvers"},
     "sparse_autoencoder": {"latents", "likelihoods", "model", "networks"},
     "objectives": {
         "bounds",
         "gate_gradients",
         "latents",
         "likelihoods",
+        "masks",
         "model",
         "sparse_autoencoder",
     },

@@ -3,6 +3,7 @@
 from .bounded import RANGES, BoundedDecoder, before_activation
 from .conv import ConvDecoder, ConvEncoder
 from .dictionary_decoder import DictionaryDecoder, standardize_outputs
+from .encoder_input import EncoderInput
 from .linear import LinearDecoder, atoms_from_rows
 from .mlp import mlp, mlp_decoder
 from .residual import N_CHANNELS, grid_shape, residual_decoder, residual_encoder
@@ -16,6 +17,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "DictionaryDecoder",
+    "EncoderInput",
     "LinearDecoder",
     "TiedEncoder",
     "UnrolledCoder",

@@ -24,9 +24,15 @@ class LinearDecoder(nn.Module):
         """Return the decoded rows."""
         return code @ self.weight + self.bias
 
-    def output_variance(self, code_variance: Tensor) -> Tensor:
-        """Variance of the output summed over features, for independent codes (n, K)."""
-        return code_variance @ self.weight.square().sum(1)
+    def output_variance(self, code_variance: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Variance of the output summed over features, for independent codes (n, K).
+
+        With a bool ``mask`` (n, D), over the features that it picks for each row.
+        """
+        squares = self.weight.square()
+        if mask is None:
+            return code_variance @ squares.sum(1)
+        return torch.where(mask, code_variance @ squares, 0).sum(-1)
 
 
 def atoms_from_rows(

@@ -183,13 +183,19 @@ class TiedEncoder(nn.Module):
         self.prior_scale = prior_scale
         self.slab_variance = slab_variance
 
-    def forward(self, x: Tensor, dictionary: Tensor, noise_variance: Tensor) -> Tensor:
-        """Return features (n, 6, K) of rows less the intercept."""
-        code, correlation = self.coder(x, dictionary, unit=noise_variance.sqrt())
-        alone = code + correlation
+    def forward(
+        self, x: Tensor, dictionary: Tensor, noise_variance: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Return features (n, 6, K) of rows less the intercept, of their entries in ``mask``."""
+        code, correlation = self.coder(x, dictionary, mask, unit=noise_variance.sqrt())
         norm = dictionary.norm(dim=1)
         ridge = noise_variance / self.slab_variance
-        precision = norm.square() + ridge
+        if mask is None:
+            alone, precision = code + correlation, norm.square() + ridge
+        else:
+            # Of a unit atom a row sees a part; the atom by itself is that part.
+            seen = mask.to(x) @ unit_atoms(dictionary).square().T
+            alone, precision = seen * code + correlation, seen * norm.square() + ridge
         gain = norm / precision / self.prior_scale
         size = alone.abs() * norm / precision.sqrt() / noise_variance.sqrt()
         log_scale = 0.5 * torch.log(ridge / precision).expand_as(code)

@@ -7,12 +7,14 @@ lemma and Woodbury's identity ask only for the Cholesky factor of M, of the size
     log det = D log s2 + log det(M / c)
     quadratic form = (x' x - (W_S x)' M^-1 W_S x) / s2
 
-All is computed in float64: the two terms of the quadratic form may nearly cancel.
+All is computed in float64: the two terms of the quadratic form may nearly cancel. Of a row that is
+observed in part, x and W hold the observed features alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -28,7 +30,12 @@ _compiled = njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 
 
 def log_evidence(
-    rows: Tensor, atoms: Tensor, noise_variance: float, slab_scale: float, supports: Tensor
+    rows: Tensor,
+    atoms: Tensor,
+    noise_variance: float,
+    slab_scale: float,
+    supports: Tensor,
+    observed: Tensor | None = None,
 ) -> Tensor:
     """Log p(x given S) of each row and each of its supports, the codes integrated out.
 
@@ -44,12 +51,22 @@ def log_evidence(
         Standard deviation of a code that is on.
     supports : bool Tensor of shape (n_draws, n_rows, n_components)
         Which codes are on.
+    observed : bool Tensor of shape (n_rows, n_features) or None
+        Entries of the rows that count; None: all of them.
 
     Returns
     -------
     log_evidence : Tensor of shape (n_draws, n_rows)
         In nats, with every constant in; of the dtype and on the device of the rows.
     """
+    if observed is not None:
+        return torch.cat(
+            [
+                log_evidence(x, w, noise_variance, slab_scale, on)
+                for x, w, on, _ in _restricted(rows, atoms, supports, observed)
+            ],
+            dim=1,
+        )
     q, gram, on, ridge = _prepare(rows, atoms, noise_variance, slab_scale, supports)
     explained, log_det = np.empty(on.shape[:2]), np.empty(on.shape[:2])
     over_rows(lambda s: _evidence(q, gram, on, ridge, s.start, s.stop, explained, log_det), len(q))
@@ -63,7 +80,12 @@ def log_evidence(
 
 
 def conditional_mean(
-    rows: Tensor, atoms: Tensor, noise_variance: float, slab_scale: float, supports: Tensor
+    rows: Tensor,
+    atoms: Tensor,
+    noise_variance: float,
+    slab_scale: float,
+    supports: Tensor,
+    observed: Tensor | None = None,
 ) -> Tensor:
     """Mean of p(z given x, S): the ridge regression of each row on the atoms of each support.
 
@@ -74,10 +96,24 @@ def conditional_mean(
     codes : Tensor of shape (n_draws, n_rows, n_components)
         Exactly zero off the support; of the dtype and on the device of the rows.
     """
+    if observed is not None:
+        means = rows.new_zeros(supports.shape)
+        for i, (x, w, on, used) in enumerate(_restricted(rows, atoms, supports, observed)):
+            means[:, i, used] = conditional_mean(x, w, noise_variance, slab_scale, on)[:, 0]
+        return means
     q, gram, on, ridge = _prepare(rows, atoms, noise_variance, slab_scale, supports)
     codes = np.zeros(on.shape)
     over_rows(lambda s: _means(q, gram, on, ridge, s.start, s.stop, codes), len(q))
     return torch.from_numpy(codes).to(rows)
+
+
+def _restricted(
+    rows: Tensor, atoms: Tensor, supports: Tensor, observed: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Each row by itself, on its observed features and the atoms of any of its supports."""
+    for i, seen in enumerate(observed):
+        used = supports[:, i].any(0)
+        yield rows[i : i + 1, seen], atoms[used][:, seen], supports[:, i : i + 1, used], used
 
 
 def _prepare(

@@ -5,12 +5,18 @@ closed form for a Gaussian slab (Titsias and Lazaro-Gredilla 2011); for a Laplac
 jointly concave in location and scale, and a visit takes a Newton step that is halved until it
 helps. So no visit lowers the ELBO of its row. Rows are independent of each other. numba is a
 dependency because 256 visits a sweep are out of reach of small tensor operations.
+
+What the codes leave of a row is held as the correlations of all atoms with it, which a visit brings
+up to date by the Gram matrix. A row that is observed in part has a Gram matrix of its own, which
+costs more than the visits: there the residual itself is held, and a visit costs an inner product.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,16 +87,75 @@ def refine(
     q, g = (_array(t) for t in (correlations, gram))
     loc, scale, logit = (_array(t).copy() for t in start)
     norms = np.ascontiguousarray(np.diag(g))
-    numbers = [q.dtype.type(v) for v in (noise_variance, prior.scale, prior.logit, tol)]
-    kernel: Any = _sweep_gaussian if prior.slab == "gaussian" else _sweep_laplace
+    sweep = _sweeps(prior, noise_variance, tol, n_sweeps, q.dtype)
 
     def work(rows: slice) -> None:
-        state = loc[rows], scale[rows], logit[rows]
-        kernel(q[rows], g, norms, *numbers, n_sweeps, *state)
+        sweep(q[rows], g, norms, None, loc[rows], scale[rows], logit[rows])
 
     over_rows(work, len(q))
     found = [torch.from_numpy(a).to(device=device, dtype=dtype) for a in (loc, scale, logit)]
     return found[0], found[1], found[2]
+
+
+def refine_observed(
+    rows: Tensor,
+    atoms: Tensor,
+    observed: Tensor,
+    noise_variance: float,
+    prior: SlabPrior,
+    start: tuple[Tensor, Tensor, Tensor],
+    n_sweeps: int,
+    tol: float = 0.05,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `refine`, of rows that are observed in part: each by its observed features alone.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (n_rows, n_features)
+        Rows less the intercept.
+    atoms : Tensor of shape (n_components, n_features)
+        The dictionary.
+    observed : bool Tensor of shape (n_rows, n_features)
+        Entries of the rows that count.
+    noise_variance, prior, start, n_sweeps, tol
+        As in `refine`.
+
+    Returns
+    -------
+    loc, scale, logit : Tensor of shape (n_rows, n_components)
+        New tensors, on the device of the rows.
+    """
+    device, dtype = rows.device, rows.dtype
+    loc, scale, logit = (_array(t).copy() for t in start)
+    whole = observed.all(1)
+    if whole.any():
+        held = start[0][whole], start[1][whole], start[2][whole]
+        products = rows[whole] @ atoms.T, atoms @ atoms.T
+        found = refine(*products, noise_variance, prior, held, n_sweeps, tol)
+        for state, part in zip((loc, scale, logit), found, strict=True):
+            state[_array(whole)] = _array(part)
+    x, w, on = (_array(t) for t in (rows, atoms, observed))
+    sweep = _sweeps(prior, noise_variance, tol, n_sweeps, x.dtype)
+    holed = np.flatnonzero(~_array(whole))
+
+    def work(part: slice) -> None:
+        for i in holed[part]:
+            row, seen = slice(i, i + 1), np.compress(on[i], w, axis=1)
+            norms = np.square(seen).sum(1)
+            sweep(x[row, on[i]], seen, norms, True, loc[row], scale[row], logit[row])
+
+    over_rows(work, len(holed))
+    tensors = [torch.from_numpy(a).to(device=device, dtype=dtype) for a in (loc, scale, logit)]
+    return tensors[0], tensors[1], tensors[2]
+
+
+def _sweeps(
+    prior: SlabPrior, noise_variance: float, tol: float, n_sweeps: int, dtype: np.dtype
+) -> Callable[..., None]:
+    """Return the sweeps of this slab, as a function of what differs between rows."""
+    kernel: Any = _sweep_gaussian if prior.slab == "gaussian" else _sweep_laplace
+    numbers = [dtype.type(v) for v in (noise_variance, prior.scale, prior.logit, tol)]
+    return partial(kernel, *numbers, n_sweeps)
 
 
 def _array(tensor: Tensor) -> NDArray:
@@ -104,52 +169,68 @@ def _sigmoid(logit, one):  # type: ignore[no-untyped-def]
     return one / (one + math.exp(-logit))
 
 
+# A row ``x``, ``atoms`` and the residual are held as their inner products with all atoms, and then
+# ``values`` is None, or as the values that they have. None is a type, for which numba compiles all
+# of this anew: a branch in the innermost loop would cost a fifth of the time.
+
+
 @_compiled
-def _begin(q, gram, loc, logit, mean, residual, seen, one):  # type: ignore[no-untyped-def]
-    """Means of a row's codes, and the correlations of the atoms with what those leave."""
-    residual[:] = q
+def _begin(x, atoms, loc, logit, mean, residual, seen, one):  # type: ignore[no-untyped-def]
+    """Means of a row's codes, and what those leave of it."""
+    residual[:] = x
     seen[:] = _NEVER_SEEN
-    for k in range(len(q)):
+    for k in range(len(loc)):
         mean[k] = _sigmoid(logit[k], one) * loc[k]
         if mean[k] != 0:
-            for j in range(len(q)):
-                residual[j] -= mean[k] * gram[k, j]
+            for j in range(len(x)):
+                residual[j] -= mean[k] * atoms[k, j]
 
 
 @_compiled
-def _move(k, new, mean, residual, gram):  # type: ignore[no-untyped-def]
-    """Set one mean and bring the residual correlations up to date."""
+def _correlation(k, residual, atoms, values):  # type: ignore[no-untyped-def]
+    """Inner product of an atom and the residual."""
+    if values is None:
+        return residual[k]
+    total = residual[0] * atoms[k, 0]
+    for j in range(1, len(residual)):
+        total += residual[j] * atoms[k, j]
+    return total
+
+
+@_compiled
+def _move(k, new, mean, residual, atoms):  # type: ignore[no-untyped-def]
+    """Set one mean and bring the residual up to date."""
     before = mean[k]
     mean[k] = new
     # Between stored values, a step of float32 arrays is float32.
     step = mean[k] - before
     if step != 0:
-        for j in range(len(mean)):
-            residual[j] -= step * gram[k, j]
+        for j in range(len(residual)):
+            residual[j] -= step * atoms[k, j]
 
 
 @_compiled
 def _sweep_gaussian(  # type: ignore[no-untyped-def]
-    q, gram, norms, noise, prior_scale, prior_logit, tol, n_sweeps, loc, scale, logit
+    noise, prior_scale, prior_logit, tol, n_sweeps, x, atoms, norms, values, loc, scale, logit
 ):
-    n_rows, n_components = q.shape
-    residual, mean, seen = np.empty_like(q[0]), np.empty_like(q[0]), np.empty_like(q[0])
+    n_rows, n_components = loc.shape
+    residual, mean, seen = np.empty_like(x[0]), np.empty_like(norms), np.empty_like(norms)
     # As in the sweeps of a Laplace slab: numbers of the rows' own type.
-    one = q.dtype.type(1)
+    one = x.dtype.type(1)
     half, sharpness = one / (one + one), one / noise
-    variance, odds, deviation = np.empty_like(q[0]), np.empty_like(q[0]), np.empty_like(q[0])
-    gain = np.empty_like(q[0])
+    variance, odds, deviation = np.empty_like(norms), np.empty_like(norms), np.empty_like(norms)
+    gain = np.empty_like(norms)
     close = tol * np.sqrt(noise * norms)
     for k in range(n_components):
         variance[k] = 1 / (norms[k] / noise + 1 / prior_scale**2)
         odds[k] = prior_logit + 0.5 * math.log(variance[k] / prior_scale**2)
         deviation[k], gain[k] = math.sqrt(variance[k]), variance[k] * sharpness
     for i in range(n_rows):
-        _begin(q[i], gram, loc[i], logit[i], mean, residual, seen, one)
+        _begin(x[i], atoms, loc[i], logit[i], mean, residual, seen, one)
         for _ in range(n_sweeps):
             done = True
             for k in range(n_components):
-                alone = residual[k] + mean[k] * norms[k]
+                alone = _correlation(k, residual, atoms, values) + mean[k] * norms[k]
                 if abs(alone - seen[k]) <= close[k]:
                     continue
                 done = False
@@ -157,7 +238,7 @@ def _sweep_gaussian(  # type: ignore[no-untyped-def]
                 u = gain[k] * alone
                 loc[i, k], scale[i, k] = u, deviation[k]
                 logit[i, k] = odds[k] + half * u * alone * sharpness
-                _move(k, _sigmoid(logit[i, k], one) * u, mean, residual, gram)
+                _move(k, _sigmoid(logit[i, k], one) * u, mean, residual, atoms)
             if done:
                 break
 
@@ -194,24 +275,24 @@ def _newton_step(u, b, decay, pull, precision, rate, one):  # type: ignore[no-un
 
 @_compiled
 def _sweep_laplace(  # type: ignore[no-untyped-def]
-    q, gram, norms, noise, s, prior_logit, tol, n_sweeps, loc, scale, logit
+    noise, s, prior_logit, tol, n_sweeps, x, atoms, norms, values, loc, scale, logit
 ):
-    n_rows, n_components = q.shape
+    n_rows, n_components = loc.shape
     # Numbers of the rows' own type: a literal would turn all of it to float64, at half the speed.
-    one = q.dtype.type(1)
+    one = x.dtype.type(1)
     zero, half, rate, sharpness = one - one, one / (one + one), one / s, one / noise
-    least = q.dtype.type(0.01) * tol * tol
-    residual, mean, seen = np.empty_like(q[0]), np.empty_like(q[0]), np.empty_like(q[0])
-    constant, decay = np.empty_like(q[0]), np.empty_like(q[0])
+    least = x.dtype.type(0.01) * tol * tol
+    residual, mean, seen = np.empty_like(x[0]), np.empty_like(norms), np.empty_like(norms)
+    constant, decay = np.empty_like(norms), np.empty_like(norms)
     precision, close = norms / noise, tol * np.sqrt(noise * norms)
     # The best scale lies between that of a code at zero and that of one far from it.
-    low, high, reach = np.empty_like(q[0]), np.empty_like(q[0]), np.empty_like(q[0])
+    low, high, reach = np.empty_like(norms), np.empty_like(norms), np.empty_like(norms)
     for k in range(n_components):
         low[k] = 2 / (1 / s + math.sqrt(1 / s**2 + 8 * precision[k]))
         high[k] = 1 / math.sqrt(2 * precision[k] + _TINY)
         reach[k] = 1 / (precision[k] + _TINY)
     for i in range(n_rows):
-        _begin(q[i], gram, loc[i], logit[i], mean, residual, seen, one)
+        _begin(x[i], atoms, loc[i], logit[i], mean, residual, seen, one)
         for k in range(n_components):
             b = min(max(scale[i, k], low[k]), high[k])
             scale[i, k], decay[k] = b, math.exp(-abs(loc[i, k]) / b)
@@ -219,7 +300,7 @@ def _sweep_laplace(  # type: ignore[no-untyped-def]
         for _ in range(n_sweeps):
             done = True
             for k in range(n_components):
-                alone = residual[k] + mean[k] * norms[k]
+                alone = _correlation(k, residual, atoms, values) + mean[k] * norms[k]
                 if abs(alone - seen[k]) <= close[k]:
                     continue
                 done = False
@@ -247,6 +328,6 @@ def _sweep_laplace(  # type: ignore[no-untyped-def]
                     du, db = half * du, half * db
                 loc[i, k], scale[i, k] = math.copysign(u, alone), b
                 logit[i, k] = prior_logit + gain
-                _move(k, _sigmoid(logit[i, k], one) * loc[i, k], mean, residual, gram)
+                _move(k, _sigmoid(logit[i, k], one) * loc[i, k], mean, residual, atoms)
             if done:
                 break

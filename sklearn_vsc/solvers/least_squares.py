@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Conjugate gradients end when the squared residual has fallen this far, in roundings, or here.
+_ROUNDINGS = 10.0
+_MOST_STEPS = 200
+
 
 def effective_dictionary(X: Tensor, codes: Tensor) -> Tensor:
     """Return the linear dictionary that best decodes the codes, ``min ||X - codes A||_F``.
@@ -15,14 +19,44 @@ def effective_dictionary(X: Tensor, codes: Tensor) -> Tensor:
     Parameters
     ----------
     X : Tensor of shape (n_samples, n_features)
-        Rows.
+        Rows; NaN where an entry is missing, which then counts in no sum of squares.
     codes : Tensor of shape (n_samples, n_components)
         Their codes.
 
     Returns
     -------
     dictionary : Tensor of shape (n_components, n_features)
-        Least-squares solution of least norm.
+        Least-squares solution of least norm; with missing entries, of the fewest decoded squares
+        in all rows where observed ones leave a choice.
     """
     gram = codes.T @ codes
-    return torch.linalg.pinv(gram, hermitian=True) @ (codes.T @ X)
+    inverse = torch.linalg.pinv(gram, hermitian=True)
+    observed = ~X.isnan()
+    if observed.all():
+        return inverse @ (codes.T @ X)
+    return _of_observed(torch.where(observed, X, 0), codes, observed, inverse)
+
+
+def _of_observed(X: Tensor, codes: Tensor, observed: Tensor, inverse: Tensor) -> Tensor:
+    """Solve the normal equations of each feature, which has a Gram matrix of its own.
+
+    By conjugate gradients on all features at once, in the metric of the Gram matrix of all rows:
+    what is missing moves its eigenvalues from one to the share observed.
+    """
+    residual = codes.T @ X
+    dictionary = torch.zeros_like(residual)
+    direction = shortened = inverse @ residual
+    size = start = (residual * shortened).sum(0)
+    least = (_ROUNDINGS * torch.finfo(X.dtype).eps) ** 2 * start
+    for _ in range(_MOST_STEPS):
+        active = size > least
+        if not active.any():
+            break
+        image = codes.T @ torch.where(observed, codes @ direction, 0)
+        step = torch.where(active, size / (direction * image).sum(0), 0)
+        dictionary = dictionary + step * direction
+        residual = residual - step * image
+        shortened = inverse @ residual
+        size, before = (residual * shortened).sum(0), size
+        direction = shortened + torch.where(active, size / before, 0) * direction
+    return dictionary
