@@ -42,7 +42,6 @@ class AmortisedCoder(BaseSparseCoder):
     changes neither the training nor the codes.
     """
 
-    _allows_missing = True
     module_: LatentVariableModel
     likelihood: str
     device: str

@@ -6,7 +6,7 @@ import os
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,8 +45,6 @@ class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     components_: NDArray
     component_usage_: NDArray
     n_dead_: int
-    # Whether NaN in X means missing, or is an error.
-    _allows_missing: ClassVar[bool] = False
 
     @abstractmethod
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -136,8 +134,6 @@ class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if not reset:
             check_is_fitted(self)
         dtype = [np.float64, np.float32]
-        if not self._allows_missing:
-            return validate_data(self, X, reset=reset, dtype=dtype)
         X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
         check_observed(X, columns=reset)
         return X
@@ -176,5 +172,5 @@ class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        tags.input_tags.allow_nan = self._allows_missing
+        tags.input_tags.allow_nan = True
         return tags

@@ -266,8 +266,6 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     True
     """
 
-    _allows_missing = True
-
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "alpha": [Interval(Real, 0, None, closed="left")],

@@ -40,6 +40,8 @@ _NEURAL = _SHARED | {
     "_n_components": "K",
     "_offset": ("D",),
     "_unit": Real,
+    "_fill": ("D",),
+    "_reads_mask": bool,
     "_built_with": dict,
     "_fixed_noise_variance?": Real,
     "_random_state": np.random.RandomState,
@@ -317,7 +319,7 @@ def _check_values(values: dict[str, Any], wanted: dict[str, Any], sizes: dict[st
         elif isinstance(spec, str):
             if type(value) is not int or value != sizes[spec]:
                 raise ValueError(f"'{name}' must be {sizes[spec]}; got {value!r}.")
-        elif not isinstance(value, spec) or isinstance(value, bool):
+        elif not isinstance(value, spec) or isinstance(value, bool) != (spec is bool):
             raise ValueError(f"'{name}' must be a {spec.__name__}; got {value!r}.")
 
 

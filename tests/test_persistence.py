@@ -200,6 +200,18 @@ def forget_durations(*models):
             record["duration"] = 0.0
 
 
+@each_class
+def test_a_fit_of_rows_with_holes_reads_them_as_before(setting, tmp_path):
+    holes, new = X.copy(), NEW.copy()
+    holes[::2, 5] = new[:, 20] = np.nan
+    estimator = clone(SETTINGS[setting]).fit(holes)
+    again = saved(estimator, tmp_path / "model")
+    for rows in (NEW, new):
+        assert_same(estimator.transform(rows), again.transform(rows))
+        assert_same(estimator.score(rows), again.score(rows))
+    assert_same(estimator.partial_fit(holes).components_, again.partial_fit(holes).components_)
+
+
 def test_a_grid_of_codes(tmp_path):
     model = SCVAE(K, **NET | {"max_iter": 1}, image_shape=[1, 8, 8])
     model.fit(X[:10].astype(np.float32))
