@@ -36,11 +36,11 @@ html_theme_options = {
 }
 
 
-def _skip_what_scikit_learn_documents(app, what, name, obj, skip, options):
-    """Leave out members that come from scikit-learn; its own pages describe them."""
+def _skip_what_others_document(app, what, name, obj, skip, options):
+    """Leave out members that come from scikit-learn or skorch; their own pages describe them."""
     module = getattr(obj, "__module__", None) or ""
-    return True if module.split(".")[0] == "sklearn" else None
+    return True if module.split(".")[0] in ("sklearn", "skorch") else None
 
 
 def setup(app):
-    app.connect("autodoc-skip-member", _skip_what_scikit_learn_documents)
+    app.connect("autodoc-skip-member", _skip_what_others_document)

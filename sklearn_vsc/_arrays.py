@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
+Rows = TypeVar("Rows", NDArray, torch.Tensor)
+# Rows, at most, that a look at a fit that goes on, or was interrupted, rests on.
+_FEW_ROWS = 4096
 _SEED_BOUND = np.iinfo(np.int32).max
 
 
@@ -145,6 +150,11 @@ def draw_blocks(n_draws: int) -> Iterator[int]:
         size = max(1, n_drawn)
         yield size
         n_drawn += size
+
+
+def few_rows(X: Rows) -> Rows:
+    """Return every so many rows, where there are more than can be looked at in a moment."""
+    return X[:: math.ceil(len(X) / _FEW_ROWS)]
 
 
 def row_slices(n_rows: int, size: int) -> Iterator[slice]:

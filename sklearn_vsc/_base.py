@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from ._compat import validate_data
+from ._compat import CallbackSupportMixin, validate_data
 from ._missing import check_observed
 
 # Above this share of unused atoms a fit warns.
@@ -39,7 +39,9 @@ class Posterior:
     inclusion: NDArray
 
 
-class BaseSparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BaseSparseCoder(
+    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Base of the estimators; a subclass fits, codes, decodes and bounds log p(x)."""
 
     components_: NDArray

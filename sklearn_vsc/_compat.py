@@ -1,7 +1,52 @@
 """Every private or version-dependent name of scikit-learn that the package leans on."""
 
+from typing import Any, NoReturn, Self
+
 from sklearn.base import _fit_context as fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
-__all__ = ["Interval", "StrOptions", "fit_context", "validate_data"]
+try:
+    from sklearn.callback import CallbackSupportMixin, ScoringMonitor
+except ImportError:  # before scikit-learn 1.9
+
+    class _NoCallbacks:
+        """A task that nobody listens to."""
+
+        def subcontext(self, **kwargs: Any) -> Self:
+            return self
+
+        def call_on_fit_task_begin(self, **kwargs: Any) -> Self:
+            return self
+
+        def call_on_fit_task_end(self, **kwargs: Any) -> bool:
+            return False
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Refuses the callbacks that this version of scikit-learn does not have."""
+
+        def set_callbacks(self, *callbacks: Any) -> NoReturn:
+            """Raise an error that says what is missing."""
+            raise TypeError(
+                "set_callbacks needs scikit-learn 1.9 or newer. The 'callbacks' parameter of the "
+                "neural estimators works with every version."
+            )
+
+        def _init_callback_context(self, **kwargs: Any) -> _NoCallbacks:
+            return _NoCallbacks()
+
+    class ScoringMonitor:  # type: ignore[no-redef]
+        """Stands for what this version of scikit-learn does not have."""
+
+        def __init__(self, **kwargs: Any) -> None:
+            raise TypeError(f"{type(self).__name__} needs scikit-learn 1.9 or newer.")
+
+
+__all__ = [
+    "CallbackSupportMixin",
+    "Interval",
+    "ScoringMonitor",
+    "StrOptions",
+    "fit_context",
+    "validate_data",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -11,6 +10,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._interruption import HeldInterrupts
 from .solvers.dictionary_learning import Epoch
 from .solvers.statistics import Statistics
 
@@ -42,31 +42,28 @@ class FitProgress:
         self.history.append({"epoch": number, "loss": epoch.loss, "duration": epoch.duration})
 
     def follow(
-        self, epochs: Iterator[Epoch], n_rows: int, after: Callable[[FitProgress], None]
-    ) -> bool:
-        """Take in passes until one has converged or there are no more.
+        self,
+        epochs: Iterator[Epoch],
+        max_iter: int,
+        n_rows: int,
+        interrupts: HeldInterrupts,
+        *,
+        before: Callable[[], None],
+        after: Callable[[], bool],
+    ) -> None:
+        """Take in passes until one has converged, or ``after`` or Ctrl-C ends it."""
 
-        Returns
-        -------
-        interrupted : bool
-            Whether Ctrl-C came, of which a warning tells.
-        """
-        try:
-            for epoch in epochs:
-                self.add(epoch, n_rows)
-                after(self)
-                if epoch.converged:
-                    break
-        except KeyboardInterrupt:
-            n_done = len(self.history)
-            warnings.warn(
-                f"fit was interrupted after {n_done} full epochs; the estimator is left "
-                + ("as it was then." if n_done else "with its first dictionary."),
-                UserWarning,
-                stacklevel=3,
-            )
-            return True
-        return False
+        def next_epoch() -> Epoch:
+            before()
+            return next(epochs)
+
+        for _ in range(max_iter):
+            epoch = interrupts.attempt(next_epoch)
+            if epoch is None:
+                break
+            self.add(epoch, n_rows)
+            if interrupts.attempt(after) or interrupts.came or epoch.converged:
+                break
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -13,12 +14,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
+from skorch import NeuralNet
 from torch import Tensor, nn
 
 from ._arrays import (
     draw_seed,
+    few_rows,
     private_random_state,
     resolve_device,
     row_slices,
@@ -28,11 +30,13 @@ from ._arrays import (
 )
 from ._compat import Interval, StrOptions, fit_context
 from ._construction import TRAINING_SWEEPS, ModelBuilder
+from ._fit_tasks import EpochTasks, FitTasks
+from ._interruption import HeldInterrupts, unchanged_on_error
 from .likelihoods import GaussianLikelihood, squared_error
 from .model import LatentVariableModel
 from .networks import LinearDecoder
 from .solvers.least_squares import effective_dictionary
-from .training import TrainingOptions, train
+from .training import TrainingOptions, TrainingResult, epochs_so_far, train
 
 # Parameters that the model does not hang on, though some are objects that change.
 NOT_BUILT_WITH = ("callbacks", "random_state")
@@ -42,6 +46,8 @@ _START_ROWS = 10_000
 
 class NeuralSparseCoder(ModelBuilder):
     """Base of the estimators that train an inference network."""
+
+    _random_state: np.random.RandomState
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
@@ -84,6 +90,10 @@ class NeuralSparseCoder(ModelBuilder):
         the mean of the column in place of a missing entry; if the rows that a model is built from
         have any, an MLP or convolutional encoder also reads where they are.
 
+        Ctrl-C ends the training: the estimator is then that of the last whole epoch, of which
+        a warning tells, or has its first weights where no epoch was finished. What is read off
+        the trained model rests on at most 4096 rows then.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
@@ -103,21 +113,29 @@ class NeuralSparseCoder(ModelBuilder):
             column of which nothing is observed, or when training diverges.
         """
         self._check_parameters()
-        with _unchanged_on_error(self):
-            goes_on = self.warm_start and hasattr(self, "module_")
-            X = self._validate_rows(X, reset=not goes_on)
-            self._check_likelihood(X)
-            self._check_range(X)
-            device = resolve_device(self.device)
-            if not goes_on:
-                self._initialize(X)
-            X_train, X_valid = X, None
-            if self.early_stopping:
-                X_train, X_valid = self._split(X)
-            self._train(X_train, X_valid, device, self.max_iter, schedule=True)
-            self._settle_noise_variance(X, device)
-            self._n_uses, self._n_rows_seen = np.zeros(self._n_components), 0
-            self._record_usage(self._usage_with(self._finish(X, device)))
+        tasks = FitTasks(self, X, y, self.max_iter)
+        # Ctrl-C ends the fit before it has a model, and after that the training alone.
+        with HeldInterrupts() as interrupts:
+            with unchanged_on_error(self):
+                goes_on = self.warm_start and hasattr(self, "module_")
+                X, device = self._begin(X, reset=not goes_on)
+                X_train, X_valid = X, None
+                if self.early_stopping:
+                    X_train, X_valid = self._split(X)
+                n_before = len(self.history_)
+                interrupted = self._train(
+                    X_train, X_valid, device, self.max_iter, tasks=tasks, interrupts=interrupts
+                )
+                self._conclude(X, device, interrupts, short=interrupted)
+            interrupts.attempt(tasks.end)
+        if interrupted or interrupts.came:
+            # At the very end: where warnings are errors, nothing is lost by it.
+            warnings.warn(
+                "Training was interrupted: the model is that of the last whole epoch, "
+                f"{self.n_iter_ - n_before} of {self.max_iter}.",
+                UserWarning,
+                stacklevel=3,
+            )
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -141,19 +159,35 @@ class NeuralSparseCoder(ModelBuilder):
         -------
         self : object
             The estimator after this pass.
+
+        Raises
+        ------
+        ValueError
+            When a parameter or X does not fit the model, or when training diverges.
+        KeyboardInterrupt
+            On Ctrl-C, so that a loop around the call ends too. The estimator is then, as
+            after any error, what it was before the call.
         """
         self._check_parameters()
-        with _unchanged_on_error(self):
-            first = not hasattr(self, "module_")
-            X = self._validate_rows(X, reset=first)
-            self._check_likelihood(X)
-            self._check_range(X)
-            device = resolve_device(self.device)
-            if first:
-                self._initialize(X)
-            self._train(X, None, device, 1, schedule=False)
+        with unchanged_on_error(self):
+            X, device = self._begin(X, reset=not hasattr(self, "module_"))
+            if self._train(X, None, device, 1):
+                raise KeyboardInterrupt
             self._record_usage(self._usage_with(self._finish(X, device)), warn=False)
         return self
+
+    def _begin(self, X: ArrayLike, *, reset: bool) -> tuple[NDArray, torch.device]:
+        """Check rows and device, and build the model unless there is one to go on with."""
+        X = self._validate_rows(X, reset=reset)
+        self._check_likelihood(X)
+        self._check_range(X)
+        device = resolve_device(self.device)
+        if reset:
+            self._initialize(X)
+        else:
+            # A copy: should this fail, the next call draws as if it had not been.
+            self._random_state = copy.deepcopy(self._random_state)
+        return X, device
 
     def _split(self, X: NDArray) -> tuple[NDArray, NDArray]:
         if len(X) < 2:
@@ -170,7 +204,13 @@ class NeuralSparseCoder(ModelBuilder):
         self._random_state = private_random_state(self.random_state)
         self._evaluation_seed = draw_seed(self._random_state)
         self._reads_mask, mean = _count_observed(X) < X.size, _column_means(X)
-        self._offset, self._unit = self._find_units(X, mean)
+        with np.errstate(over="ignore"):
+            self._offset, self._unit = self._find_units(X, mean)
+        if not math.isfinite(self._unit):
+            raise ValueError(
+                f"X has values up to {np.nanmax(np.abs(X)):.3g}, whose squares no number can hold. "
+                "Scale X down."
+            )
         self._fill = (mean - self._offset) / self._unit
         self._n_components = X.shape[1] if self.n_components is None else self.n_components
         generator = seeded_generator(draw_seed(self._random_state))
@@ -205,8 +245,11 @@ class NeuralSparseCoder(ModelBuilder):
         device: torch.device,
         max_iter: int,
         *,
-        schedule: bool,
-    ) -> None:
+        tasks: FitTasks | None = None,
+        interrupts: HeldInterrupts | None = None,
+    ) -> bool:
+        """Train for some epochs; return whether Ctrl-C came. Without tasks it is one pass."""
+        schedule = tasks is not None
         batch_size = min(128, len(X)) if self.batch_size == "auto" else self.batch_size
         first, last = self._temperatures()
         n_refine = min(self._n_sweeps(self.module_), TRAINING_SWEEPS)
@@ -223,7 +266,7 @@ class NeuralSparseCoder(ModelBuilder):
             n_iter_no_change=self.n_iter_no_change,
             tol=self.tol,
             verbose=int(self.verbose),
-            callbacks=tuple(self.callbacks or ()),
+            callbacks=(*(self.callbacks or ()), self._epoch_tasks(tasks, X)),
         )
         noise_seed, order_seed = draw_seed(self._random_state), draw_seed(self._random_state)
         # A copy: should training fail, the fitted model is still there.
@@ -237,7 +280,15 @@ class NeuralSparseCoder(ModelBuilder):
                 noise_generator=seeded_generator(noise_seed, device),
                 order_generator=seeded_generator(order_seed),
                 optimizer_state=self._optimizer_state,
+                interrupts=interrupts,
             )
+        self._take_over(module, result, X.dtype)
+        return result.interrupted
+
+    def _take_over(
+        self, module: LatentVariableModel, result: TrainingResult, dtype: np.dtype
+    ) -> None:
+        """Make a trained model that of the estimator."""
         self.module_ = module
         self._optimizer_state = result.optimizer_state
         n_before = len(self.history_)
@@ -245,7 +296,41 @@ class NeuralSparseCoder(ModelBuilder):
             record | {"epoch": n_before + record["epoch"]} for record in result.history
         ]
         self.n_iter_ = len(self.history_)
-        self._to_final_dtype(X.dtype)
+        self._to_final_dtype(dtype)
+
+    def _epoch_tasks(self, tasks: FitTasks | None, X: NDArray) -> EpochTasks:
+        """Return what shows callbacks the estimator as if training had ended with an epoch."""
+
+        def fitted(net: NeuralNet) -> NeuralSparseCoder:
+            estimator = copy.copy(self)
+            # Looking on must not change what the fit draws.
+            estimator._random_state = copy.deepcopy(self._random_state)
+            module = copy.deepcopy(net.module_.model).cpu()
+            # A copy: the optimiser goes on writing into its own.
+            result = copy.deepcopy(epochs_so_far(net, len(net.history)))
+            estimator._take_over(module, result, X.dtype)
+            estimator._read_off(few_rows(X), net.device, warn=False)
+            return estimator
+
+        return EpochTasks(tasks, fitted, len(self.history_))
+
+    def _conclude(
+        self, X: NDArray, device: torch.device, interrupts: HeldInterrupts, *, short: bool
+    ) -> None:
+        """Settle the model, and set what is read off it; Ctrl-C shortens that."""
+        if not short:
+            trained = copy.deepcopy(self.module_)
+            interrupts.attempt(lambda: self._read_off(X, device))
+            if not interrupts.came:
+                return
+            self.module_ = trained
+        self._read_off(few_rows(X), device, warn=False)
+
+    def _read_off(self, X: NDArray, device: torch.device, *, warn: bool = True) -> None:
+        """Set what rests on these rows: noise variance, components, use of the atoms."""
+        self._settle_noise_variance(X, device)
+        self._n_uses, self._n_rows_seen = np.zeros(self._n_components), 0
+        self._record_usage(self._usage_with(self._finish(X, device)), warn=warn)
 
     def _own_modules_seeded(self) -> Any:
         """Seed what a user's own module draws (dropout), and put the global state back."""
@@ -336,18 +421,6 @@ def _column_means(X: NDArray) -> NDArray:
     """Mean of what is observed of each column, float64."""
     where = True if _count_observed(X) == X.size else ~np.isnan(X)
     return X.mean(axis=0, dtype=np.float64, where=where)
-
-
-@contextmanager
-def _unchanged_on_error(estimator: BaseEstimator) -> Iterator[None]:
-    """Give an estimator back the attributes that it had, should something fail."""
-    before = vars(estimator).copy()
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import math
 import time
 import warnings
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ._arrays import (
     draw_seed,
+    few_rows,
     private_random_state,
     resolve_device,
     row_slices,
@@ -29,6 +30,8 @@ from ._arrays import (
 )
 from ._compat import Interval, StrOptions, fit_context
 from ._fit_progress import FitProgress, SeenRows
+from ._fit_tasks import FitTasks
+from ._interruption import HeldInterrupts, unchanged_on_error
 from ._laplace_model import LaplaceModelCoder
 from .solvers.coders import Coder, block_coder
 from .solvers.dictionary_learning import (
@@ -221,7 +224,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     this model.
 
     An interrupted ``fit`` (Ctrl-C) warns and leaves the dictionary of the last full pass,
-    or the first dictionary where no pass was finished.
+    or the first dictionary where no pass was finished. An interrupted ``partial_fit`` raises
+    KeyboardInterrupt and changes nothing.
 
     The codes that rows hold in a full-batch fit are half a pass old, on average. From the
     second pass on, the statistics that the dictionary is updated from run ahead to where the
@@ -367,22 +371,39 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             Where X or a parameter does not fit, a value is infinite, nothing is observed of
             a row or a column, or the objective is no longer finite.
         """
-        X = self._validate_rows(X, reset=True)
-        rows, dictionary, norms, generator = self._begin(X)
-        if self.batch_size is None:
-            codes = self._initial_codes(X, dictionary, norms, generator)
-            learner = FullBatchLearner(
-                rows, codes, dictionary, self.alpha, self._coder(), self.positive_dict, generator
+        tasks = FitTasks(self, X, y, self.max_iter)
+        # Ctrl-C ends the fit before it has a dictionary, and after that the passes alone.
+        with HeldInterrupts() as interrupts:
+            with unchanged_on_error(self):
+                X = self._validate_rows(X, reset=True)
+                rows, dictionary, norms, generator = self._begin(X)
+                if self.batch_size is None:
+                    codes = self._initial_codes(X, dictionary, norms, generator)
+                    epochs = self._full_batch_epochs(rows, codes, dictionary, generator)
+                else:
+                    epochs = self._online_epochs(rows, dictionary, generator)
+                progress = FitProgress.before(dictionary)
+                progress.follow(
+                    epochs,
+                    self.max_iter,
+                    len(rows),
+                    interrupts,
+                    before=tasks.begin_epoch,
+                    after=lambda: self._after_epoch(progress, rows, tasks),
+                )
+                self._keep(progress)
+                interrupts.attempt(lambda: self._summarise(rows))
+                if interrupts.came:
+                    self._summarise(few_rows(rows), warn=False)
+            interrupts.attempt(tasks.end)
+        if interrupts.came:
+            # At the very end: where warnings are errors, nothing is lost by it.
+            warnings.warn(
+                f"fit was interrupted after {self.n_iter_} full epochs; the estimator is left "
+                + ("as it was then." if self.n_iter_ else "with its first dictionary."),
+                UserWarning,
+                stacklevel=3,
             )
-            epochs = learner.epochs(self.tol, self.shuffle)
-        else:
-            epochs = self._online_epochs(rows, dictionary, generator)
-        progress = FitProgress.before(dictionary)
-        interrupted = progress.follow(
-            itertools.islice(epochs, self.max_iter), len(rows), self._after_epoch
-        )
-        self._keep(progress)
-        self._summarise(rows, interrupted)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -404,9 +425,17 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Raises
         ------
         ValueError
-            Where X or a parameter does not fit, a value is infinite, or nothing is observed of
-            a row or, in the first call, of a column.
+            Where X or a parameter does not fit, a value is infinite, nothing is observed of a row
+            or, in the first call, of a column, or the objective is no longer finite.
+        KeyboardInterrupt
+            On Ctrl-C, so that a loop around the call ends too. The estimator is then, as
+            after any error, what it was before the call.
         """
+        with unchanged_on_error(self):
+            self._take_step(X)
+        return self
+
+    def _take_step(self, X: ArrayLike) -> None:
         start = time.perf_counter()
         first = not hasattr(self, "components_")
         X = self._validate_rows(X, reset=first)
@@ -422,7 +451,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         seconds = time.perf_counter() - start
         progress = FitProgress(
             Epoch(dictionary, cost, learner.statistics, self.n_steps_, 0.0, False),
-            self.history_,
+            list(self.history_),
             list(self.error_),
         )
         progress.add(
@@ -431,7 +460,6 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         )
         self._keep(progress, self._seen)
         self._add_rows(codes, rows, dictionary, learner.idle)
-        return self
 
     def transform(self, X: ArrayLike) -> NDArray:
         """Return the sparse codes of the rows of X by ``transform_algorithm``.
@@ -568,6 +596,14 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             n_steps,
         )
 
+    def _full_batch_epochs(
+        self, rows: Tensor, codes: SparseCodes, dictionary: Tensor, generator: torch.Generator
+    ) -> Iterator[Epoch]:
+        learner = FullBatchLearner(
+            rows, codes, dictionary, self.alpha, self._coder(), self.positive_dict, generator
+        )
+        return learner.epochs(self.tol, self.shuffle)
+
     def _online_epochs(
         self, rows: Tensor, dictionary: Tensor, generator: torch.Generator
     ) -> Iterator[Epoch]:
@@ -583,8 +619,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             on_step=on_step,
         )
 
-    def _after_epoch(self, progress: FitProgress) -> None:
-        """Report a pass."""
+    def _after_epoch(self, progress: FitProgress, rows: Tensor, tasks: FitTasks) -> bool:
+        """Report a pass; return whether a callback wants the fit to stop."""
         index = len(progress.history) - 1
         if self.verbose:
             print(f"Epoch {index + 1}: mean objective {progress.epoch.loss:.6g}")
@@ -592,11 +628,19 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             atoms, errors = to_numpy(progress.epoch.dictionary), list(progress.errors)
             self.callback({"ii": index, "errors": errors, "dictionary": atoms})
 
+        def fitted() -> FISTADictionaryLearner:
+            estimator = copy.copy(self)
+            estimator._keep(progress)
+            estimator._summarise(few_rows(rows), warn=False)
+            return estimator
+
+        return tasks.end_epoch(fitted)
+
     def _keep(self, progress: FitProgress, seen: SeenRows | None = None) -> None:
         """Set the attributes that a pass changes; without rows seen, start their count."""
         epoch = progress.epoch
         self.components_ = to_numpy(epoch.dictionary).copy()
-        self.history_ = progress.history
+        self.history_ = list(progress.history)
         self.error_ = np.asarray(progress.errors, dtype=np.float64)
         self.n_iter_ = len(progress.history)
         self.n_steps_ = epoch.n_steps
@@ -610,12 +654,9 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             noise_rows=0.0 if seen is None else seen.noise_rows,
         )
 
-    def _summarise(self, rows: Tensor, interrupted: bool) -> None:
+    def _summarise(self, rows: Tensor, *, warn: bool = True) -> None:
         """Code the training rows once more: use of the atoms and noise variance."""
         every = math.ceil(len(rows) / _NOISE_ROWS)
-        if interrupted:
-            # Who interrupts does not want to wait for all rows.
-            rows, every = rows[::every], 1
         dictionary = self._to_rows(self.components_)
         n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
 
@@ -630,7 +671,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         self.noise_variance_ = self._fit_noise(noise_blocks(), dictionary)
         seen = self._seen
         seen.n_uses, seen.n_rows, seen.noise_rows = to_numpy(n_uses), len(rows), len(rows)
-        self._record_usage(seen.n_uses / seen.n_rows)
+        self._record_usage(seen.n_uses / seen.n_rows, warn=warn)
 
     def _add_rows(self, codes: Tensor, rows: Tensor, dictionary: Tensor, idle: Tensor) -> None:
         """Let the rows of a step count in the use of the atoms and the noise variance."""

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from ._interruption import HeldInterrupts
 from .latents import SpikeSlab
 from .model import LatentVariableModel
 from .networks import LinearDecoder
@@ -36,6 +38,8 @@ _NOISE_SCALE_START = 0.1
 # Refined posteriors make good gradients of the dictionary from the first step on; at the rate of
 # the encoder it would be the last thing to be learned. (Without them atoms would die of it.)
 _DICTIONARY_RATE_FACTOR = 10.0
+# A loss that is so many times that of the first batch in the end has got out of hand.
+_RISE = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class TrainingResult:
     history: list[dict[str, Any]]
     # What Adam keeps of each parameter of the model, by the parameter's name.
     optimizer_state: dict[str, dict[str, Tensor]] = field(repr=False)
+    interrupted: bool = False
 
 
 class TrainingObjective(nn.Module):
@@ -151,15 +156,30 @@ class InMemoryBatches:
 class _WholeEpochs(Callback):
     """Keep the state of the last whole epoch, move the warm-ups, stop on a loss gone wrong."""
 
-    def __init__(self, n_steps: int) -> None:
+    def __init__(self, n_steps: int, interrupts: HeldInterrupts) -> None:
         self.n_steps = n_steps
+        self.interrupts = interrupts
+        self.kept_: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+        self.n_loaded_ = 0
+
+    @property
+    def n_epochs_(self) -> int:
+        """Whole epochs, with those that were loaded."""
+        return 0 if self.kept_ is None else self.kept_[0]
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.step_ = 0
-        self.n_epochs_ = 0
-        self._keep(net)
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        if self.kept_ is None:
+            # Here, as other callbacks may have loaded a state and the epochs that led to it.
+            self.n_loaded_ = len(net.history) - 1
+            self._keep(net, self.n_loaded_)
 
     def on_batch_begin(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
+        if self.interrupts.came:
+            # Python loses a KeyboardInterrupt that comes while it frees an object.
+            raise KeyboardInterrupt
         if training:
             net.module_.progress = self.step_ / self.n_steps
             # A schedule with two ends: the last step is at its last value.
@@ -175,25 +195,36 @@ class _WholeEpochs(Callback):
         # The last step of an epoch may go wrong without a loss that shows it.
         if not all(p.isfinite().all() for p in net.module_.parameters()):
             raise _diverged("weights are", net)
-        self.n_epochs_ += 1
-        self._keep(net)
+        self._keep(net, len(net.history))
 
-    def _keep(self, net: NeuralNet) -> None:
-        self.state_ = copy.deepcopy(net.module_.state_dict())
-        self.optimizer_state_ = copy.deepcopy(net.optimizer_.state_dict())
+    def _keep(self, net: NeuralNet, n_epochs: int) -> None:
+        state, optimizer_state = net.module_.state_dict(), net.optimizer_.state_dict()
+        # All at once: an interruption comes before or after.
+        self.kept_ = n_epochs, copy.deepcopy(state), copy.deepcopy(optimizer_state)
 
     def restore(self, net: NeuralNet) -> None:
         """Put the last whole epoch back."""
-        net.module_.load_state_dict(self.state_)
-        net.optimizer_.load_state_dict(self.optimizer_state_)
+        if self.kept_ is not None:
+            _, state, optimizer_state = self.kept_
+            net.module_.load_state_dict(state)
+            net.optimizer_.load_state_dict(optimizer_state)
 
 
 def _diverged(what: str, net: NeuralNet) -> ValueError:
-    return ValueError(
-        f"Training diverged: the {what} not finite at epoch {len(net.history)}. "
-        "Try a smaller 'learning_rate_init', a larger 'batch_size', or look for "
-        "features of very different size in X (sklearn.preprocessing.StandardScaler)."
+    epoch = len(net.history)
+    cause = (
+        "The steps are too long for these rows. Try a smaller 'learning_rate_init', a larger "
+        "'batch_size', or look for features of very different size in X "
+        "(sklearn.preprocessing.StandardScaler)."
     )
+    if what == "loss is" and epoch == 1 and len(net.history[-1]["batches"]) == 1:
+        cause = (
+            "No step was taken yet. Look for rows of X far larger than those of the first fit, "
+            "for an 'encoder' or 'decoder' of your own that gives values that are not finite, and "
+            "for a 'noise_variance' out of proportion to X; then try a smaller "
+            "'learning_rate_init'."
+        )
+    return ValueError(f"Training diverged: the {what} not finite at epoch {epoch}. {cause}")
 
 
 class _ProgressBar(Callback):
@@ -227,6 +258,7 @@ def train(
     noise_generator: torch.Generator,
     order_generator: torch.Generator,
     optimizer_state: dict[str, dict[str, Tensor]] | None = None,
+    interrupts: HeldInterrupts | None = None,
 ) -> TrainingResult:
     """Train a model in place on the device of X; an interruption keeps the last whole epoch.
 
@@ -244,11 +276,13 @@ def train(
         Of the posterior's draws (on the device of X), and of the order of rows (on the CPU).
     optimizer_state : dict or None
         Moments of an earlier run, to go on from.
+    interrupts : HeldInterrupts or None
+        What keeps Ctrl-C back while the last whole epoch is put in order.
 
     Returns
     -------
     result : TrainingResult
-        Record of each epoch, and the optimiser's state.
+        Record of each epoch, the optimiser's state, and whether Ctrl-C came.
 
     Raises
     ------
@@ -256,7 +290,8 @@ def train(
         When the loss is not finite.
     """
     n_steps = max(1, options.max_iter * math.ceil(len(X) / options.batch_size))
-    whole_epochs = _WholeEpochs(n_steps)
+    interrupts = HeldInterrupts() if interrupts is None else interrupts
+    whole_epochs = _WholeEpochs(n_steps, interrupts)
     stopping = EarlyStopping(
         monitor="valid_loss" if X_valid is not None else "train_loss",
         patience=options.n_iter_no_change,
@@ -285,19 +320,42 @@ def train(
     net.initialize()
     if optimizer_state is not None:
         _restore_moments(net, optimizer_state)
-    net.partial_fit(X)
-    if len(net.history) > whole_epochs.n_epochs_:
+    # skorch keeps an interruption to itself, but for one that comes before or after its epochs.
+    done = interrupts.attempt(lambda: net.partial_fit(X))
+    n_epochs = whole_epochs.n_epochs_
+    if done is None or len(net.history) > n_epochs:
         whole_epochs.restore(net)
-    if whole_epochs.n_epochs_ < options.max_iter and not _stopped_early(net):
-        warnings.warn(
-            f"Training was interrupted: the model is that of the last whole epoch, "
-            f"{whole_epochs.n_epochs_} of {options.max_iter}.",
-            UserWarning,
-            stacklevel=2,
-        )
+    missing = n_epochs - whole_epochs.n_loaded_ < options.max_iter and not _stopped_early(net)
+    result = epochs_so_far(net, n_epochs)
+    result.interrupted = missing or interrupts.came
+    if options.schedule and X_valid is None and n_epochs > whole_epochs.n_loaded_:
+        _warn_of_rise(net.history[whole_epochs.n_loaded_ : n_epochs], options, X.shape[1])
     model.cpu()
-    history = _records(net.history[: whole_epochs.n_epochs_])
+    return result
+
+
+def epochs_so_far(net: NeuralNet, n_epochs: int) -> TrainingResult:
+    """Return what a training run would leave behind after so many epochs, the last included."""
+    history = _records(net.history[:n_epochs])
     return TrainingResult(history, _moments(net))
+
+
+def _warn_of_rise(history: Any, options: TrainingOptions, n_features: int) -> None:
+    """Warn of a loss that got out of hand, though it stayed finite.
+
+    Most batches of the last epoch do many times worse than the first did before any step. A
+    model that ignores the rows loses a few nats a feature, and warm-ups add less than that.
+    """
+    first = history[0]["batches"][0]["train_loss"]
+    last = median(batch["train_loss"] for batch in history[-1]["batches"])
+    if last > _RISE * max(abs(first), n_features) * max(1.0, options.objective.kl_weight):
+        warnings.warn(
+            f"Training went astray: the loss rose from {first:.3g} nats a row at the start to "
+            f"{last:.3g} in the last epoch. Try a smaller 'learning_rate_init' or a "
+            "larger 'batch_size'.",
+            UserWarning,
+            stacklevel=6,
+        )
 
 
 def _rates(options: TrainingOptions) -> list[tuple[str, dict[str, float]]]:
@@ -311,9 +369,14 @@ def _rates(options: TrainingOptions) -> list[tuple[str, dict[str, float]]]:
 def _stopped_early(net: NeuralNet) -> bool:
     """Whether an early-stopping callback, ours or the user's, ended the training."""
     return any(
-        isinstance(callback, EarlyStopping) and callback.misses_ >= callback.patience
+        getattr(callback, "stopped_", False)
+        or (isinstance(callback, EarlyStopping) and _has_run_out(callback))
         for _, callback in net.callbacks_
     )
+
+
+def _has_run_out(stopping: EarlyStopping) -> bool:
+    return getattr(stopping, "misses_", 0) >= stopping.patience
 
 
 def _callbacks(

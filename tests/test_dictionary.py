@@ -514,6 +514,25 @@ def test_lost_objective_is_an_error_and_an_earlier_fit_survives(fitted, data):
 
 
 @pytest.mark.parametrize("batch_size", [None, 100])
+def test_lost_objective_of_a_first_fit_leaves_no_fit(data, batch_size):
+    model = learner(batch_size=batch_size)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"epoch 1.*Scale X down"):
+        model.fit((data * 1e25).astype(np.float32))
+    assert set(vars(model)) == set(model.get_params())
+
+
+def test_lost_objective_of_a_partial_fit_changes_nothing(data):
+    model = learner().partial_fit(data.astype(np.float32))
+    before = copy.deepcopy(model)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"epoch 2.*Scale X down"):
+        model.partial_fit(data * 1e25)
+    assert model.history_ == before.history_ and model.n_iter_ == 1
+    np.testing.assert_array_equal(
+        model.partial_fit(data).components_, before.partial_fit(data).components_
+    )
+
+
+@pytest.mark.parametrize("batch_size", [None, 100])
 def test_interrupted_fit_stays_at_the_last_full_epoch(data, batch_size):
     def interrupt(call):
         if call.get("ii") == 5 or call.get("i") == 20:

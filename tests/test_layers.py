@@ -31,7 +31,7 @@ FLOORS = {
         "model",
         "sparse_autoencoder",
     },
-    "training": {"latents", "model", "networks", "objectives"},
+    "training": {"_interruption", "latents", "model", "networks", "objectives"},
 }
 NUMERICS = {"numpy", "scipy", "torch"}
 LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {

@@ -469,6 +469,63 @@ def test_divergence_leaves_an_earlier_fit_alone(call):
     assert model.n_iter_ == 7
 
 
+def test_divergence_before_any_step_names_other_causes():
+    with pytest.raises(ValueError, match=r"epoch 1\. No step was taken yet.*'decoder' of your own"):
+        vsc(decoder=Spoiled(1)).fit(DIGITS)
+    model = vsc().fit(DIGITS)
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="rows of X far larger than those of the first fit"):
+        model.partial_fit(DIGITS * 1e60)
+    assert_array_equal(model.score_samples(DIGITS), before.score_samples(DIGITS))
+    # What a failed call drew is drawn again.
+    model.partial_fit(DIGITS), before.partial_fit(DIGITS)
+    assert_array_equal(model.components_, before.components_)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e30, 1e100])
+def test_values_beyond_single_precision_are_trained_on(scale):
+    model, scaled = vsc().fit(DIGITS), vsc().fit(DIGITS * scale)
+    assert_allclose(scaled.transform(DIGITS * scale), model.transform(DIGITS), rtol=1e-3, atol=1e-4)
+    assert scaled.score(DIGITS * scale) == pytest.approx(
+        model.score(DIGITS) - 64 * math.log(scale), rel=1e-6
+    )
+
+
+def test_values_whose_squares_overflow_are_refused():
+    model = vsc()
+    with pytest.raises(ValueError, match=r"values up to 1.6e\+161.*Scale X down"):
+        model.fit(DIGITS * 1e160)
+    assert not [name for name in vars(model) if name.endswith("_")]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"learning_rate_init": 1.0}, {"learning_rate_init": 10.0, "decoder": "mlp"}],
+)
+def test_a_loss_that_rises_without_bounds_is_told(params):
+    model = SparseVAE(8, **(SMALL | {"max_iter": 15, "noise_variance": 1.0} | params))
+    with pytest.warns(UserWarning, match=r"went astray.* rose from .*'learning_rate_init'"):
+        model.fit(DIGITS)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"kl_warmup": 1.0},
+        {"kl_warmup": 1.0, "kl_weight": 1000.0},
+        {"kl_warmup": 0.5, "kl_weight": 10.0, "noise_variance": 1e-3},
+        {"noise_warmup": 1.0, "noise_variance": 1e-2},
+        {"decoder": "mlp", "n_draws": 4, "objective": "iwae"},
+        {"decoder_penalty": 10.0},
+    ],
+)
+def test_warm_ups_are_no_rise_without_bounds(params):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
+        vsc(**params, max_iter=12, gradient="straight_through").fit(DIGITS)
+
+
 def test_divergence_of_a_first_fit_leaves_no_fit():
     model = vsc(learning_rate_init=1e10)
     with pytest.raises(ValueError, match="diverged"):
