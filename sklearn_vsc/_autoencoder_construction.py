@@ -62,7 +62,7 @@ class AutoencoderBuilder(NeuralSparseCoder):
     decoder_penalty = 0.0
     n_refine = 0
     # While the decoder is of no use yet, a full penalty empties the codes, and atoms die of it.
-    kl_warmup = 0.2
+    kl_warmup = 0.5
 
     # --- rows, images and grids
 

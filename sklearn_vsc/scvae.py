@@ -102,7 +102,7 @@ class SCVAE(AutoencoderBuilder):
     batch_size : int or 'auto', default='auto'
         Rows per training step; 'auto' is min(128, n_samples).
 
-    learning_rate_init : float, default=0.001
+    learning_rate_init : float, default=0.003
         Highest learning rate of Adam; it rises over the first steps of ``fit`` and then falls
         along a cosine.
 
@@ -243,7 +243,7 @@ class SCVAE(AutoencoderBuilder):
         score_draws: int = 64,
         max_iter: int = 100,
         batch_size: int | str = "auto",
-        learning_rate_init: float = 1e-3,
+        learning_rate_init: float = 3e-3,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,

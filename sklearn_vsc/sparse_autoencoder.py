@@ -19,6 +19,9 @@ _SETTLING_STEPS = 100
 _SETTLING_RATE = 0.1
 _SETTLING_BATCH = 128
 _LEAST_ROWS = 8
+# An atom that so many rows in a row have not used is renewed, at most so many atoms in a step.
+_IDLE_ROWS = 2000
+_MOST_RENEWED = 16
 
 
 class SparseAutoencoder(LatentVariableModel):
@@ -50,6 +53,8 @@ class SparseAutoencoder(LatentVariableModel):
     decoder: DictionaryDecoder
     heads: UnrolledCoder
     family: Continuous
+    n_idle_rows: Tensor
+    uncoded: Tensor
 
     def __init__(
         self,
@@ -68,6 +73,10 @@ class SparseAutoencoder(LatentVariableModel):
         self.latent_weight = latent_weight
         spread = _FIRST_SPREAD * decoder.log_unit.detach().exp()
         self.log_spread = nn.Parameter(spread.log().repeat(len(decoder.weight)))
+        # Rows since each atom was used, and latent vectors less their sums, the worst coded first.
+        n_components, latent_size = decoder.weight.shape
+        self.register_buffer("n_idle_rows", torch.zeros(n_components))
+        self.register_buffer("uncoded", torch.zeros(_MOST_RENEWED, latent_size))
 
     def latents(self, x: Tensor) -> Tensor:
         """Latent vectors of each row, (n, n_positions, latent_size)."""
@@ -98,9 +107,13 @@ class SparseAutoencoder(LatentVariableModel):
         rows. A penalty that warms up has its whole value, and a part of its slope. The scales
         learn from the KL of the draw too, which adds a slope and no value.
         """
+        if self.training:
+            self._renew_idle_atoms()
         latents = self.latents(x)
         amplitudes = self.amplitudes(latents)
         sums = self.decoder.latents(amplitudes)
+        if self.training:
+            self._watch_use(amplitudes, latents - sums)
         fit = self.fit_likelihood.log_prob(x, self.decoder.network(sums.flatten(1)))
         around = self._around(amplitudes.detach())
         drawn = self.decoder.latents(self._drawn(amplitudes, around, generator))
@@ -122,6 +135,28 @@ class SparseAutoencoder(LatentVariableModel):
         distance = distance.detach()
         largest = distance.amax(1, keepdim=True).clamp_min(torch.finfo(distance.dtype).tiny)
         return (distance / largest).softmax(1)
+
+    @torch.no_grad()
+    def _watch_use(self, amplitudes: Tensor, residual: Tensor) -> None:
+        """Count the rows that leave atoms unused, and keep what this batch codes worst."""
+        used = (amplitudes != 0).flatten(0, 1).any(0)
+        self.n_idle_rows.add_(len(amplitudes)).masked_fill_(used, 0)
+        residual = residual.flatten(0, 1)
+        n_kept = min(_MOST_RENEWED, len(residual))
+        worst = residual.square().sum(1).topk(n_kept).indices
+        self.uncoded.zero_()[:n_kept] = residual[worst]
+
+    @torch.no_grad()
+    def _renew_idle_atoms(self) -> None:
+        """Turn atoms that no row uses to where latent vectors are coded worst.
+
+        No gradient reaches an atom whose codes are all zero: it would stay as it is.
+        """
+        directions = unit_atoms(self.uncoded[self.uncoded.any(1)])
+        idle = (self.n_idle_rows >= _IDLE_ROWS).nonzero()[: len(directions), 0]
+        norms = self.decoder.weight[idle].norm(dim=1, keepdim=True)
+        self.decoder.weight[idle] = norms * directions[: len(idle)]
+        self.n_idle_rows[idle] = 0
 
     def settle_scales(self, rows: Tensor, generator: torch.Generator) -> None:
         """Let the scales and the noise variance maximise the bound, all else held.

@@ -108,6 +108,32 @@ def test_every_atom_is_used():
 
 
 @pytest.mark.filterwarnings("default")
+def test_idle_atoms_turn_to_what_is_coded_worst():
+    module = scvae(max_iter=2).fit(DIGITS).module_.float().train()
+    x, generator = torch.randn(5, 64), torch.Generator()
+    module.n_idle_rows.zero_()
+    module.training_bound(x, generator)
+    with torch.no_grad():
+        latents = module.latents(x)
+        amplitudes = module.amplitudes(latents)
+        residual = (latents - module.decoder.latents(amplitudes))[:, 0]
+    unused = (amplitudes == 0).all(0)[0]
+    assert_array_equal(module.n_idle_rows, 5.0 * unused)
+
+    worst = residual[residual.norm(dim=1).argsort(descending=True)]
+    before, idle = module.decoder.weight.detach().clone(), torch.arange(16) % 7 == 3
+    module.n_idle_rows[idle] = 2000
+    module.eval().training_bound(x, generator)
+    assert_array_equal(module.decoder.weight.detach(), before)
+    module.train().training_bound(x, generator)
+    after = module.decoder.weight.detach()
+    assert_array_equal(after[~idle], before[~idle])
+    assert_allclose(after[idle].norm(dim=1), before[idle].norm(dim=1), rtol=1e-5)
+    cosines = nn.functional.cosine_similarity(after[idle], worst[: idle.sum()])
+    assert_allclose(cosines, 1, rtol=1e-5)
+    assert (module.n_idle_rows[idle] <= 5).all()
+
+
 def test_dead_atoms_are_warned_of_with_a_cure():
     with pytest.warns(UserWarning, match="lower n_components or alpha"):
         model = scvae(alpha=50.0).fit(DIGITS)
