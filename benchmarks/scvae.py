@@ -2,8 +2,9 @@
 
 Three sets of images with values in [0, 1]: scikit-learn's digits, Fashion-MNIST, and RGB crops of
 64 by 64 pixels from scikit-learn's two photographs, which train on the left half of each and are
-tested on the right half. All networks are the residual ones of SCVAE, and all train for as long as
-its default does: for each peer a few epochs are timed, and it gets as many as fit.
+tested on the right half. All networks are the residual ones of SCVAE, in batches of one size at one
+learning rate, and all train for as long as its default penalty does: for each peer a few epochs are
+timed, and it gets as many as fit.
 
 - SCVAE, with its default penalty and with others: the sparse sums of atoms are what is decoded.
 - VAE, grid: SparseVAE(prior="gaussian") with a latent vector at each position, of the size that
@@ -23,7 +24,7 @@ seeds.
 512 atoms of length 256, images of 256 by 256 pixels, grids of 32 by 32 and 16 by 16.
 
     python benchmarks/scvae.py [--data digits fashion photographs] [--rows 10000] [--epochs 20]
-        [--seeds 3] [--alphas 0.3 3] [--plot docs/images/scvae.png] [--device cpu]
+        [--seeds 3] [--alphas 0.3 3] [--batch 32] [--plot docs/images/scvae.png] [--device cpu]
     python benchmarks/scvae.py --paper [--steps 100] [--batch 16] [--device auto]
 """
 
@@ -49,6 +50,8 @@ from sklearn_vsc.metrics import psnr, ssim
 from sklearn_vsc.networks import grid_shape
 
 SCORE_DRAWS = 8
+# Images in a step, of all models, and of --paper.
+BATCH, PAPER_BATCH = 32, 16
 # Epochs by which the time of one is found, and images of each, at most.
 N_TIMED, ROWS_TIMED = 5, 1_024
 
@@ -198,9 +201,9 @@ def measure_pca(task, n_components, X, X_test):
     return found | reproduction(task, X, X_test, X_hat)
 
 
-def runs(task, X, X_test, alphas, seed, n_epochs, device):
+def runs(task, X, X_test, alphas, seed, n_epochs, device, training):
     """Yield name and measures of each model, of one seed."""
-    shared = {"random_state": seed, "device": device}
+    shared = {"random_state": seed, "device": device, **training}
 
     def scvae(**parameters):
         images_are = {"image_shape": task.image_shape, "n_downsamplings": task.n_downsamplings}
@@ -263,7 +266,7 @@ def medians(of_seeds):
     return {key: float(np.median([found[key] for found in of_seeds])) for key in of_seeds[0]}
 
 
-def compare(name, task, X, X_test, alphas, n_seeds, n_epochs, device):
+def compare(name, task, X, X_test, alphas, n_seeds, n_epochs, device, training):
     """Print the table of a data set, and return its figures by model."""
     grid = " x ".join(map(str, grid_shape(task.image_shape, task.n_downsamplings)))
     print(
@@ -275,7 +278,7 @@ def compare(name, task, X, X_test, alphas, n_seeds, n_epochs, device):
     print(f"| --- |{' ---: |' * len(COLUMNS)}")
     found = {}
     for seed in range(n_seeds):
-        for model, measures in runs(task, X, X_test, alphas, seed, n_epochs, device):
+        for model, measures in runs(task, X, X_test, alphas, seed, n_epochs, device, training):
             found.setdefault(model, []).append(measures)
             if seed == n_seeds - 1:
                 print_line(model, medians(found[model]))
@@ -357,15 +360,19 @@ def main(options):
     # That some atoms are not in use is in the table.
     warnings.filterwarnings("ignore", message=".*atoms")
     if options.paper:
-        return train_paper(options.steps, options.batch, options.device or "auto")
+        return train_paper(options.steps, options.batch or PAPER_BATCH, options.device or "auto")
     figures = {}
+    training = {
+        "batch_size": options.batch or BATCH,
+        "learning_rate_init": SCVAE().learning_rate_init,
+    }
     for name in options.data:
         task = TASKS[name]
         X, X_test = images(name, options.rows or task.n_rows)
         n_epochs = options.epochs or task.n_epochs
         device = options.device or "cpu"
         figures[name] = compare(
-            name, task, X, X_test, options.alphas, options.seeds, n_epochs, device
+            name, task, X, X_test, options.alphas, options.seeds, n_epochs, device, training
         )
     if options.plot:
         draw(figures, options.plot)
@@ -382,5 +389,5 @@ if __name__ == "__main__":
     parser.add_argument("--device", help="default: cpu, with --paper auto")
     parser.add_argument("--paper", action="store_true", help="train at the size of the paper")
     parser.add_argument("--steps", type=int, default=100, help="training steps of --paper")
-    parser.add_argument("--batch", type=int, default=16, help="images in a step of --paper")
+    parser.add_argument("--batch", type=int, help="images in a training step")
     main(parser.parse_args())

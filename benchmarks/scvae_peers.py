@@ -22,13 +22,6 @@ def grid_networks(task, generator):
     return encoder, decoder
 
 
-class OfDraws(nn.Sequential):
-    """A decoder of codes with any axes in front: SparseVAE decodes (n_draws, n, K) at once."""
-
-    def forward(self, codes):
-        return super().forward(codes.flatten(0, -2)).unflatten(0, codes.shape[:-1])
-
-
 class GridHeads(nn.Module):
     """Heads of a latent vector at each position; the positions share them."""
 
@@ -68,7 +61,7 @@ def make_vae(task, is_grid, **parameters):
         n_numbers if is_grid else task.bottleneck,
         prior="gaussian",
         encoder=nn.Sequential(encoder, nn.Flatten()),
-        decoder=OfDraws(decoder),
+        decoder=decoder,
         **parameters,
     )
 
@@ -85,12 +78,15 @@ class VQVAE(nn.Module):
     commitment = 0.25
     # Vectors of a batch, on average, that an entry needs to stay.
     least_count = 0.1
-    batch_size = 128
-    learning_rate = 1e-3
 
-    def __init__(self, task, *, max_iter, random_state, device, **_):
+    def __init__(self, task, *, max_iter, batch_size, learning_rate_init, random_state, device):
         super().__init__()
-        self.max_iter, self.device, self.size = max_iter, device, task.latent_size
+        self.max_iter, self.batch_size, self.learning_rate = (
+            max_iter,
+            batch_size,
+            learning_rate_init,
+        )
+        self.device, self.size = device, task.latent_size
         self.generator = torch.Generator().manual_seed(random_state)
         encoder, self.decoder = grid_networks(task, self.generator)
         last = linear_layer(N_CHANNELS, self.size, self.generator, gain=0.5**0.5)

@@ -25,6 +25,7 @@ from .networks import (
     BoundedDecoder,
     ConvDecoder,
     ConvEncoder,
+    DrawsDecoder,
     EncoderInput,
     LinearDecoder,
     TiedEncoder,
@@ -232,8 +233,9 @@ class ModelBuilder(AmortisedCoder):
         """Return the decoder, with the output activation in it where there is one."""
         n_features, n_components = rows.shape[1], self._n_components
         if isinstance(self.decoder, nn.Module):
-            decoder = copy.deepcopy(self.decoder).cpu().float()
-            _probe(decoder, "decoder", rows.new_zeros(1, n_components), n_features)
+            network = copy.deepcopy(self.decoder).cpu().float()
+            _probe(network, "decoder", rows.new_zeros(1, n_components), n_features)
+            decoder: nn.Module = DrawsDecoder(network)
         else:
             decoder = self._named_decoder(rows, family, generator)
         return self._bounded(decoder)

@@ -175,9 +175,17 @@ def test_a_users_own_convolutions(cls):
         encoder = nn.Sequential(
             nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten()
         )
+        decoder = nn.Sequential(
+            *(nn.Unflatten(1, (6, 1, 1)), nn.ConvTranspose2d(6, 4, 4), nn.ReLU()),
+            *(nn.ConvTranspose2d(4, 1, 4, 2, 1), nn.Flatten()),
+        )
         wrong = nn.Sequential(nn.Unflatten(1, (1, 8, 9)), nn.Conv2d(1, 4, 3, 2), nn.Flatten())
-    model = small(cls, encoder, image_shape=(1, 8, 8)).fit(DIGITS)
+    # Training and scores decode several draws of each row.
+    model = small(cls, encoder, decoder, n_draws=3).fit(DIGITS)
     assert model.module_.heads.linear.in_features == 36
+    assert np.isfinite(model.score(DIGITS))
+    codes = model.transform(DIGITS[:5])
+    assert model.inverse_transform(codes).shape == (5, 64)
     with pytest.raises(ValueError, match=r"'encoder' must map .* fails"):
         small(cls, wrong).fit(DIGITS)
 

@@ -3,6 +3,7 @@
 from .bounded import RANGES, BoundedDecoder, before_activation
 from .conv import ConvDecoder, ConvEncoder
 from .dictionary_decoder import DictionaryDecoder, standardize_outputs
+from .draws import DrawsDecoder
 from .encoder_input import EncoderInput
 from .linear import LinearDecoder, atoms_from_rows
 from .mlp import mlp, mlp_decoder
@@ -17,6 +18,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "DictionaryDecoder",
+    "DrawsDecoder",
     "EncoderInput",
     "LinearDecoder",
     "TiedEncoder",

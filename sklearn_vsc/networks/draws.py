@@ -1,0 +1,17 @@
+"""A decoder of rows as a decoder of draws."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class DrawsDecoder(nn.Module):
+    """Decode codes with any axes before the last by a module that maps (n, K) to (n, D)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, code: Tensor) -> Tensor:
+        """Return outputs (..., n, D) of codes (..., n, K)."""
+        return self.network(code.flatten(0, -2)).unflatten(0, code.shape[:-1])
