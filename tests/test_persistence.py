@@ -336,7 +336,7 @@ def test_modules_are_given_again(tmp_path):
 @pytest.mark.parametrize(
     "other, problem",
     [
-        (Squeezing(8), r"encoder\.first\.weight"),
+        (Squeezing(8), r"encoder\.1\.first\.weight"),
         (nn.Linear(64, 16), "encoder"),
         (nn.Linear(63, 16), r"must map \(n, 64\)"),
     ],
