@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ from .latents import SpikeSlab
 from .model import LatentVariableModel
 from .networks import LinearDecoder
 from .objectives import Objective, training_bound
+
+_log = logging.getLogger(__name__)
 
 # The noise variance is one number among thousands: it may move faster than the weights.
 _NOISE_RATE_FACTOR = 10.0
@@ -177,6 +180,8 @@ class _WholeEpochs(Callback):
             raise _diverged("weights are", net)
         self.n_epochs_ += 1
         self._keep(net)
+        last = net.history[-1]
+        _log.info("epoch %d: training loss %.6g nats a row", last["epoch"], last["train_loss"])
 
     def _keep(self, net: NeuralNet) -> None:
         self.state_ = copy.deepcopy(net.module_.state_dict())
@@ -295,6 +300,8 @@ def train(
             UserWarning,
             stacklevel=2,
         )
+    # Gradients take as much memory as the weights.
+    model.zero_grad()
     model.cpu()
     history = _records(net.history[: whole_epochs.n_epochs_])
     return TrainingResult(history, _moments(net))
