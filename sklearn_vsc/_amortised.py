@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from . import bounds
+from ._array_api import follows_fit, follows_input
 from ._arrays import (
     draw_blocks,
     draw_seed,
@@ -27,6 +28,7 @@ from ._arrays import (
     to_tensor,
 )
 from ._base import BaseSparseCoder, Posterior
+from ._sparse_output import dense_rows, join_codes
 from .latents import Draws, LatentPosterior, Noise
 from .model import LatentVariableModel
 
@@ -76,18 +78,29 @@ class AmortisedCoder(BaseSparseCoder):
         n_draws: int = 1,
     ) -> NDArray:
         """Apply a function of (model, normalised rows, raw rows) in chunks of bounded memory."""
+        return np.concatenate(list(self._evaluate_chunks(X, device, of_rows, n_draws)))
+
+    def _evaluate_chunks(
+        self,
+        X: NDArray,
+        device: torch.device,
+        of_rows: Callable[[LatentVariableModel, Tensor, NDArray], Tensor],
+        n_draws: int = 1,
+    ) -> Iterator[NDArray]:
+        """Yield what ``_evaluate`` returns, chunk by chunk."""
         # At rest the model is on the CPU, where it pickles and opens anywhere.
         model = self.module_ if device.type == "cpu" else copy.deepcopy(self.module_).to(device)
         dtype = next(model.parameters()).dtype
         n_rows = max(1, _CHUNK_NUMBERS // (n_draws * self._numbers_per_row))
 
         def of_chunk(raw: NDArray) -> NDArray:
-            rows = self._normalize(raw, device).to(dtype)
-            return to_numpy(of_rows(model, rows, raw), X.dtype)
+            # Here: a generator that waits would leave gradients off for its caller.
+            with torch.no_grad():
+                rows = self._normalize(raw, device).to(dtype)
+                return to_numpy(of_rows(model, rows, raw), X.dtype)
 
-        with torch.no_grad():
-            chunks = row_slices(len(X), min(n_rows, 4096))
-            return np.concatenate([_complete_rows_apart(of_chunk, X[chunk]) for chunk in chunks])
+        for chunk in row_slices(len(X), min(n_rows, 4096)):
+            yield _complete_rows_apart(of_chunk, X[chunk])
 
     @property
     def _numbers_per_row(self) -> int:
@@ -134,6 +147,7 @@ class AmortisedCoder(BaseSparseCoder):
                 f"{least:.3g} to {most:.3g}. Rescale X or use likelihood='gaussian'."
             )
 
+    @follows_input
     def transform(self, X: ArrayLike) -> NDArray:
         """Return the code of each row, by the rule that ``transform_method`` names.
 
@@ -144,9 +158,14 @@ class AmortisedCoder(BaseSparseCoder):
 
         Returns
         -------
-        code : ndarray of shape (n_samples, n_components)
-            The code of a row does not depend on the rows beside it.
+        code : ndarray or CSR matrix of shape (n_samples, n_components)
+            The code of a row does not depend on the rows beside it. Sparse with
+            ``sparse_output=True``.
         """
+        return join_codes(self._codes(X), sparse_output=self.sparse_output)
+
+    def _codes(self, X: ArrayLike) -> Iterator[NDArray]:
+        """Return the codes that ``transform`` joins, in chunks."""
         X, device = self._evaluated(X)
         rule = {
             "map": self._map_codes,
@@ -155,7 +174,7 @@ class AmortisedCoder(BaseSparseCoder):
             "max_elbo": self._best_codes,
         }[self.transform_method]
         n_draws = self.n_draws if self.transform_method == "max_elbo" else 1
-        return self._evaluate(X, device, rule, n_draws)
+        return self._evaluate_chunks(X, device, rule, n_draws)
 
     def _map_codes(self, model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
         return model.sparse_code(rows, self._n_sweeps(model), self.kl_weight)
@@ -174,12 +193,13 @@ class AmortisedCoder(BaseSparseCoder):
         best = weights.argmax(0)
         return draws.code[best, torch.arange(len(rows), device=best.device)]
 
+    @follows_input
     def inverse_transform(self, Z: ArrayLike) -> NDArray:
         """Decode codes: the mean of p(x given z).
 
         Parameters
         ----------
-        Z : array-like of shape (n_samples, n_components)
+        Z : array-like or sparse matrix of shape (n_samples, n_components)
             Codes.
 
         Returns
@@ -201,11 +221,12 @@ class AmortisedCoder(BaseSparseCoder):
         dtype = next(self.module_.parameters()).dtype
         with torch.no_grad():
             parts = []
-            for chunk in row_slices(len(Z), max(1, _CHUNK_NUMBERS // self._numbers_per_row)):
-                codes = to_tensor(Z[chunk], torch.device("cpu"), dtype)
+            for chunk in row_slices(Z.shape[0], max(1, _CHUNK_NUMBERS // self._numbers_per_row)):
+                codes = to_tensor(dense_rows(Z, chunk), torch.device("cpu"), dtype)
                 parts.append(to_numpy(of_codes(self.module_, codes), Z.dtype))
         return np.concatenate(parts)
 
+    @follows_input
     def posterior(self, X: ArrayLike) -> Posterior:
         """Return mean, standard deviation and inclusion probability of each code.
 
@@ -228,6 +249,7 @@ class AmortisedCoder(BaseSparseCoder):
         found = self._evaluate(X, device, moments)
         return Posterior(mean=found[:, 0], std=found[:, 1], inclusion=found[:, 2])
 
+    @follows_input
     def sample_posterior(self, X: ArrayLike, n_draws: int = 1) -> NDArray:
         """Draw codes from q(z given x).
 
@@ -254,6 +276,7 @@ class AmortisedCoder(BaseSparseCoder):
 
         return np.ascontiguousarray(self._evaluate(X, device, drawn, n_draws).swapaxes(0, 1))
 
+    @follows_input
     def score_samples(self, X: ArrayLike) -> NDArray:
         """Return a lower bound on log p(x) of each row, of what is observed of it, in nats.
 
@@ -293,6 +316,7 @@ class AmortisedCoder(BaseSparseCoder):
         log_weights = model.collapsed_log_weights(rows, posterior, draws)
         return bounds.iwae(log_weights) if self.score_method == "iwae" else bounds.elbo(log_weights)
 
+    @follows_fit
     def sample(self, n_samples: int = 1) -> NDArray:
         """Draw new rows: codes from the prior, decoded, with observation noise.
 

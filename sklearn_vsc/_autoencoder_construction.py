@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from ._array_api import follows_input
 from ._arrays import draw_seed, seeded_generator, to_numpy, to_tensor
 from ._construction import _probe
 from ._neural import _START_ROWS, NeuralSparseCoder
@@ -236,6 +237,7 @@ class AutoencoderBuilder(NeuralSparseCoder):
     def _dead_atoms_cure(self) -> str:
         return "Train longer or on more rows, or lower n_components or alpha."
 
+    @follows_input
     def transform_grid(self, X: ArrayLike) -> NDArray:
         """Return the codes of images at each position.
 
@@ -249,8 +251,8 @@ class AutoencoderBuilder(NeuralSparseCoder):
         code : ndarray of shape (n_samples, height, width, n_components)
             What ``transform`` returns, with the axes of ``grid_shape_``.
         """
-        codes: Any = self.transform(X)
-        return np.asarray(codes).reshape(-1, *self.grid_shape_, self._n_components)
+        codes = np.concatenate(list(self._codes(X)))
+        return codes.reshape(-1, *self.grid_shape_, self._n_components)
 
 
 def _weights(network: nn.Module) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,7 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_array, check_is_fitted
+from torch import Tensor
 
+from ._array_api import converted, to_host
 from ._compat import CallbackSupportMixin, validate_data
 from ._missing import check_observed
 
@@ -47,6 +50,7 @@ class BaseSparseCoder(
     components_: NDArray
     component_usage_: NDArray
     n_dead_: int
+    sparse_output: bool
 
     @abstractmethod
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -95,7 +99,7 @@ class BaseSparseCoder(
             Mean of ``score_samples(X)``; higher is better, and the scores of different
             classes on the same X may be compared.
         """
-        return float(np.mean(self.score_samples(X), dtype=np.float64))
+        return float(np.mean(to_host(self.score_samples(X)), dtype=np.float64))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator into a folder, without pickle.
@@ -143,7 +147,7 @@ class BaseSparseCoder(
     def _validate_codes(self, Z: ArrayLike) -> NDArray:
         """Check codes given to ``inverse_transform``."""
         check_is_fitted(self)
-        Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
+        Z = check_array(Z, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="Z")
         if Z.shape[1] != self._n_features_out:
             raise ValueError(
                 f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of "
@@ -175,4 +179,17 @@ class BaseSparseCoder(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.allow_nan = True
+        # Sparse matrices are SciPy's, of NumPy arrays.
+        tags.array_api_support = not self.sparse_output
         return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was fitted on a GPU opens without one.
+        return {
+            name: value.cpu() if isinstance(value, Tensor) else value
+            for name, value in super().__getstate__().items()
+        }
+
+    def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Self:
+        """Return the estimator with its fitted arrays moved; scikit-learn's way to move one."""
+        return converted(self, converter)

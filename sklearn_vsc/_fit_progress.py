@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -9,10 +10,13 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ._interruption import HeldInterrupts
 from .solvers.dictionary_learning import Epoch
 from .solvers.statistics import Statistics
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,6 +43,7 @@ class FitProgress:
             )
         self.epoch = epoch
         self.errors.append(epoch.loss * n_rows)
+        _log.info("epoch %d: mean objective %.6g", number, epoch.loss)
         self.history.append({"epoch": number, "loss": epoch.loss, "duration": epoch.duration})
 
     def follow(
@@ -64,6 +69,15 @@ class FitProgress:
             self.add(epoch, n_rows)
             if interrupts.attempt(after) or interrupts.came or epoch.converged:
                 break
+
+
+def shown(epochs: Iterator[Epoch], n_epochs: int) -> Iterator[Epoch]:
+    """Yield passes, with a progress bar."""
+    with tqdm(total=n_epochs, unit="epoch") as bar:
+        for epoch in epochs:
+            bar.set_postfix(objective=f"{epoch.loss:.6g}", refresh=False)
+            bar.update()
+            yield epoch
 
 
 @dataclass

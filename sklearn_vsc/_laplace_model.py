@@ -16,6 +16,7 @@ from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from ._array_api import follows_fit, follows_input
 from ._arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
 from ._base import BaseSparseCoder, Posterior
 from .solvers.laplace_bound import (
@@ -50,6 +51,7 @@ class LaplaceModelCoder(BaseSparseCoder):
     def _solve_lasso(self, X: NDArray, alpha: float) -> LassoResult:
         """Return the lasso codes of the rows of X."""
 
+    @follows_input
     def score_samples(self, X: ArrayLike) -> NDArray:
         """Return a lower bound on log p(x) of each row, in nats.
 
@@ -82,6 +84,7 @@ class LaplaceModelCoder(BaseSparseCoder):
             bounds.append(lower_bounds(codes, energy, dictionary, model, _observed(X[rows])))
         return to_numpy(torch.cat(bounds))
 
+    @follows_input
     def posterior(self, X: ArrayLike) -> Posterior:
         """Return the moments of the Laplace posterior of each row.
 
@@ -106,6 +109,7 @@ class LaplaceModelCoder(BaseSparseCoder):
         codes, scales = self._laplace_posterior(X)
         return Posterior(codes, np.sqrt(2).astype(X.dtype) * scales, np.ones_like(codes))
 
+    @follows_input
     def sample_posterior(self, X: ArrayLike, n_draws: int = 1) -> NDArray:
         """Draw codes from the Laplace posterior of each row.
 
@@ -143,6 +147,7 @@ class LaplaceModelCoder(BaseSparseCoder):
             draws[:, row] = codes[row] + scales[row] * (rise - fall).numpy()
         return draws
 
+    @follows_fit
     def sample(self, n_samples: int = 1) -> NDArray:
         """Draw new rows from the score's model: prior, dictionary, observation noise.
 

@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from skorch import NeuralNet
 from torch import Tensor, nn
 
+from ._array_api import learns_from_input
 from ._arrays import (
     draw_seed,
     few_rows,
@@ -79,10 +80,12 @@ class NeuralSparseCoder(ModelBuilder):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
         "callbacks": [list, tuple, None],
+        "sparse_output": ["boolean"],
         "device": [str],
     }
 
     @fit_context(prefer_skip_nested_validation=True)
+    @learns_from_input
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Train the model on the rows of X.
 
@@ -139,6 +142,7 @@ class NeuralSparseCoder(ModelBuilder):
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
+    @learns_from_input
     def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Train for one more pass over these rows.
 

@@ -18,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
+from ._array_api import follows_input, learns_from_input
 from ._arrays import (
     draw_seed,
     few_rows,
@@ -29,10 +30,11 @@ from ._arrays import (
     to_tensor,
 )
 from ._compat import Interval, StrOptions, fit_context
-from ._fit_progress import FitProgress, SeenRows
+from ._fit_progress import FitProgress, SeenRows, shown
 from ._fit_tasks import FitTasks
 from ._interruption import HeldInterrupts, unchanged_on_error
 from ._laplace_model import LaplaceModelCoder
+from ._sparse_output import join_codes
 from .solvers.coders import Coder, block_coder
 from .solvers.dictionary_learning import (
     Epoch,
@@ -52,6 +54,8 @@ _OURS = ("auto", "fista", "cd", "lasso_cd")
 _NOISE_ROWS = 4096
 # Rows of the final look at the training rows coded at once, at least.
 _CHUNK_ROWS = 1024
+# Codes that a transform holds at once where its output is sparse, at least.
+_CODES_AT_ONCE = 2**24
 # A full-batch fit calls back every so many iterations, as in scikit-learn.
 _CALLBACK_EVERY = 5
 
@@ -126,7 +130,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         each step, with ``i`` (its number, from 0), ``batch_cost``, ``dictionary``.
 
     verbose : bool or int, default=False
-        Whether to print the mean objective after each pass.
+        Whether to show a progress bar, with the mean objective of the last pass.
 
     split_sign : bool, default=False
         Whether ``transform`` gives positive and negative parts of the codes side by side, as
@@ -162,6 +166,9 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         its objective. The gap bounds how far the objective is from its minimum, and mostly
         exceeds that by far: where it is 1e-4 of the objective, the excess is mostly below
         1e-7. None: 1e-6 in float64, 1e-5 in float32.
+
+    sparse_output : bool, default=False
+        Whether ``transform`` returns a SciPy CSR matrix in place of an array.
 
     device : str, default='auto'
         Where to compute: 'auto' (CUDA if there is one, else MPS, else CPU) or the name of a
@@ -295,6 +302,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         "shuffle": ["boolean"],
         "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
         "transform_tol": [Interval(Real, 0, None, closed="neither"), None],
+        "sparse_output": ["boolean"],
         "device": [str],
     }
 
@@ -323,6 +331,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         shuffle: bool = True,
         max_no_improvement: int | None = 10,
         transform_tol: float | None = None,
+        sparse_output: bool = False,
         device: str = "auto",
     ):
         self.n_components = n_components
@@ -347,9 +356,11 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         self.shuffle = shuffle
         self.max_no_improvement = max_no_improvement
         self.transform_tol = transform_tol
+        self.sparse_output = sparse_output
         self.device = device
 
     @fit_context(prefer_skip_nested_validation=True)
+    @learns_from_input
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Learn the dictionary from the rows of X.
 
@@ -382,6 +393,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
                     epochs = self._full_batch_epochs(rows, codes, dictionary, generator)
                 else:
                     epochs = self._online_epochs(rows, dictionary, generator)
+                if self.verbose:
+                    epochs = shown(epochs, self.max_iter)
                 progress = FitProgress.before(dictionary)
                 progress.follow(
                     epochs,
@@ -407,6 +420,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
+    @learns_from_input
     def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Take one online step: code the rows of X, then update the dictionary.
 
@@ -461,6 +475,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         self._keep(progress, self._seen)
         self._add_rows(codes, rows, dictionary, learner.idle)
 
+    @follows_input
     def transform(self, X: ArrayLike) -> NDArray:
         """Return the sparse codes of the rows of X by ``transform_algorithm``.
 
@@ -471,9 +486,9 @@ class FISTADictionaryLearner(LaplaceModelCoder):
 
         Returns
         -------
-        codes : ndarray of shape (n_samples, n_components)
+        codes : ndarray or CSR matrix of shape (n_samples, n_components)
             Codes, or (n_samples, 2 n_components) with ``split_sign``: positive parts, then
-            the sizes of the negative ones.
+            the sizes of the negative ones. Sparse with ``sparse_output=True``.
 
         Raises
         ------
@@ -481,6 +496,13 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             Where X does not fit, a value is infinite, or nothing is observed of a row.
         """
         X = self._validate_rows(X, reset=False)
+        n_components = len(self.components_)
+        # What all rows share in a solve grows with the square of the number of atoms.
+        chunks = row_slices(len(X), max(_CODES_AT_ONCE // n_components, n_components))
+        codes = (self._codes(X[rows]) for rows in chunks)
+        return join_codes(codes, sparse_output=self.sparse_output)
+
+    def _codes(self, X: NDArray) -> NDArray:
         alpha = self.alpha if self.transform_alpha is None else self.transform_alpha
         if self.transform_algorithm in _OURS:
             rows = self._to_rows(X)
@@ -494,12 +516,13 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             codes = np.hstack([np.maximum(codes, 0), np.maximum(-codes, 0)])
         return codes
 
+    @follows_input
     def inverse_transform(self, Z: ArrayLike) -> NDArray:
         """Return the rows that codes stand for.
 
         Parameters
         ----------
-        Z : array-like of shape (n_samples, n_components)
+        Z : array-like or sparse matrix of shape (n_samples, n_components)
             Codes as ``transform`` gives them; with ``split_sign``, of twice the columns.
 
         Returns
@@ -509,8 +532,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         """
         Z = self._validate_codes(Z)
         if self.split_sign:
-            positive, negative = np.split(Z, 2, axis=1)
-            Z = positive - negative
+            n_components = len(self.components_)
+            Z = Z[:, :n_components] - Z[:, n_components:]
         return Z @ self.components_.astype(Z.dtype, copy=False)
 
     @property
@@ -622,8 +645,6 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     def _after_epoch(self, progress: FitProgress, rows: Tensor, tasks: FitTasks) -> bool:
         """Report a pass; return whether a callback wants the fit to stop."""
         index = len(progress.history) - 1
-        if self.verbose:
-            print(f"Epoch {index + 1}: mean objective {progress.epoch.loss:.6g}")
         if self.batch_size is None and self.callback and index % _CALLBACK_EVERY == 0:
             atoms, errors = to_numpy(progress.epoch.dictionary), list(progress.errors)
             self.callback({"ii": index, "errors": errors, "dictionary": atoms})

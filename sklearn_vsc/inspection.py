@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils.validation import check_array, check_is_fitted
 
+from ._array_api import to_host
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
@@ -320,7 +322,7 @@ def _n_columns(n_tiles: int, height: int, width: int) -> int:
 
 
 def _check_components(components: npt.ArrayLike) -> npt.NDArray[Any]:
-    return check_array(components, dtype=[np.float64, np.float32], input_name="components")
+    return check_array(to_host(components), dtype=[np.float64, np.float32], input_name="components")
 
 
 def _check_image_shape(image_shape: tuple[int, ...] | None, n_features: int) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ._array_api import on_host
 from ._arrays import seeded_generator
 from ._base import BaseSparseCoder
 from ._construction import ModelBuilder
@@ -92,6 +93,7 @@ def save(estimator: BaseSparseCoder, path: str | os.PathLike[str]) -> None:
         )
     check_is_fitted(estimator)
     estimator._validate_params()
+    estimator = on_host(estimator)
     parameters = estimator.get_params(deep=False)
     state = {name: value for name, value in vars(estimator).items() if name not in parameters}
     if left_out := [name for name in _CALLBACKS if parameters.get(name) or state.pop(name, None)]:

@@ -132,6 +132,8 @@ class SCVAE(AutoencoderBuilder):
     callbacks : list or None, default=None
         skorch callbacks, passed through to the training loop.
 
+    sparse_output : bool, default=False
+        Whether ``transform`` returns a SciPy CSR matrix in place of an array.
     device : str, default='auto'
         'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch device.
 
@@ -252,6 +254,7 @@ class SCVAE(AutoencoderBuilder):
         random_state: int | np.random.RandomState | None = None,
         verbose: bool | int = False,
         callbacks: Sequence[Any] | None = None,
+        sparse_output: bool = False,
         device: str = "auto",
     ) -> None:
         self.n_components = n_components
@@ -282,4 +285,5 @@ class SCVAE(AutoencoderBuilder):
         self.random_state = random_state
         self.verbose = verbose
         self.callbacks = callbacks
+        self.sparse_output = sparse_output
         self.device = device

@@ -182,6 +182,8 @@ class ThresholdedVSC(NeuralSparseCoder):
     callbacks : list or None, default=None
         skorch callbacks, passed through to the training loop.
 
+    sparse_output : bool, default=False
+        Whether ``transform`` returns a SciPy CSR matrix in place of an array.
     device : str, default='auto'
         'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch device.
 
@@ -318,6 +320,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         random_state: int | np.random.RandomState | None = None,
         verbose: bool | int = False,
         callbacks: Sequence[Any] | None = None,
+        sparse_output: bool = False,
         device: str = "auto",
     ) -> None:
         self.n_components = n_components
@@ -359,6 +362,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         self.random_state = random_state
         self.verbose = verbose
         self.callbacks = callbacks
+        self.sparse_output = sparse_output
         self.device = device
 
     def _make_family(self) -> Thresholded:

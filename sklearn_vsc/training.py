@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from .latents import SpikeSlab
 from .model import LatentVariableModel
 from .networks import LinearDecoder
 from .objectives import Objective, training_bound
+
+_log = logging.getLogger(__name__)
 
 # The noise variance is one number among thousands: it may move faster than the weights.
 _NOISE_RATE_FACTOR = 10.0
@@ -196,6 +199,8 @@ class _WholeEpochs(Callback):
         if not all(p.isfinite().all() for p in net.module_.parameters()):
             raise _diverged("weights are", net)
         self._keep(net, len(net.history))
+        last = net.history[-1]
+        _log.info("epoch %d: training loss %.6g nats a row", last["epoch"], last["train_loss"])
 
     def _keep(self, net: NeuralNet, n_epochs: int) -> None:
         state, optimizer_state = net.module_.state_dict(), net.optimizer_.state_dict()
@@ -330,6 +335,8 @@ def train(
     result.interrupted = missing or interrupts.came
     if options.schedule and X_valid is None and n_epochs > whole_epochs.n_loaded_:
         _warn_of_rise(net.history[whole_epochs.n_loaded_ : n_epochs], options, X.shape[1])
+    # Gradients take as much memory as the weights.
+    model.zero_grad()
     model.cpu()
     return result
 

@@ -227,9 +227,12 @@ def test_callbacks(data):
     assert {"batch_cost", "dictionary"} <= set(mini[0])
 
 
-def test_verbose_prints_each_pass(data, capsys):
+def test_verbose_shows_a_progress_bar(data, capsys):
     model = learner(max_iter=3, verbose=True).fit(data)
-    assert len(capsys.readouterr().out.splitlines()) == model.n_iter_
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "100%|" in shown.err and "3/3" in shown.err
+    assert f"objective={model.history_[-1]['loss']:.6g}" in shown.err
 
 
 def test_more_atoms_than_rows_and_constant_rows():

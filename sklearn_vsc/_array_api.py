@@ -1,0 +1,192 @@
+"""Arrays of any namespace at the methods that users call: they go out as they came in.
+
+Inside, all is NumPy and torch on a device of the estimator's own. scikit-learn's dispatch on the
+array API is met here and nowhere else: what is fitted follows the rows of ``fit``, what a method
+returns follows what it was given. Without dispatch all is NumPy.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Self, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import issparse
+from sklearn import get_config
+from sklearn.base import BaseEstimator
+from torch import Tensor
+
+from ._arrays import to_numpy
+from ._compat import (
+    check_same_namespace,
+    foreign_to_numpy,
+    get_namespace_and_device,
+    max_precision_float_dtype,
+)
+from ._threads import fair_share_of_cores
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where arrays live: a namespace and a device of it. None: NumPy."""
+
+    xp: Any = None
+    device: Any = None
+
+    @classmethod
+    def of(cls, array: Any) -> Self:
+        """Return where results go that follow ``array``."""
+        if not get_config()["array_api_dispatch"] or not _is_foreign(array):
+            return cls()
+        xp, _, device = get_namespace_and_device(array)
+        return cls(xp, device)
+
+    def bring(self, result: Any) -> Any:
+        """Move an array home, or those that a result holds."""
+        if self.xp is None:
+            return result
+        if is_dataclass(result) and not isinstance(result, type):
+            parts = {part.name: self.bring(getattr(result, part.name)) for part in fields(result)}
+            return replace(result, **parts)
+        if issparse(result):
+            raise ValueError(
+                "sparse_output=True makes SciPy matrices, which hold NumPy arrays alone; set "
+                f"sparse_output=False for arrays of {self.xp.__name__}."
+            )
+        if not isinstance(result, np.ndarray):
+            return result
+        lowered = max_precision_float_dtype(self.xp, self.device) == self.xp.float32
+        if lowered and result.dtype == np.float64:
+            result = result.astype(np.float32)
+        if not result.flags.writeable:
+            # torch shares the memory, and knows of none that is read-only.
+            result = result.copy()
+        return self.xp.asarray(result, device=self.device)
+
+
+def to_host(array: Any) -> Any:
+    """Bring an array of another namespace to NumPy; leave all else as it is."""
+    if isinstance(array, Tensor):
+        # NumPy has no bfloat16; what is neither float32 nor float64 becomes float64 anyway.
+        return to_numpy(array.double() if array.dtype == torch.bfloat16 else array)
+    return foreign_to_numpy(array) if _is_foreign(array) else array
+
+
+def on_host(estimator: BaseEstimator) -> Any:
+    """Return the estimator with fitted arrays of NumPy, all else shared; itself where they are."""
+    foreign = {name: to_host(value) for name, value in _foreign_arrays(estimator).items()}
+    if not foreign:
+        return estimator
+    twin = object.__new__(type(estimator))
+    vars(twin).update(vars(estimator) | foreign)
+    return twin
+
+
+def converted(estimator: BaseEstimator, converter: Callable[[Any], Any]) -> Any:
+    """Return a copy of the estimator with its fitted arrays converted."""
+    other = copy.deepcopy(estimator)
+    vars(other).update({k: converter(v) for k, v in _fitted_arrays(estimator).items()})
+    return other
+
+
+def follows_input(method: Method) -> Method:
+    """Decorate a method of rows or codes: its arrays are where those of its argument are."""
+    signature = inspect.signature(method)
+    first = list(signature.parameters)[1]
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(self, *args, **kwargs)
+        given = call.arguments[first]
+        home = Home.of(given)
+        _check_home(self, given, home, method.__name__)
+        call.arguments |= {"self": on_host(self), first: _at_the_door(given)}
+        with fair_share_of_cores():
+            return home.bring(method(*call.args, **call.kwargs))
+
+    return cast(Method, wrapped)
+
+
+def follows_fit(method: Method) -> Method:
+    """Decorate a method that is given no array: what it makes is where fitted arrays are."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        home = Home.of(getattr(self, "components_", None))
+        with fair_share_of_cores():
+            return home.bring(method(on_host(self), *args, **kwargs))
+
+    return cast(Method, wrapped)
+
+
+def learns_from_input(method: Method) -> Method:
+    """Decorate a method that learns from rows: what is fitted is where they are."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any, X: Any, y: Any = None) -> Any:
+        home = Home.of(X)
+        before = _foreign_arrays(self)
+        hosted = {name: to_host(value) for name, value in before.items()}
+        vars(self).update(hosted)
+        try:
+            with fair_share_of_cores():
+                method(self, _at_the_door(X), y)
+        except BaseException:
+            kept = vars(self)
+            kept.update({k: v for k, v in before.items() if kept.get(k) is hosted[k]})
+            raise
+        if home.xp is not None:
+            vars(self).update({k: home.bring(v) for k, v in _fitted_arrays(self).items()})
+        return self
+
+    return cast(Method, wrapped)
+
+
+def _at_the_door(array: Any) -> Any:
+    # Without dispatch a tensor on a GPU is refused, as by `numpy.asarray`.
+    if isinstance(array, Tensor) and array.device.type != "cpu" and Home.of(array).xp is None:
+        raise TypeError(
+            f"A tensor on {array.device} was given without array API dispatch: move it to the CPU, "
+            "or call sklearn.set_config(array_api_dispatch=True)."
+        )
+    return to_host(array)
+
+
+def _check_home(estimator: Any, array: Any, home: Home, method: str) -> None:
+    """Refuse another namespace than that of ``fit``, as scikit-learn does; any device will do."""
+    fitted = getattr(estimator, "components_", None)
+    if fitted is not None and get_config()["array_api_dispatch"] and Home.of(fitted).xp != home.xp:
+        check_same_namespace(array, estimator, attribute="components_", method=method)
+
+
+def _is_foreign(value: Any) -> bool:
+    """Whether this is an array, and not one of NumPy."""
+    if isinstance(value, Tensor):
+        return True
+    return hasattr(value, "__array_namespace__") and not isinstance(value, (np.ndarray, np.generic))
+
+
+def _foreign_arrays(estimator: BaseEstimator) -> dict[str, Any]:
+    """Arrays that a fit has set and that are not of NumPy, by name."""
+    if any(map(_is_foreign, vars(estimator).values())):
+        return {k: v for k, v in _fitted_arrays(estimator).items() if _is_foreign(v)}
+    return {}
+
+
+def _fitted_arrays(estimator: BaseEstimator) -> dict[str, NDArray]:
+    """Arrays of numbers that a fit has set, by name."""
+    parameters = estimator.get_params(deep=False)
+    return {
+        name: value
+        for name, value in vars(estimator).items()
+        if name not in parameters
+        and (_is_foreign(value) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub"))
+    }
