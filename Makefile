@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made when it is missing: Python 3.11 and make are enough.
 #   make demo      learn dictionaries from photographs, beside scikit-learn's own
 #   make test      the tests                  (PYTEST_ARGS="-k fista" to choose)
+#   make test-oldest, make test-newest         the tests on the oldest and newest versions
 #   make lint      ruff and mypy
 #   make doctest   the examples in docstrings, guide and README
 #   make docs      the HTML pages, in docs/_build/html; a warning is an error
@@ -8,27 +9,34 @@
 
 PYTHON ?= python3.11
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 JOBS ?= 2
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
 # One thread for each test process: the processes share the cores already.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test lint doctest docs clean help
+.PHONY: demo test test-oldest test-newest lint doctest docs clean help
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 demo: $(VENV)/.installed-plot
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -46,14 +54,14 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) docs/_build docs/generated build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest docs/_build docs/generated build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.installed-%: $(VENV)/.created pyproject.toml constraints.txt
+$(VENV)/.installed-%: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 	@echo 'Installing sklearn-vsc with its "$*" extra into $(VENV) (minutes, the first time) ...'
 	$(PIP_INSTALL) -e '.[$*]'
 	@touch $@
