@@ -28,6 +28,7 @@ from ._arrays import (
     to_tensor,
 )
 from ._base import BaseSparseCoder, Posterior
+from ._data_parallel import accelerate_state
 from ._sparse_output import dense_rows, join_codes
 from .latents import Draws, LatentPosterior, Noise
 from .model import LatentVariableModel
@@ -47,6 +48,7 @@ class AmortisedCoder(BaseSparseCoder):
     module_: LatentVariableModel
     likelihood: str
     device: str
+    precision: str
     random_state: int | np.random.RandomState | None
     n_draws: int
     n_refine: int | str
@@ -135,7 +137,13 @@ class AmortisedCoder(BaseSparseCoder):
     def _evaluated(self, X: ArrayLike) -> tuple[NDArray, torch.device]:
         X = self._validate_rows(X, reset=False)
         self._check_likelihood(X)
-        return X, resolve_device(self.device)
+        return X, self._device()
+
+    def _device(self) -> torch.device:
+        """Return the device that the parameter names, or that accelerate gave this process."""
+        if self.device == "accelerate":
+            return accelerate_state().device
+        return resolve_device(self.device)
 
     def _check_likelihood(self, X: NDArray) -> None:
         if self.likelihood != "bernoulli":

@@ -23,7 +23,6 @@ from ._arrays import (
     draw_seed,
     few_rows,
     private_random_state,
-    resolve_device,
     row_slices,
     seeded_generator,
     to_numpy,
@@ -31,8 +30,10 @@ from ._arrays import (
 )
 from ._compat import Interval, StrOptions, fit_context
 from ._construction import TRAINING_SWEEPS, ModelBuilder
+from ._data_parallel import ProcessGroup
 from ._fit_tasks import EpochTasks, FitTasks
 from ._interruption import HeldInterrupts, unchanged_on_error
+from ._precision import check_precision
 from .likelihoods import GaussianLikelihood, squared_error
 from .model import LatentVariableModel
 from .networks import LinearDecoder
@@ -82,6 +83,7 @@ class NeuralSparseCoder(ModelBuilder):
         "callbacks": [list, tuple, None],
         "sparse_output": ["boolean"],
         "device": [str],
+        "precision": [StrOptions({"float32", "bf16"})],
     }
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -185,13 +187,26 @@ class NeuralSparseCoder(ModelBuilder):
         X = self._validate_rows(X, reset=reset)
         self._check_likelihood(X)
         self._check_range(X)
-        device = resolve_device(self.device)
+        device = self._device()
+        check_precision(self.precision, device)
+        group = ProcessGroup.of_device(self.device)
+        if group is not None:
+            n_iter = 0 if reset else self.n_iter_
+            group.check_same(X, self._shared_parameters() | {"n_iter_": n_iter})
         if reset:
-            self._initialize(X)
+            self._initialize(X, group)
         else:
             # A copy: should this fail, the next call draws as if it had not been.
             self._random_state = copy.deepcopy(self._random_state)
         return X, device
+
+    def _shared_parameters(self) -> dict[str, Any]:
+        """Return what processes that train one model must have alike; modules are not compared."""
+        return {
+            name: value
+            for name, value in self.get_params(deep=False).items()
+            if name not in (*NOT_BUILT_WITH, "verbose") and not isinstance(value, nn.Module)
+        }
 
     def _split(self, X: NDArray) -> tuple[NDArray, NDArray]:
         if len(X) < 2:
@@ -203,9 +218,11 @@ class NeuralSparseCoder(ModelBuilder):
         )
         return train_rows, valid_rows
 
-    def _initialize(self, X: NDArray) -> None:
+    def _initialize(self, X: NDArray, group: ProcessGroup | None) -> None:
         """Fix units and seeds, and build the model."""
         self._random_state = private_random_state(self.random_state)
+        if group is not None:
+            self._random_state = group.from_first(self._random_state)
         self._evaluation_seed = draw_seed(self._random_state)
         self._reads_mask, mean = _count_observed(X) < X.size, _column_means(X)
         with np.errstate(over="ignore"):
@@ -253,7 +270,7 @@ class NeuralSparseCoder(ModelBuilder):
         interrupts: HeldInterrupts | None = None,
     ) -> bool:
         """Train for some epochs; return whether Ctrl-C came. Without tasks it is one pass."""
-        schedule = tasks is not None
+        schedule, group = tasks is not None, ProcessGroup.of_device(self.device)
         batch_size = min(128, len(X)) if self.batch_size == "auto" else self.batch_size
         first, last = self._temperatures()
         n_refine = min(self._n_sweeps(self.module_), TRAINING_SWEEPS)
@@ -269,13 +286,17 @@ class NeuralSparseCoder(ModelBuilder):
             schedule=schedule,
             n_iter_no_change=self.n_iter_no_change,
             tol=self.tol,
-            verbose=int(self.verbose),
+            # One bar for all processes.
+            verbose=int(self.verbose) if group is None or group.index == 0 else 0,
+            precision=self.precision,
             callbacks=(*(self.callbacks or ()), self._epoch_tasks(tasks, X)),
         )
         noise_seed, order_seed = draw_seed(self._random_state), draw_seed(self._random_state)
+        if group is not None:
+            noise_seed = group.seed(noise_seed)
         # A copy: should training fail, the fitted model is still there.
         module = copy.deepcopy(self.module_).float()
-        with self._own_modules_seeded(), _deterministic_convolutions():
+        with self._own_modules_seeded(group), _deterministic_convolutions():
             result = train(
                 module,
                 self._normalize(X, device).float(),
@@ -285,7 +306,11 @@ class NeuralSparseCoder(ModelBuilder):
                 order_generator=seeded_generator(order_seed),
                 optimizer_state=self._optimizer_state,
                 interrupts=interrupts,
+                group=group,
             )
+        if group is not None and result.interrupted:
+            # It came to each process at another step.
+            raise KeyboardInterrupt
         self._take_over(module, result, X.dtype)
         return result.interrupted
 
@@ -336,11 +361,12 @@ class NeuralSparseCoder(ModelBuilder):
         self._n_uses, self._n_rows_seen = np.zeros(self._n_components), 0
         self._record_usage(self._usage_with(self._finish(X, device)), warn=warn)
 
-    def _own_modules_seeded(self) -> Any:
+    def _own_modules_seeded(self, group: ProcessGroup | None) -> Any:
         """Seed what a user's own module draws (dropout), and put the global state back."""
         if not any(isinstance(part, nn.Module) for part in (self.encoder, self.decoder)):
             return nullcontext()
-        return _forked_global_generator(draw_seed(self._random_state))
+        seed = draw_seed(self._random_state)
+        return _forked_global_generator(seed if group is None else group.seed(seed))
 
     def _settle_noise_variance(self, X: NDArray, device: torch.device) -> None:
         """Set a learned noise variance to the best one for the training rows.

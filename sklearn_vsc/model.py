@@ -137,8 +137,8 @@ class LatentVariableModel(nn.Module):
         return conditional_mean(*linear, family.slab_scale, support[None], observed(x))[0]
 
     def share_of_active(self, posterior: LatentPosterior) -> Tensor:
-        """Share of codes that are more likely non-zero than zero."""
-        return (posterior.inclusion > 0.5).float().mean()
+        """Share of the codes of each row, (n,), that are more likely non-zero than zero."""
+        return (posterior.inclusion > 0.5).float().mean(-1)
 
     def decode(self, code: Tensor) -> Tensor:
         """Mean of p(x given z)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,8 +63,12 @@ def training_bound(
     *,
     kl_weight: float,
     noise_scale: float = 1.0,
+    batch_mean: Callable[[Tensor], Tensor] = torch.mean,
 ) -> Tensor:
-    """Objective of each row (n,), nats, to be maximised."""
+    """Objective of each row (n,), nats, to be maximised.
+
+    ``batch_mean`` takes the mean over a batch of which x may be a part.
+    """
     if objective.bound == "code":
         assert isinstance(model, SparseAutoencoder)
         return model.training_bound(x, generator, kl_weight)
@@ -76,7 +80,8 @@ def training_bound(
             reached = _exact_bound(model, x, posterior, kl_weight)
         refined = model.refine(x, posterior, objective.n_refine, kl_weight)
         bound = _exact_bound(model, x, refined, kl_weight) + (reached - reached.detach())
-        return bound + _density_pull(model, refined, n_observed(x))
+        share = batch_mean(model.share_of_active(refined))
+        return bound + _density_pull(model, share, n_observed(x))
     posterior = model.posterior(x)
     if objective.bound == "exact":
         return _exact_bound(model, x, posterior, kl_weight)
@@ -105,7 +110,7 @@ def _exact_bound(
 
 
 def _density_pull(
-    model: LatentVariableModel, posterior: LatentPosterior, n_features: Tensor | int
+    model: LatentVariableModel, share_of_active: Tensor, n_features: Tensor | int
 ) -> Tensor:
     """Zero, with a slope that keeps the noise variance where codes are as dense as the prior.
 
@@ -113,7 +118,7 @@ def _density_pull(
     nothing beside what a small one makes of each code. So the prior's density bounds it.
     """
     assert isinstance(model.likelihood, GaussianLikelihood)
-    room = 1 - model.share_of_active(posterior) / model.family.prior_inclusion
+    room = 1 - share_of_active / model.family.prior_inclusion
     strength = _FULL_PULL * n_features * (1 - room / _PULL_WIDTH).clamp(0, 1)
     pull = strength * model.likelihood.noise_variance.log()
     return pull - pull.detach()

@@ -183,6 +183,13 @@ class SparseVAE(NeuralSparseCoder):
         Whether ``transform`` returns a SciPy CSR matrix in place of an array.
     device : str, default='auto'
         'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch device.
+        'accelerate': the one that `accelerate launch` gives each of its processes, which then
+        share the batches of ``fit`` and ``partial_fit``; it needs the extra ``accelerate``.
+
+    precision : {'float32', 'bf16'}, default='float32'
+        Numbers that networks multiply in while they are trained. 'bf16': bfloat16, on CPUs and
+        on CUDA devices that have it. Weights, densities and all that a fitted model answers
+        keep their precision.
 
     Attributes
     ----------
@@ -306,6 +313,7 @@ class SparseVAE(NeuralSparseCoder):
         callbacks: Sequence[Any] | None = None,
         sparse_output: bool = False,
         device: str = "auto",
+        precision: str = "float32",
     ) -> None:
         self.n_components = n_components
         self.prior = prior
@@ -346,6 +354,7 @@ class SparseVAE(NeuralSparseCoder):
         self.callbacks = callbacks
         self.sparse_output = sparse_output
         self.device = device
+        self.precision = precision
 
     def _posterior(self) -> str:
         """Return the posterior's name."""

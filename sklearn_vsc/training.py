@@ -6,8 +6,9 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
+from ._data_parallel import DataParallelNet, ProcessGroup
 from ._interruption import HeldInterrupts
+from ._precision import networks_in
 from .latents import SpikeSlab
 from .model import LatentVariableModel
 from .networks import LinearDecoder
@@ -62,6 +65,7 @@ class TrainingOptions:
     n_iter_no_change: int = 10
     tol: float = 1e-4
     verbose: int = 0
+    precision: str = "float32"
     callbacks: Sequence[Any] = ()
 
 
@@ -87,6 +91,8 @@ class TrainingObjective(nn.Module):
         self.generator = generator
         self.progress = 1.0
         self.annealed = 1.0
+        # Of a batch that processes share out, the mean over all of it.
+        self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the loss of each row (n,), nats."""
@@ -96,14 +102,16 @@ class TrainingObjective(nn.Module):
             first, last = options.temperature
             annealed = self.annealed if self.training else 1.0
             self.model.family.temperature = first * (last / first) ** annealed
-        bound = training_bound(
-            self.model,
-            x,
-            options.objective,
-            self.generator,
-            kl_weight=options.objective.kl_weight * _ramp(progress, options.kl_warmup, 0.0),
-            noise_scale=_ramp(progress, options.noise_warmup, _NOISE_SCALE_START),
-        )
+        with networks_in(options.precision, self.model, x.device):
+            bound = training_bound(
+                self.model,
+                x,
+                options.objective,
+                self.generator,
+                kl_weight=options.objective.kl_weight * _ramp(progress, options.kl_warmup, 0.0),
+                noise_scale=_ramp(progress, options.noise_warmup, _NOISE_SCALE_START),
+                batch_mean=self.batch_mean,
+            )
         loss = -bound
         if options.decoder_penalty:
             loss = loss + options.decoder_penalty * _squared_weights(self.model.decoder)
@@ -264,6 +272,7 @@ def train(
     order_generator: torch.Generator,
     optimizer_state: dict[str, dict[str, Tensor]] | None = None,
     interrupts: HeldInterrupts | None = None,
+    group: ProcessGroup | None = None,
 ) -> TrainingResult:
     """Train a model in place on the device of X; an interruption keeps the last whole epoch.
 
@@ -283,6 +292,8 @@ def train(
         Moments of an earlier run, to go on from.
     interrupts : HeldInterrupts or None
         What keeps Ctrl-C back while the last whole epoch is put in order.
+    group : ProcessGroup or None
+        Processes that share each batch; all are given the same rows and order.
 
     Returns
     -------
@@ -305,7 +316,8 @@ def train(
         load_best=X_valid is not None,
         sink=lambda _: None,
     )
-    net = NeuralNet(
+    net_class = NeuralNet if group is None else partial(DataParallelNet, group=group)
+    net = net_class(
         TrainingObjective(model, options, noise_generator),
         criterion=_MeanLoss,
         optimizer=torch.optim.Adam,

@@ -31,11 +31,22 @@ FLOORS = {
         "model",
         "sparse_autoencoder",
     },
-    "training": {"_interruption", "latents", "model", "networks", "objectives"},
+    "_data_parallel": set(),
+    "_precision": {"model", "networks", "sparse_autoencoder"},
+    "training": {
+        "_data_parallel",
+        "_interruption",
+        "_precision",
+        "latents",
+        "model",
+        "networks",
+        "objectives",
+    },
 }
 NUMERICS = {"numpy", "scipy", "torch"}
 LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {
     "solvers": NUMERICS | {"llvmlite", "numba"},
+    "_data_parallel": NUMERICS | {"accelerate", "skorch"},
     "training": NUMERICS | {"skorch", "tqdm"},
 }
 

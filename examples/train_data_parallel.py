@@ -1,0 +1,56 @@
+"""A model that several processes train together, each on its part of every batch.
+
+Learns atoms of whitened patches of photographs. On a machine with two GPUs, or with the CPU alone
+and the extra 'accelerate' installed:
+
+    accelerate launch --multi_gpu --num_processes 2 examples/train_data_parallel.py
+
+Without a GPU the name of that option misleads: it starts the processes, which then talk through
+gloo. The batches are the same for any number of processes, and so are the gradients, to rounding:
+`python examples/train_data_parallel.py` trains the same model alone.
+"""
+
+import argparse
+import sys
+import time
+
+import torch
+from accelerate import PartialState
+
+from sklearn_vsc import ThresholdedVSC
+from sklearn_vsc.datasets import load_natural_patches
+
+
+def main(n_samples, max_iter, output):
+    """Fit in all processes; the first one tells of it."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    X = load_natural_patches(n_samples, subset="train", random_state=0)
+    model = ThresholdedVSC(
+        64,
+        batch_size=256,
+        max_iter=max_iter,
+        random_state=0,
+        device="accelerate",
+        verbose=sys.stderr.isatty(),
+    )
+    start = time.perf_counter()
+    model.fit(X)
+    duration = time.perf_counter() - start
+    if state.is_main_process:
+        print(
+            f"{state.num_processes} processes on {state.device.type}: {duration:.1f} s, "
+            f"score {model.score(X[:1000]):.2f} nats a row"
+        )
+        if output is not None:
+            # The model opens anywhere: it need not know of the processes that trained it.
+            model.set_params(device="auto").save(output)
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n-samples", type=int, default=20_000)
+    parser.add_argument("--max-iter", type=int, default=10)
+    parser.add_argument("--output", help="folder to save the model in")
+    args = parser.parse_args()
+    main(args.n_samples, args.max_iter, args.output)
