@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any, NoReturn
 
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from . import bounds
 from ._arrays import (
+    NUMBERS_AT_ONCE,
     draw_blocks,
     draw_seed,
     private_random_state,
     resolve_device,
     row_generators,
     row_slices,
+    rows_at_once,
     seeded_generator,
     to_numpy,
     to_tensor,
 )
 from ._base import BaseSparseCoder, Posterior
+from ._row_sources import ArrayRows, RowSource
 from .latents import Draws, LatentPosterior, Noise
 from .model import LatentVariableModel
-
-# Numbers held at once while draws are scored; bounds memory, not results.
-_CHUNK_NUMBERS = 2**24
 
 
 class AmortisedCoder(BaseSparseCoder):
@@ -76,18 +76,28 @@ class AmortisedCoder(BaseSparseCoder):
         n_draws: int = 1,
     ) -> NDArray:
         """Apply a function of (model, normalised rows, raw rows) in chunks of bounded memory."""
+        found = self._evaluated_chunks(ArrayRows(X), device, of_rows, n_draws)
+        return np.concatenate([chunk for _, chunk in found])
+
+    def _evaluated_chunks(
+        self,
+        rows: RowSource,
+        device: torch.device,
+        of_rows: Callable[[LatentVariableModel, Tensor, NDArray], Tensor],
+        n_draws: int = 1,
+    ) -> Iterator[tuple[NDArray, NDArray]]:
+        """Do so chunk by chunk: yield raw rows and what was found for them."""
         # At rest the model is on the CPU, where it pickles and opens anywhere.
         model = self.module_ if device.type == "cpu" else copy.deepcopy(self.module_).to(device)
         dtype = next(model.parameters()).dtype
-        n_rows = max(1, _CHUNK_NUMBERS // (n_draws * self._numbers_per_row))
 
         def of_chunk(raw: NDArray) -> NDArray:
-            rows = self._normalize(raw, device).to(dtype)
-            return to_numpy(of_rows(model, rows, raw), X.dtype)
+            with torch.no_grad():
+                found = of_rows(model, self._normalize(raw, device).to(dtype), raw)
+            return to_numpy(found, rows.dtype)
 
-        with torch.no_grad():
-            chunks = row_slices(len(X), min(n_rows, 4096))
-            return np.concatenate([_complete_rows_apart(of_chunk, X[chunk]) for chunk in chunks])
+        for raw in rows.batches(rows_at_once(n_draws * self._numbers_per_row)):
+            yield raw, _complete_rows_apart(of_chunk, raw)
 
     @property
     def _numbers_per_row(self) -> int:
@@ -125,10 +135,12 @@ class AmortisedCoder(BaseSparseCoder):
         return X, resolve_device(self.device)
 
     def _check_likelihood(self, X: NDArray) -> None:
-        if self.likelihood != "bernoulli":
-            return
-        least, most = np.nanmin(X), np.nanmax(X)
-        if least < 0 or most > 1:
+        if self.likelihood == "bernoulli":
+            self._check_bounds(np.nanmin(X), np.nanmax(X))
+
+    def _check_bounds(self, least: float, most: float) -> None:
+        """Check the range of rows."""
+        if self.likelihood == "bernoulli" and (least < 0 or most > 1):
             raise ValueError(
                 "likelihood='bernoulli' needs X in [0, 1]; got values from "
                 f"{least:.3g} to {most:.3g}. Rescale X or use likelihood='gaussian'."
@@ -201,7 +213,7 @@ class AmortisedCoder(BaseSparseCoder):
         dtype = next(self.module_.parameters()).dtype
         with torch.no_grad():
             parts = []
-            for chunk in row_slices(len(Z), max(1, _CHUNK_NUMBERS // self._numbers_per_row)):
+            for chunk in row_slices(len(Z), max(1, NUMBERS_AT_ONCE // self._numbers_per_row)):
                 codes = to_tensor(Z[chunk], torch.device("cpu"), dtype)
                 parts.append(to_numpy(of_codes(self.module_, codes), Z.dtype))
         return np.concatenate(parts)
