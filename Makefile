@@ -2,6 +2,7 @@
 #   make demo      learn dictionaries from photographs, beside scikit-learn's own
 #   make test      the tests                  (PYTEST_ARGS="-k fista" to choose)
 #   make test-oldest, make test-newest         the tests on the oldest and newest versions
+#   make test-big  fits of several gigabytes, for minutes
 #   make lint      ruff and mypy
 #   make doctest   the examples in docstrings, guide and README
 #   make docs      the HTML pages, in docs/_build/html; a warning is an error
@@ -21,16 +22,19 @@ export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-oldest test-newest lint doctest docs clean help
+.PHONY: demo test test-big test-oldest test-newest lint doctest docs clean help
 
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 demo: $(VENV)/.installed-plot
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+test-big: $(VENV)/.installed-test
+	$(ONE_THREAD) $(BIN)/python -m pytest -m big -s $(PYTEST_ARGS) tests/test_streaming.py
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt

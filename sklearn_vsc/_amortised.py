@@ -17,24 +17,24 @@ from torch import Tensor
 from . import bounds
 from ._array_api import follows_fit, follows_input
 from ._arrays import (
+    NUMBERS_AT_ONCE,
     draw_blocks,
     draw_seed,
     private_random_state,
     resolve_device,
     row_generators,
     row_slices,
+    rows_at_once,
     seeded_generator,
     to_numpy,
     to_tensor,
 )
 from ._base import BaseSparseCoder, Posterior
 from ._data_parallel import accelerate_state
+from ._row_sources import ArrayRows, RowSource
 from ._sparse_output import dense_rows, join_codes
 from .latents import Draws, LatentPosterior, Noise
 from .model import LatentVariableModel
-
-# Numbers held at once while draws are scored; bounds memory, not results.
-_CHUNK_NUMBERS = 2**24
 
 
 class AmortisedCoder(BaseSparseCoder):
@@ -80,29 +80,29 @@ class AmortisedCoder(BaseSparseCoder):
         n_draws: int = 1,
     ) -> NDArray:
         """Apply a function of (model, normalised rows, raw rows) in chunks of bounded memory."""
-        return np.concatenate(list(self._evaluate_chunks(X, device, of_rows, n_draws)))
+        found = self._evaluated_chunks(ArrayRows(X), device, of_rows, n_draws)
+        return np.concatenate([chunk for _, chunk in found])
 
-    def _evaluate_chunks(
+    def _evaluated_chunks(
         self,
-        X: NDArray,
+        rows: RowSource,
         device: torch.device,
         of_rows: Callable[[LatentVariableModel, Tensor, NDArray], Tensor],
         n_draws: int = 1,
-    ) -> Iterator[NDArray]:
-        """Yield what ``_evaluate`` returns, chunk by chunk."""
+    ) -> Iterator[tuple[NDArray, NDArray]]:
+        """Do so chunk by chunk: yield raw rows and what was found for them."""
         # At rest the model is on the CPU, where it pickles and opens anywhere.
         model = self.module_ if device.type == "cpu" else copy.deepcopy(self.module_).to(device)
         dtype = next(model.parameters()).dtype
-        n_rows = max(1, _CHUNK_NUMBERS // (n_draws * self._numbers_per_row))
 
         def of_chunk(raw: NDArray) -> NDArray:
             # Here: a generator that waits would leave gradients off for its caller.
             with torch.no_grad():
-                rows = self._normalize(raw, device).to(dtype)
-                return to_numpy(of_rows(model, rows, raw), X.dtype)
+                found = of_rows(model, self._normalize(raw, device).to(dtype), raw)
+            return to_numpy(found, rows.dtype)
 
-        for chunk in row_slices(len(X), min(n_rows, 4096)):
-            yield _complete_rows_apart(of_chunk, X[chunk])
+        for raw in rows.batches(rows_at_once(n_draws * self._numbers_per_row)):
+            yield raw, _complete_rows_apart(of_chunk, raw)
 
     @property
     def _numbers_per_row(self) -> int:
@@ -146,10 +146,12 @@ class AmortisedCoder(BaseSparseCoder):
         return resolve_device(self.device)
 
     def _check_likelihood(self, X: NDArray) -> None:
-        if self.likelihood != "bernoulli":
-            return
-        least, most = np.nanmin(X), np.nanmax(X)
-        if least < 0 or most > 1:
+        if self.likelihood == "bernoulli":
+            self._check_bounds(np.nanmin(X), np.nanmax(X))
+
+    def _check_bounds(self, least: float, most: float) -> None:
+        """Check the range of rows."""
+        if self.likelihood == "bernoulli" and (least < 0 or most > 1):
             raise ValueError(
                 "likelihood='bernoulli' needs X in [0, 1]; got values from "
                 f"{least:.3g} to {most:.3g}. Rescale X or use likelihood='gaussian'."
@@ -182,7 +184,8 @@ class AmortisedCoder(BaseSparseCoder):
             "max_elbo": self._best_codes,
         }[self.transform_method]
         n_draws = self.n_draws if self.transform_method == "max_elbo" else 1
-        return self._evaluate_chunks(X, device, rule, n_draws)
+        found = self._evaluated_chunks(ArrayRows(X), device, rule, n_draws)
+        return (codes for _, codes in found)
 
     def _map_codes(self, model: LatentVariableModel, rows: Tensor, _: NDArray) -> Tensor:
         return model.sparse_code(rows, self._n_sweeps(model), self.kl_weight)
@@ -229,7 +232,7 @@ class AmortisedCoder(BaseSparseCoder):
         dtype = next(self.module_.parameters()).dtype
         with torch.no_grad():
             parts = []
-            for chunk in row_slices(Z.shape[0], max(1, _CHUNK_NUMBERS // self._numbers_per_row)):
+            for chunk in row_slices(Z.shape[0], max(1, NUMBERS_AT_ONCE // self._numbers_per_row)):
                 codes = to_tensor(dense_rows(Z, chunk), torch.device("cpu"), dtype)
                 parts.append(to_numpy(of_codes(self.module_, codes), Z.dtype))
         return np.concatenate(parts)

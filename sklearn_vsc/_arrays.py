@@ -14,7 +14,10 @@ from sklearn.utils import check_random_state
 
 Rows = TypeVar("Rows", NDArray, torch.Tensor)
 # Rows, at most, that a look at a fit that goes on, or was interrupted, rests on.
-_FEW_ROWS = 4096
+FEW_ROWS = 4096
+# Numbers, and rows, that are held at once where all rows are gone through: bounds memory.
+NUMBERS_AT_ONCE = 2**24
+_ROWS_AT_ONCE = 4096
 _SEED_BOUND = np.iinfo(np.int32).max
 
 
@@ -154,7 +157,12 @@ def draw_blocks(n_draws: int) -> Iterator[int]:
 
 def few_rows(X: Rows) -> Rows:
     """Return every so many rows, where there are more than can be looked at in a moment."""
-    return X[:: math.ceil(len(X) / _FEW_ROWS)]
+    return X[:: math.ceil(len(X) / FEW_ROWS)]
+
+
+def rows_at_once(n_numbers: int) -> int:
+    """Return how many rows to go through at once, where each takes so many numbers."""
+    return min(_ROWS_AT_ONCE, max(1, NUMBERS_AT_ONCE // n_numbers))
 
 
 def row_slices(n_rows: int, size: int) -> Iterator[slice]:

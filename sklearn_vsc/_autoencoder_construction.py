@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
@@ -12,9 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from ._array_api import follows_input
-from ._arrays import draw_seed, seeded_generator, to_numpy, to_tensor
+from ._arrays import draw_seed, seeded_generator
 from ._construction import _probe
-from ._neural import _START_ROWS, NeuralSparseCoder
+from ._neural import NeuralSparseCoder
+from ._read_off import start_sample
+from ._row_sources import RowSource
 from .latents import Continuous, LatentFamily
 from .model import LatentVariableModel
 from .networks import (
@@ -30,7 +33,6 @@ from .networks import (
 )
 from .networks._init import linear_layer
 from .objectives import Objective
-from .solvers.least_squares import effective_dictionary
 from .sparse_autoencoder import SparseAutoencoder
 
 # Length of latent vectors at the start, in thresholds: at least this, and one for each coordinate.
@@ -97,8 +99,12 @@ class AutoencoderBuilder(NeuralSparseCoder):
                     "(channels, height, width)."
                 )
             X = X.reshape(len(X), -1)
-        X = super()._validate_rows(X, reset=reset)
-        self._image_shape(X.shape[1])
+        return super()._validate_rows(X, reset=reset)
+
+    def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
+        X = super()._validate_table(X, reset=reset)
+        if self.image_shape is not None:
+            self._image_shape(X.shape[1])
         return X
 
     def _validate_codes(self, Z: ArrayLike) -> NDArray:
@@ -210,29 +216,32 @@ class AutoencoderBuilder(NeuralSparseCoder):
             network = layers
         return self._bounded(network)
 
-    def _settle_noise_variance(self, X: NDArray, device: torch.device) -> None:
+    def _settle_noise_variance(self, rows: RowSource, device: torch.device) -> None:
         """Set the scales of codes and the noise variance to the best for the training rows."""
         generator = seeded_generator(draw_seed(self._random_state), device)
-        sample = X[:: math.ceil(len(X) / _START_ROWS)]
         model = cast(SparseAutoencoder, self.module_).to(device)
         dtype = next(model.parameters()).dtype
-        model.settle_scales(self._normalize(sample, device).to(dtype), generator)
+        sample = self._normalize(start_sample(rows), device)
+        model.settle_scales(sample.to(dtype), generator)
         model.cpu()
-        super()._settle_noise_variance(X, device)
+        super()._settle_noise_variance(rows, device)
 
-    def _finish(self, X: NDArray, device: torch.device) -> NDArray:
-        """Set what is read off the trained model, and return which atoms each row uses."""
-        self.noise_variance_ = self._noise_variance()
+    def _finish(self, rows: RowSource, device: torch.device) -> NDArray:
         self.grid_shape_ = self._grid_shape()
+        return super()._finish(rows, device)
+
+    def _training_codes(
+        self, rows: RowSource, device: torch.device
+    ) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+        """Yield rows, their codes summed over positions, and which atoms each row uses."""
 
         def summed(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
             codes = self._map_codes(model, rows, raw).unflatten(1, (-1, self._n_components))
             return torch.cat([codes.sum(1), (codes != 0).any(1).to(codes)], dim=1)
 
-        codes, uses = np.split(self._evaluate(X, device, summed), 2, axis=1)
-        dictionary = effective_dictionary(to_tensor(X, device), to_tensor(codes, device))
-        self.components_ = to_numpy(dictionary, X.dtype)
-        return uses
+        for raw, found in self._evaluated_chunks(rows, device, summed):
+            codes, uses = np.split(found, 2, axis=1)
+            yield raw, codes, uses
 
     def _dead_atoms_cure(self) -> str:
         return "Train longer or on more rows, or lower n_components or alpha."

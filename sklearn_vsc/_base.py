@@ -18,6 +18,7 @@ from torch import Tensor
 from ._array_api import converted, to_host
 from ._compat import CallbackSupportMixin, validate_data
 from ._missing import check_observed
+from ._row_sources import refuse_dataset
 
 # Above this share of unused atoms a fit warns.
 _MANY_DEAD = 0.2
@@ -81,6 +82,8 @@ class BaseSparseCoder(
         code : ndarray of shape (n_samples, n_features_out)
             The same as ``fit(X).transform(X)``.
         """
+        # Before the fit, which may take long.
+        refuse_dataset(X)
         return self.fit(X, y, **fit_params).transform(X)
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
@@ -137,12 +140,17 @@ class BaseSparseCoder(
 
         Rows to learn from, those that ``reset``, must show something of every column.
         """
+        X = self._validate_table(X, reset=reset)
+        check_observed(X, columns=reset)
+        return X
+
+    def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
+        """Check type and shape of X; what is observed of it is another matter."""
+        refuse_dataset(X)
         if not reset:
             check_is_fitted(self)
         dtype = [np.float64, np.float32]
-        X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
-        check_observed(X, columns=reset)
-        return X
+        return validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
 
     def _validate_codes(self, Z: ArrayLike) -> NDArray:
         """Check codes given to ``inverse_transform``."""

@@ -286,13 +286,13 @@ class ModelBuilder(AmortisedCoder):
             return "sigmoid"
         return "identity" if self.output_activation == "auto" else self.output_activation
 
-    def _check_range(self, X: NDArray) -> None:
-        """Warn where X lies beyond what the decoder can reach."""
+    def _check_range(self, least: float, most: float) -> None:
+        """Refuse a range of X that the likelihood cannot hold; warn of what is out of reach."""
+        self._check_bounds(least, most)
         activation = self._activation()
         if activation == "identity" or self.likelihood == "bernoulli":
             return
         low, high = RANGES[activation]
-        least, most = np.nanmin(X), np.nanmax(X)
         if least < low or most > high:
             warnings.warn(
                 f"output_activation={activation!r} decodes to values in [{low:g}, {high:g}], but "

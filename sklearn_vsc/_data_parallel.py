@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,15 +102,18 @@ class ProcessGroup:
             return seed
         return int(np.random.SeedSequence(seed, spawn_key=(self.index,)).generate_state(1)[0])
 
-    def check_same(self, X: NDArray, parameters: dict[str, Any]) -> None:
-        """Raise in all processes, should one of them have other rows or parameters.
+    def check_same(self, X: Iterable[NDArray], parameters: dict[str, Any]) -> None:
+        """Raise in all processes, should one of them have other chunks of rows or parameters.
 
         Each would wait for the others where they train for different numbers of steps.
         """
         from accelerate.utils import gather_object
 
-        digest = hashlib.blake2b(np.ascontiguousarray(X).data).hexdigest()
-        mine = {"X": f"{X.dtype} {X.shape} {digest}"}
+        digest = hashlib.blake2b()
+        for chunk in X:
+            digest.update(f"{chunk.dtype} {chunk.shape}".encode())
+            digest.update(np.ascontiguousarray(chunk).data)
+        mine = {"X": digest.hexdigest()}
         mine |= {name: repr(value) for name, value in parameters.items()}
         seen = gather_object([mine])
         differing = [name for name in mine if any(other.get(name) != mine[name] for other in seen)]

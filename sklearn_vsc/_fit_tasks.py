@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numpy.typing import ArrayLike
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
@@ -22,13 +21,13 @@ class FitTasks:
     ----------
     estimator : BaseSparseCoder
         Told about.
-    X, y : array-like
+    X, y : array-like or Dataset
         As given to ``fit``.
     max_iter : int
         Largest number of epochs.
     """
 
-    def __init__(self, estimator: BaseSparseCoder, X: ArrayLike, y: Any, max_iter: int) -> None:
+    def __init__(self, estimator: BaseSparseCoder, X: Any, y: Any, max_iter: int) -> None:
         self._about = {"estimator": estimator, "X": X, "y": y}
         self._fit = estimator._init_callback_context(max_subtasks=max_iter)
         self._fit.call_on_fit_task_begin(**self._about)

@@ -17,36 +17,32 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import train_test_split
 from skorch import NeuralNet
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from ._array_api import learns_from_input
 from ._arrays import (
+    FEW_ROWS,
     draw_seed,
-    few_rows,
     private_random_state,
-    row_slices,
     seeded_generator,
-    to_numpy,
-    to_tensor,
 )
 from ._compat import Interval, StrOptions, fit_context
-from ._construction import TRAINING_SWEEPS, ModelBuilder
+from ._construction import TRAINING_SWEEPS
 from ._data_parallel import ProcessGroup
 from ._fit_tasks import EpochTasks, FitTasks
 from ._interruption import HeldInterrupts, unchanged_on_error
+from ._missing import ObservedRows
 from ._precision import check_precision
-from .likelihoods import GaussianLikelihood, squared_error
+from ._read_off import TrainedModelReader, start_sample
+from ._row_sources import ArrayRows, NormalizedRows, RowSource, dataset_rows
 from .model import LatentVariableModel
-from .networks import LinearDecoder
-from .solvers.least_squares import effective_dictionary
-from .training import TrainingOptions, TrainingResult, epochs_so_far, train
+from .training import StreamedRows, TrainingOptions, TrainingResult, epochs_so_far, train
 
 # Parameters that the model does not hang on, though some are objects that change.
 NOT_BUILT_WITH = ("callbacks", "random_state")
-# Rows, at most, that the first weights are made from.
-_START_ROWS = 10_000
 
 
-class NeuralSparseCoder(ModelBuilder):
+class NeuralSparseCoder(TrainedModelReader):
     """Base of the estimators that train an inference network."""
 
     _random_state: np.random.RandomState
@@ -88,7 +84,7 @@ class NeuralSparseCoder(ModelBuilder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
         """Train the model on the rows of X.
 
         Of rows with missing entries the likelihood counts those that are observed. Encoders read
@@ -99,10 +95,15 @@ class NeuralSparseCoder(ModelBuilder):
         a warning tells, or has its first weights where no epoch was finished. What is read off
         the trained model rests on at most 4096 rows then.
 
+        Rows of a memory-mapped array or of a dataset are read batch by batch and not kept.
+
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows; NaN is a missing entry.
+        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
+            Training rows; NaN is a missing entry. Items of a dataset are rows, or tuples that
+            begin with one; images, where there is an ``image_shape``, are laid flat. An
+            ``IterableDataset`` may give batches of rows too. It must end, give the same rows
+            each time it is iterated, and keeps its order.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -116,22 +117,30 @@ class NeuralSparseCoder(ModelBuilder):
         ValueError
             When a parameter or X does not fit the model, when X holds infinite values or a row or
             column of which nothing is observed, or when training diverges.
+        TypeError
+            When items of a dataset are no rows of numbers, or it has no length and no end.
         """
         self._check_parameters()
+        if self.early_stopping and isinstance(X, IterableDataset):
+            raise ValueError(
+                "early_stopping=True sets rows aside by their numbers, which those of an "
+                "IterableDataset do not have: give a map-style Dataset, with __getitem__ and "
+                "__len__, or use early_stopping=False."
+            )
         tasks = FitTasks(self, X, y, self.max_iter)
         # Ctrl-C ends the fit before it has a model, and after that the training alone.
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
                 goes_on = self.warm_start and hasattr(self, "module_")
-                X, device = self._begin(X, reset=not goes_on)
-                X_train, X_valid = X, None
+                rows, device = self._begin(X, reset=not goes_on)
+                trained_on, aside = rows, None
                 if self.early_stopping:
-                    X_train, X_valid = self._split(X)
+                    trained_on, aside = self._split(rows)
                 n_before = len(self.history_)
                 interrupted = self._train(
-                    X_train, X_valid, device, self.max_iter, tasks=tasks, interrupts=interrupts
+                    trained_on, aside, device, self.max_iter, tasks=tasks, interrupts=interrupts
                 )
-                self._conclude(X, device, interrupts, short=interrupted)
+                self._conclude(rows, device, interrupts, short=interrupted)
             interrupts.attempt(tasks.end)
         if interrupted or interrupts.came:
             # At the very end: where warnings are errors, nothing is lost by it.
@@ -145,7 +154,7 @@ class NeuralSparseCoder(ModelBuilder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def partial_fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
         """Train for one more pass over these rows.
 
         The first call fixes the number of features, the units of the model and whether its
@@ -156,8 +165,8 @@ class NeuralSparseCoder(ModelBuilder):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows; NaN is a missing entry.
+        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
+            Training rows, as ``fit`` takes them; NaN is a missing entry.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -176,29 +185,28 @@ class NeuralSparseCoder(ModelBuilder):
         """
         self._check_parameters()
         with unchanged_on_error(self):
-            X, device = self._begin(X, reset=not hasattr(self, "module_"))
-            if self._train(X, None, device, 1):
+            rows, device = self._begin(X, reset=not hasattr(self, "module_"))
+            if self._train(rows, None, device, 1):
                 raise KeyboardInterrupt
-            self._record_usage(self._usage_with(self._finish(X, device)), warn=False)
+            self._record_usage(self._usage_with(self._finish(rows, device), rows), warn=False)
         return self
 
-    def _begin(self, X: ArrayLike, *, reset: bool) -> tuple[NDArray, torch.device]:
+    def _begin(self, X: ArrayLike | Dataset, *, reset: bool) -> tuple[RowSource, torch.device]:
         """Check rows and device, and build the model unless there is one to go on with."""
-        X = self._validate_rows(X, reset=reset)
-        self._check_likelihood(X)
-        self._check_range(X)
+        rows, observed = self._rows_of(X, reset=reset)
+        self._check_range(observed.least, observed.most)
         device = self._device()
         check_precision(self.precision, device)
         group = ProcessGroup.of_device(self.device)
         if group is not None:
             n_iter = 0 if reset else self.n_iter_
-            group.check_same(X, self._shared_parameters() | {"n_iter_": n_iter})
+            group.check_same(rows.chunks(), self._shared_parameters() | {"n_iter_": n_iter})
         if reset:
-            self._initialize(X, group)
+            self._initialize(rows, observed, group)
         else:
             # A copy: should this fail, the next call draws as if it had not been.
             self._random_state = copy.deepcopy(self._random_state)
-        return X, device
+        return rows, device
 
     def _shared_parameters(self) -> dict[str, Any]:
         """Return what processes that train one model must have alike; modules are not compared."""
@@ -208,40 +216,58 @@ class NeuralSparseCoder(ModelBuilder):
             if name not in (*NOT_BUILT_WITH, "verbose") and not isinstance(value, nn.Module)
         }
 
-    def _split(self, X: NDArray) -> tuple[NDArray, NDArray]:
-        if len(X) < 2:
+    def _rows_of(self, X: ArrayLike | Dataset, *, reset: bool) -> tuple[RowSource, ObservedRows]:
+        """Check rows, in one pass over those of a dataset, and sum up what is observed."""
+        rows: RowSource
+        if isinstance(X, Dataset):
+            rows = dataset_rows(X, getattr(self, "image_shape", None))
+        else:
+            rows = ArrayRows(self._validate_rows(X, reset=reset))
+        observed = ObservedRows(rows.n_features)
+        for chunk in rows.chunks():
+            if isinstance(X, Dataset):
+                self._validate_table(chunk, reset=reset and not observed.n_rows)
+            observed.add(chunk)
+        observed.check(columns=reset)
+        return rows, observed
+
+    def _split(self, rows: RowSource) -> tuple[RowSource, RowSource]:
+        if len(rows) < 2:
             raise ValueError(
                 "early_stopping=True sets rows aside and needs at least 2; got n_samples=1."
             )
-        train_rows, valid_rows = train_test_split(
-            X, test_size=self.validation_fraction, random_state=draw_seed(self._random_state)
+        numbers = train_test_split(
+            np.arange(len(rows)),
+            test_size=self.validation_fraction,
+            random_state=draw_seed(self._random_state),
         )
-        return train_rows, valid_rows
+        return rows.subset(numbers[0]), rows.subset(numbers[1])
 
-    def _initialize(self, X: NDArray, group: ProcessGroup | None) -> None:
+    def _initialize(
+        self, rows: RowSource, observed: ObservedRows, group: ProcessGroup | None
+    ) -> None:
         """Fix units and seeds, and build the model."""
         self._random_state = private_random_state(self.random_state)
         if group is not None:
             self._random_state = group.from_first(self._random_state)
         self._evaluation_seed = draw_seed(self._random_state)
-        self._reads_mask, mean = _count_observed(X) < X.size, _column_means(X)
+        self._reads_mask, mean = observed.has_holes, observed.means
         with np.errstate(over="ignore"):
-            self._offset, self._unit = self._find_units(X, mean)
+            self._offset, self._unit = self._find_units(rows, observed)
         if not math.isfinite(self._unit):
             raise ValueError(
-                f"X has values up to {np.nanmax(np.abs(X)):.3g}, whose squares no number can hold. "
-                "Scale X down."
+                f"X has values up to {max(-observed.least, observed.most):.3g}, whose squares no "
+                "number can hold. Scale X down."
             )
         self._fill = (mean - self._offset) / self._unit
-        self._n_components = X.shape[1] if self.n_components is None else self.n_components
+        self._n_components = rows.n_features if self.n_components is None else self.n_components
         generator = seeded_generator(draw_seed(self._random_state))
         self._optimizer_state: dict[str, dict[str, Tensor]] | None = None
         self.history_: list[dict[str, Any]] = []
         self._n_uses, self._n_rows_seen = np.zeros(self._n_components), 0
         # A sample is enough to start from; float32 is what networks are trained in.
-        sample = X[:: math.ceil(len(X) / _START_ROWS)]
-        rows = self._normalize(sample, torch.device("cpu")).float()
-        self.module_ = self._build(rows, generator)
+        sample = self._normalize(start_sample(rows), torch.device("cpu")).float()
+        self.module_ = self._build(sample, generator)
         # Parameters may be set anew later; the model is that of these.
         self._built_with = {
             name: value
@@ -249,20 +275,21 @@ class NeuralSparseCoder(ModelBuilder):
             if name not in NOT_BUILT_WITH
         }
 
-    def _find_units(self, X: NDArray, mean: NDArray) -> tuple[NDArray, float]:
+    def _find_units(self, rows: RowSource, observed: ObservedRows) -> tuple[NDArray, float]:
         if self.likelihood == "bernoulli":
-            return np.zeros(X.shape[1], dtype=X.dtype), 1.0
-        energy = sum(np.nansum((X[s] - mean) ** 2) for s in row_slices(len(X), 4096))
-        unit, size = float(np.sqrt(energy / _count_observed(X))), float(np.abs(mean).max())
-        if unit <= 10 * np.finfo(X.dtype).eps * size:
+            return np.zeros(rows.n_features, dtype=rows.dtype), 1.0
+        mean = observed.means
+        energy = sum(np.nansum((chunk - mean) ** 2) for chunk in rows.chunks())
+        unit, size = float(np.sqrt(energy / observed.n_observed)), float(np.abs(mean).max())
+        if unit <= 10 * np.finfo(rows.dtype).eps * size:
             # All rows are equal: what is left is rounding.
             unit = size or 1.0
-        return mean.astype(X.dtype), unit
+        return mean.astype(rows.dtype), unit
 
     def _train(
         self,
-        X: NDArray,
-        X_valid: NDArray | None,
+        rows: RowSource,
+        aside: RowSource | None,
         device: torch.device,
         max_iter: int,
         *,
@@ -271,7 +298,7 @@ class NeuralSparseCoder(ModelBuilder):
     ) -> bool:
         """Train for some epochs; return whether Ctrl-C came. Without tasks it is one pass."""
         schedule, group = tasks is not None, ProcessGroup.of_device(self.device)
-        batch_size = min(128, len(X)) if self.batch_size == "auto" else self.batch_size
+        batch_size = min(128, len(rows)) if self.batch_size == "auto" else self.batch_size
         first, last = self._temperatures()
         n_refine = min(self._n_sweeps(self.module_), TRAINING_SWEEPS)
         options = TrainingOptions(
@@ -281,7 +308,7 @@ class NeuralSparseCoder(ModelBuilder):
             kl_warmup=self.kl_warmup if schedule else 0.0,
             noise_warmup=getattr(self, "noise_warmup", 0.0) if schedule else 0.0,
             max_iter=max_iter,
-            batch_size=min(batch_size, len(X)),
+            batch_size=min(batch_size, len(rows)),
             learning_rate=self.learning_rate_init,
             schedule=schedule,
             n_iter_no_change=self.n_iter_no_change,
@@ -289,7 +316,7 @@ class NeuralSparseCoder(ModelBuilder):
             # One bar for all processes.
             verbose=int(self.verbose) if group is None or group.index == 0 else 0,
             precision=self.precision,
-            callbacks=(*(self.callbacks or ()), self._epoch_tasks(tasks, X)),
+            callbacks=(*(self.callbacks or ()), self._epoch_tasks(tasks, rows)),
         )
         noise_seed, order_seed = draw_seed(self._random_state), draw_seed(self._random_state)
         if group is not None:
@@ -299,8 +326,8 @@ class NeuralSparseCoder(ModelBuilder):
         with self._own_modules_seeded(group), _deterministic_convolutions():
             result = train(
                 module,
-                self._normalize(X, device).float(),
-                None if X_valid is None else self._normalize(X_valid, device).float(),
+                self._training_rows(rows, device),
+                None if aside is None else self._training_rows(aside, device),
                 options,
                 noise_generator=seeded_generator(noise_seed, device),
                 order_generator=seeded_generator(order_seed),
@@ -311,8 +338,18 @@ class NeuralSparseCoder(ModelBuilder):
         if group is not None and result.interrupted:
             # It came to each process at another step.
             raise KeyboardInterrupt
-        self._take_over(module, result, X.dtype)
+        self._take_over(module, result, rows.dtype)
         return result.interrupted
+
+    def _training_rows(self, rows: RowSource, device: torch.device) -> Tensor | StreamedRows:
+        """Rows as training takes them: those in memory all at once."""
+
+        def normalize(X: NDArray) -> Tensor:
+            return self._normalize(X, device).float()
+
+        if isinstance(rows, ArrayRows) and rows.in_memory:
+            return normalize(rows.X)
+        return NormalizedRows(rows, device, normalize)
 
     def _take_over(
         self, module: LatentVariableModel, result: TrainingResult, dtype: np.dtype
@@ -327,7 +364,7 @@ class NeuralSparseCoder(ModelBuilder):
         self.n_iter_ = len(self.history_)
         self._to_final_dtype(dtype)
 
-    def _epoch_tasks(self, tasks: FitTasks | None, X: NDArray) -> EpochTasks:
+    def _epoch_tasks(self, tasks: FitTasks | None, rows: RowSource) -> EpochTasks:
         """Return what shows callbacks the estimator as if training had ended with an epoch."""
 
         def fitted(net: NeuralNet) -> NeuralSparseCoder:
@@ -337,29 +374,23 @@ class NeuralSparseCoder(ModelBuilder):
             module = copy.deepcopy(net.module_.model).cpu()
             # A copy: the optimiser goes on writing into its own.
             result = copy.deepcopy(epochs_so_far(net, len(net.history)))
-            estimator._take_over(module, result, X.dtype)
-            estimator._read_off(few_rows(X), net.device, warn=False)
+            estimator._take_over(module, result, rows.dtype)
+            estimator._read_off(_few(rows), net.device, warn=False)
             return estimator
 
         return EpochTasks(tasks, fitted, len(self.history_))
 
     def _conclude(
-        self, X: NDArray, device: torch.device, interrupts: HeldInterrupts, *, short: bool
+        self, rows: RowSource, device: torch.device, interrupts: HeldInterrupts, *, short: bool
     ) -> None:
         """Settle the model, and set what is read off it; Ctrl-C shortens that."""
         if not short:
             trained = copy.deepcopy(self.module_)
-            interrupts.attempt(lambda: self._read_off(X, device))
+            interrupts.attempt(lambda: self._read_off(rows, device))
             if not interrupts.came:
                 return
             self.module_ = trained
-        self._read_off(few_rows(X), device, warn=False)
-
-    def _read_off(self, X: NDArray, device: torch.device, *, warn: bool = True) -> None:
-        """Set what rests on these rows: noise variance, components, use of the atoms."""
-        self._settle_noise_variance(X, device)
-        self._n_uses, self._n_rows_seen = np.zeros(self._n_components), 0
-        self._record_usage(self._usage_with(self._finish(X, device)), warn=warn)
+        self._read_off(_few(rows), device, warn=False)
 
     def _own_modules_seeded(self, group: ProcessGroup | None) -> Any:
         """Seed what a user's own module draws (dropout), and put the global state back."""
@@ -368,89 +399,10 @@ class NeuralSparseCoder(ModelBuilder):
         seed = draw_seed(self._random_state)
         return _forked_global_generator(seed if group is None else group.seed(seed))
 
-    def _settle_noise_variance(self, X: NDArray, device: torch.device) -> None:
-        """Set a learned noise variance to the best one for the training rows.
 
-        With refined posteriors only as far as their codes are then no denser than the prior.
-        """
-        likelihood = self.module_.likelihood
-        if not isinstance(likelihood, GaussianLikelihood) or not likelihood.learned:
-            return
-        trained = float(likelihood.noise_variance.detach())
-        best = self._best_noise_variance(X, device)
-        likelihood.set_noise_variance(best)
-        if self._n_sweeps(self.module_) and best < trained:
-            sample = X[:: math.ceil(len(X) / _START_ROWS)]
-            density = np.mean(self._evaluate(sample, device, self._map_codes) != 0)
-            if density > self.module_.family.prior_inclusion:
-                likelihood.set_noise_variance(trained)
-
-    def _to_final_dtype(self, dtype: np.dtype) -> None:
-        """Take the trained model out of training, in the precision of X."""
-        self.module_.to(torch.float32 if dtype == np.float32 else torch.float64).eval()
-        likelihood = self.module_.likelihood
-        if isinstance(likelihood, GaussianLikelihood) and not likelihood.learned:
-            # Training in float32 has rounded it.
-            likelihood.set_noise_variance(self._fixed_noise_variance)
-
-    def _finish(self, X: NDArray, device: torch.device) -> NDArray:
-        """Set what is read off the trained model, and return the codes of its training rows."""
-        self.noise_variance_ = self._noise_variance()
-        decoder = self.module_.decoder
-        codes = self._evaluate(X, device, self._map_codes)
-        if isinstance(decoder, LinearDecoder):
-            self.components_ = to_numpy(decoder.weight * self._unit, X.dtype)
-            self.intercept_ = to_numpy(decoder.bias * self._unit, X.dtype) + self._offset
-        else:
-            dictionary = effective_dictionary(to_tensor(X, device), to_tensor(codes, device))
-            self.components_ = to_numpy(dictionary, X.dtype)
-            self.__dict__.pop("intercept_", None)
-        return codes
-
-    def _usage_with(self, codes: NDArray) -> NDArray:
-        """Share of the rows seen, with those of these codes, that use each atom."""
-        self._n_uses = self._n_uses + np.count_nonzero(codes, axis=0)
-        self._n_rows_seen += len(codes)
-        return self._n_uses / self._n_rows_seen
-
-    def _dead_atoms_cure(self) -> str:
-        return "Train longer or on more rows, or lower n_components."
-
-    def _noise_variance(self) -> float:
-        likelihood = self.module_.likelihood
-        if isinstance(likelihood, GaussianLikelihood):
-            return float(likelihood.noise_variance.detach()) * self._unit**2
-        return float("nan")
-
-    @property
-    def _n_settling_draws(self) -> int:
-        """Draws of each row that the noise variance is settled by."""
-        return self.n_draws
-
-    def _best_noise_variance(self, X: NDArray, device: torch.device) -> float:
-        """Noise variance that maximises the ELBO of the training rows, all else held."""
-        n_draws = self._n_settling_draws
-
-        def expected_error(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
-            posterior = self._posterior_of(model, rows)
-            if model.has_closed_likelihood:
-                return model.expected_squared_error(rows, posterior)
-            draws = self._draws(posterior, raw, n_draws)
-            return squared_error(rows, model.decoder(draws.code)).mean(0)
-
-        errors = self._evaluate(X, device, expected_error, n_draws)
-        return float(np.mean(errors) / (_count_observed(X) / len(X)))
-
-
-def _count_observed(X: NDArray) -> int:
-    """Count entries that are not missing."""
-    return sum(int(np.count_nonzero(~np.isnan(X[s]))) for s in row_slices(len(X), 4096))
-
-
-def _column_means(X: NDArray) -> NDArray:
-    """Mean of what is observed of each column, float64."""
-    where = True if _count_observed(X) == X.size else ~np.isnan(X)
-    return X.mean(axis=0, dtype=np.float64, where=where)
+def _few(rows: RowSource) -> RowSource:
+    """Return every so many rows, where there are more than can be looked at in a moment."""
+    return ArrayRows(rows.sample(FEW_ROWS))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import nn
 
 from ._compat import Interval, StrOptions
 from ._neural import NeuralSparseCoder
+from ._row_sources import RowSource
 from .latents import Thresholded
 from .objectives import Objective
 
@@ -414,9 +415,9 @@ class ThresholdedVSC(NeuralSparseCoder):
             return "prior='gaussian' with threshold_prior='gamma'"
         return super()._obstacle_to_exact()
 
-    def _finish(self, X: NDArray, device: torch.device) -> NDArray:
-        codes = super()._finish(X, device)
+    def _finish(self, rows: RowSource, device: torch.device) -> NDArray:
+        n_uses = super()._finish(rows, device)
         family = self.module_.family
         assert isinstance(family, Thresholded)
         self.threshold_ = family.threshold
-        return codes
+        return n_uses

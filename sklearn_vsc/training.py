@@ -1,4 +1,4 @@
-"""Training of a latent-variable model: a skorch net over batches that stay in memory."""
+"""Training of a latent-variable model: a skorch net over batches of rows, held or streamed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,10 +21,11 @@ from skorch.callbacks import (
     GradientNormClipping,
     LRScheduler,
 )
-from skorch.dataset import Dataset
+from skorch.dataset import Dataset as TensorDataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ._data_parallel import DataParallelNet, ProcessGroup
@@ -164,6 +166,49 @@ class InMemoryBatches:
             yield rows, rows[:, :0]
 
 
+class StreamedRows(Dataset[Tensor], ABC):
+    """Rows that are not held as one tensor: a batch is made when it is asked for.
+
+    Attributes
+    ----------
+    shape : tuple of two ints
+        Numbers of rows and of features.
+    device : torch.device
+        Of the batches.
+    """
+
+    shape: tuple[int, int]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def batches(self, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """Yield all rows, so many at a time; in a random order if there is a generator."""
+
+
+class StreamedBatches:
+    """The same from rows that are not in memory."""
+
+    def __init__(
+        self,
+        dataset: StreamedRows,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.rows = dataset
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in self.rows.batches(self.batch_size, self.generator):
+            yield rows, rows[:, :0]
+
+
 class _WholeEpochs(Callback):
     """Keep the state of the last whole epoch, move the warm-ups, stop on a loss gone wrong."""
 
@@ -264,8 +309,8 @@ class _ProgressBar(Callback):
 
 def train(
     model: LatentVariableModel,
-    X: Tensor,
-    X_valid: Tensor | None,
+    X: Tensor | StreamedRows,
+    X_valid: Tensor | StreamedRows | None,
     options: TrainingOptions,
     *,
     noise_generator: torch.Generator,
@@ -280,10 +325,10 @@ def train(
     ----------
     model : LatentVariableModel
         Trained in place.
-    X : Tensor of shape (n_samples, n_features)
+    X : Tensor of shape (n_samples, n_features) or StreamedRows
         Rows in the units of the model.
-    X_valid : Tensor or None
-        Rows that early stopping watches.
+    X_valid : Tensor, StreamedRows or None
+        Rows that early stopping watches, held as X is.
     options : TrainingOptions
         How to train.
     noise_generator, order_generator : torch.Generator
@@ -316,6 +361,8 @@ def train(
         load_best=X_valid is not None,
         sink=lambda _: None,
     )
+    batches = InMemoryBatches if isinstance(X, Tensor) else StreamedBatches
+    aside = TensorDataset(X_valid) if isinstance(X_valid, Tensor) else X_valid
     net_class = NeuralNet if group is None else partial(DataParallelNet, group=group)
     net = net_class(
         TrainingObjective(model, options, noise_generator),
@@ -325,10 +372,10 @@ def train(
         optimizer__param_groups=_rates(options),
         max_epochs=options.max_iter,
         batch_size=options.batch_size,
-        iterator_train=InMemoryBatches,
+        iterator_train=batches,
         iterator_train__generator=order_generator,
-        iterator_valid=InMemoryBatches,
-        train_split=None if X_valid is None else predefined_split(Dataset(X_valid)),
+        iterator_valid=batches,
+        train_split=None if aside is None else predefined_split(aside),
         callbacks=_callbacks(options, whole_epochs, stopping, n_steps, X.shape[1]),
         callbacks__print_log=None,
         device=X.device,

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 from sklearn.utils._param_validation import InvalidParameterError
 
-from sklearn_vsc import SparseVAE, ThresholdedVSC, _amortised
+from sklearn_vsc import SparseVAE, ThresholdedVSC, _arrays
 from sklearn_vsc.datasets import make_sparse_coded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
@@ -88,7 +88,7 @@ def test_a_score_does_not_depend_on_the_rows_beside_it(fitted, method, monkeypat
     assert_allclose(scores(fitted, method, rows=ROWS[::-1]), together[::-1], rtol=1e-6)
     assert_allclose(scores(fitted, method, rows=ROWS[7:9]), together[7:9], rtol=1e-6)
     # Nor on how many rows memory holds at once.
-    monkeypatch.setattr(_amortised, "_CHUNK_NUMBERS", 64 * N_CODES * 13)
+    monkeypatch.setattr(_arrays, "NUMBERS_AT_ONCE", 64 * N_CODES * 13)
     assert_allclose(scores(fitted, method), together, rtol=1e-6)
 
 

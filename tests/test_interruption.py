@@ -16,7 +16,14 @@ import torch
 from numpy.testing import assert_array_equal
 from skorch.callbacks import Callback
 
-from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC, _arrays
+from sklearn_vsc import (
+    SCVAE,
+    FISTADictionaryLearner,
+    SparseVAE,
+    ThresholdedVSC,
+    _arrays,
+    _neural,
+)
 from sklearn_vsc._interruption import HeldInterrupts, unchanged_on_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
@@ -166,7 +173,8 @@ def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
         return look(self, rows, *args, **kwargs)
 
     monkeypatch.setattr(cls, name, cut)
-    monkeypatch.setattr(_arrays, "_FEW_ROWS", 20)
+    for module in (_arrays, _neural):
+        monkeypatch.setattr(module, "FEW_ROWS", 20)
     model = make(cls)
     with pytest.warns(UserWarning, match=r"interrupted.* 3 "):
         model.fit(X)

@@ -30,11 +30,16 @@ def effective_dictionary(X: Tensor, codes: Tensor) -> Tensor:
         in all rows where observed ones leave a choice.
     """
     gram = codes.T @ codes
-    inverse = torch.linalg.pinv(gram, hermitian=True)
     observed = ~X.isnan()
     if observed.all():
-        return inverse @ (codes.T @ X)
+        return dictionary_of_moments(gram, codes.T @ X)
+    inverse = torch.linalg.pinv(gram, hermitian=True)
     return _of_observed(torch.where(observed, X, 0), codes, observed, inverse)
+
+
+def dictionary_of_moments(code_gram: Tensor, code_data: Tensor) -> Tensor:
+    """Return the same from ``codes.T @ codes`` and ``codes.T @ X`` of rows without holes."""
+    return torch.linalg.pinv(code_gram, hermitian=True) @ code_data
 
 
 def _of_observed(X: Tensor, codes: Tensor, observed: Tensor, inverse: Tensor) -> Tensor:

@@ -1,0 +1,322 @@
+"""Rows that a fit learns from: arrays in memory, memory-mapped arrays, torch datasets."""
+
+from __future__ import annotations
+
+import math
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from ._arrays import row_slices, rows_at_once
+from .training import StreamedRows
+
+
+class RowSource(ABC):
+    """Rows as floating-point arrays, NaN where an entry is missing, read a batch at a time.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        Of the arrays: float32 or float64.
+    n_features : int
+        Length of a row.
+    """
+
+    dtype: np.dtype
+    n_features: int
+    # Whether rows can be picked by their number.
+    has_numbers = True
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    @abstractmethod
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
+        """Yield so many rows at a time: those of these numbers, or all in their own order."""
+
+    def chunks(self) -> Iterator[NDArray]:
+        """Yield all rows, some thousands at a time."""
+        return self.batches(rows_at_once(self.n_features))
+
+    def sample(self, n_most: int) -> NDArray:
+        """Return every so many rows, such that they are no more than ``n_most``."""
+        order = torch.arange(0, len(self), math.ceil(len(self) / n_most))
+        return next(self.batches(len(order), order))
+
+    def subset(self, rows: NDArray) -> RowSource:
+        """Return the rows of these numbers alone."""
+        return _Subset(self, torch.from_numpy(rows))
+
+
+class ArrayRows(RowSource):
+    """The rows of an array, which may be mapped from a file."""
+
+    def __init__(self, X: NDArray) -> None:
+        self.X = X
+        self.dtype = X.dtype
+        self.n_features = X.shape[1]
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the array is no view of a file."""
+        base: Any = self.X
+        while isinstance(base, np.ndarray):
+            base = base.base
+        return not isinstance(base, mmap.mmap)
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
+        """Yield so many rows at a time."""
+        if order is None:
+            yield from (self.X[rows] for rows in row_slices(len(self), size))
+        else:
+            yield from (self.X[rows.numpy()] for rows in order.split(size))
+
+    def sample(self, n_most: int) -> NDArray:
+        """Return every so many rows."""
+        return self.X[:: math.ceil(len(self) / n_most)]
+
+    def subset(self, rows: NDArray) -> RowSource:
+        """Return the rows of these numbers alone."""
+        return ArrayRows(self.X[rows]) if self.in_memory else super().subset(rows)
+
+
+class _Subset(RowSource):
+    """Some of the rows of a source, by their numbers."""
+
+    def __init__(self, source: RowSource, rows: Tensor) -> None:
+        self._source = source
+        self._rows = rows
+        self.dtype = source.dtype
+        self.n_features = source.n_features
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
+        return self._source.batches(size, self._rows if order is None else self._rows[order])
+
+
+class _Items:
+    """What the items of a dataset have to be: rows, or tuples that begin with one.
+
+    Parameters
+    ----------
+    image_shape : sequence of int or None
+        Shape of items that are images; they are laid flat.
+    """
+
+    def __init__(self, image_shape: Sequence[int] | None) -> None:
+        self._image_shape = None if image_shape is None else tuple(image_shape)
+        self.n_features: int | None = None
+
+    def flat(self, item: Any, number: int, *, batches: bool = False) -> NDArray:
+        """Return the rows of an item, (n_rows, n_features); one, unless it may be a batch."""
+        name = f"Item {number} of the dataset given as X"
+        rows = _numbers(item, name)
+        if rows.shape == self._image_shape or rows.ndim == 1:
+            rows = rows.reshape(1, -1)
+        elif batches and (rows.ndim == 2 or rows.shape[1:] == self._image_shape):
+            rows = rows.reshape(len(rows), math.prod(rows.shape[1:]))
+        else:
+            wanted = "a row, with one axis"
+            if batches:
+                wanted += ", or a batch of rows, with two"
+            if self._image_shape is not None:
+                wanted += f", or an image of image_shape={self._image_shape}"
+            raise ValueError(
+                f"{name} has shape {rows.shape}; it must be {wanted}. Flatten it, or give "
+                "'image_shape' (channels, height, width) for images."
+            )
+        if self.n_features is None:
+            self.n_features = rows.shape[1]
+        if rows.shape[1] != self.n_features:
+            raise ValueError(
+                f"{name} has {rows.shape[1]} values in a row, but those before it have "
+                f"{self.n_features}: all rows must be equally long."
+            )
+        return rows
+
+
+def _numbers(item: Any, name: str) -> NDArray:
+    """Return the array of an item, or the first of those in it."""
+    if isinstance(item, (tuple, list)) and item:
+        item = item[0]
+    if isinstance(item, Tensor):
+        item = item.detach().cpu()
+        # The only floating-point type that NumPy lacks.
+        item = item.double() if item.dtype == torch.bfloat16 else item
+    rows = np.asarray(item)
+    if rows.dtype.kind not in "fiub" or rows.ndim == 0:
+        raise TypeError(
+            f"{name} must be a row of real numbers, a tensor or an array, or a tuple that begins "
+            f"with one; got {type(item).__name__}"
+            + (f" of {rows.dtype}." if isinstance(item, (np.ndarray, Tensor)) else ".")
+        )
+    return rows
+
+
+class _DatasetRows(RowSource):
+    """Rows of a dataset, read anew each time."""
+
+    def __init__(self, dataset: Any, image_shape: Sequence[int] | None) -> None:
+        self._dataset = dataset
+        self._items = _Items(image_shape)
+        first = next(self._raw(1), None)
+        if first is None or not first.size:
+            raise ValueError("The dataset given as X is empty: at least one row is needed.")
+        # As for arrays.
+        self.dtype = np.dtype(np.float32 if first.dtype == np.float32 else np.float64)
+        self.n_features = first.shape[1]
+
+    @abstractmethod
+    def _raw(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
+        """Yield rows in the type that they come in."""
+
+    def batches(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
+        return (rows.astype(self.dtype, copy=False) for rows in self._raw(size, order))
+
+
+class MapDatasetRows(_DatasetRows):
+    """Rows of a map-style dataset, fetched by their numbers."""
+
+    def __init__(self, dataset: Any, image_shape: Sequence[int] | None) -> None:
+        try:
+            len(dataset)
+        except TypeError as error:
+            raise TypeError(
+                f"The dataset given as X, a {type(dataset).__name__}, has no length: define "
+                "__len__, or make it an IterableDataset that ends."
+            ) from error
+        super().__init__(dataset, image_shape)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def _raw(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
+        order = torch.arange(len(self)) if order is None else order
+        parts = order.split(size) if len(order) else ()
+        fetched = DataLoader(
+            self._dataset,
+            batch_sampler=(part.tolist() for part in parts),
+            collate_fn=list,
+            # It draws a seed even without workers, and must not do so from the global one.
+            generator=torch.Generator(),
+        )
+        for part, items in zip(parts, fetched, strict=True):
+            rows = [self._items.flat(item, int(i)) for i, item in zip(part, items, strict=True)]
+            yield np.concatenate(rows)
+
+
+class IterableDatasetRows(_DatasetRows):
+    """Rows of an iterable dataset, in the order in which it gives them."""
+
+    has_numbers = False
+
+    def __init__(self, dataset: Any, image_shape: Sequence[int] | None) -> None:
+        self._n_rows: int | None = None
+        # The first sample that was taken: a look at a fit that goes on must not cost a pass.
+        self._kept: NDArray | None = None
+        self._kept_step = 0
+        super().__init__(dataset, image_shape)
+
+    def __len__(self) -> int:
+        if self._n_rows is None:
+            self._n_rows = sum(len(rows) for rows in self._in_items())
+        return self._n_rows
+
+    def _in_items(self) -> Iterator[NDArray]:
+        for number, item in enumerate(self._dataset):
+            yield self._items.flat(item, number, batches=True)
+
+    def _raw(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
+        assert order is None
+        held: list[NDArray] = []
+        n_held = n_rows = 0
+        for rows in self._in_items():
+            n_rows += len(rows)
+            while n_held + len(rows) >= size:
+                n_more = size - n_held
+                yield np.concatenate([*held, rows[:n_more]])
+                held, n_held, rows = [], 0, rows[n_more:]
+            if len(rows):
+                held, n_held = [*held, rows], n_held + len(rows)
+        if held:
+            yield np.concatenate(held)
+        if self._n_rows is None:
+            self._n_rows = n_rows
+        elif n_rows != self._n_rows:
+            raise ValueError(
+                f"The dataset given as X gave {self._n_rows} rows when it was read first, and "
+                f"{n_rows} when it was read again. Its __iter__ must begin anew and give the "
+                "same rows each time; an iterator that is used up cannot be learned from."
+            )
+
+    def sample(self, n_most: int) -> NDArray:
+        """Return every so many rows, by a pass over all of them unless some are kept."""
+        step = math.ceil(len(self) / n_most)
+        if self._kept is not None and self._kept_step <= step:
+            return self._kept[:: math.ceil(len(self._kept) / n_most)]
+        rows = (row for batch in self.chunks() for row in batch)
+        # Copies: a view would keep its batch.
+        found = np.stack([row.copy() for row in islice(rows, 0, None, step)])
+        if self._kept is None:
+            self._kept, self._kept_step = found, step
+        return found
+
+
+def dataset_rows(dataset: Any, image_shape: Sequence[int] | None) -> RowSource:
+    """Return the rows of a torch dataset, of which the first is looked at."""
+    of_kind = IterableDatasetRows if isinstance(dataset, IterableDataset) else MapDatasetRows
+    return of_kind(dataset, image_shape)
+
+
+class NormalizedRows(StreamedRows):
+    """Rows in the units of a model, read when a training step asks for them.
+
+    Parameters
+    ----------
+    rows : RowSource
+        Rows in units of their own.
+    device : torch.device
+        Where training takes place.
+    normalize : callable
+        From an array of rows to a tensor in the units of the model, on the device.
+    """
+
+    def __init__(
+        self, rows: RowSource, device: torch.device, normalize: Callable[[NDArray], Tensor]
+    ) -> None:
+        self.shape = (len(rows), rows.n_features)
+        self.device = device
+        self._rows = rows
+        self._normalize = normalize
+
+    def batches(self, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """Yield batches, in a new order where the rows have numbers."""
+        order = None
+        if generator is not None and self._rows.has_numbers:
+            order = torch.randperm(len(self), generator=generator)
+        return (self._normalize(batch) for batch in self._rows.batches(size, order))
+
+
+def refuse_dataset(X: Any) -> None:
+    """Raise where X is a torch dataset, which only some methods take."""
+    if isinstance(X, Dataset):
+        raise TypeError(
+            f"X is a torch dataset, a {type(X).__name__}; here it must be an array. 'fit' and "
+            "'partial_fit' of ThresholdedVSC, SparseVAE and SCVAE take datasets; all else takes "
+            "the rows of one batch by batch, as arrays, and FISTADictionaryLearner learns from "
+            "them by 'partial_fit'."
+        )
