@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made when it is missing: Python 3.11 and make are enough.
 #   make demo      learn dictionaries from photographs, beside scikit-learn's own
 #   make test      the tests                  (PYTEST_ARGS="-k fista" to choose)
+#   make fuzz      bad input, drawn anew     (FUZZ_CASES=5000 of each class)
 #   make lint      ruff and mypy
 #   make doctest   the examples in docstrings, guide and README
 #   make docs      the HTML pages, in docs/_build/html; a warning is an error
@@ -10,6 +11,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 JOBS ?= 2
 PYTEST_ARGS ?=
+FUZZ_CASES ?= 1000
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -19,16 +21,20 @@ export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test lint doctest docs clean help
+.PHONY: demo test fuzz lint doctest docs clean help
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 demo: $(VENV)/.installed-plot
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed-test
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m slow --fuzz-cases=$(FUZZ_CASES) \
+		$(PYTEST_ARGS) tests/test_fuzz.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from numbers import Integral
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from . import bounds
@@ -26,8 +24,9 @@ from ._arrays import (
     to_numpy,
     to_tensor,
 )
-from ._base import BaseSparseCoder, Posterior
+from ._base import BaseSparseCoder, Posterior, check_count
 from .latents import Draws, LatentPosterior, Noise
+from .latents.cauchy import Cauchy
 from .model import LatentVariableModel
 
 # Numbers held at once while draws are scored; bounds memory, not results.
@@ -85,9 +84,29 @@ class AmortisedCoder(BaseSparseCoder):
             rows = self._normalize(raw, device).to(dtype)
             return to_numpy(of_rows(model, rows, raw), X.dtype)
 
-        with torch.no_grad():
+        # What overflows in the dtype of X is found in the result.
+        with torch.no_grad(), np.errstate(over="ignore"):
             chunks = row_slices(len(X), min(n_rows, 4096))
-            return np.concatenate([_complete_rows_apart(of_chunk, X[chunk]) for chunk in chunks])
+            found = [_complete_rows_apart(of_chunk, X[chunk]) for chunk in chunks]
+        return self._checked_result(np.concatenate(found), X)
+
+    def _checked_result(self, found: NDArray, X: NDArray) -> NDArray:
+        """Refuse what is not finite, but for the variance of a law that has none."""
+        lawful = np.isfinite(found) | (np.isposinf(found) if self._has_infinite_variance else False)
+        if lawful.all():
+            return found
+        row = np.flatnonzero(~lawful.reshape(len(X), -1).all(axis=1))[0]
+        raise ValueError(
+            f"The result for X[{row}] is not finite: the row, with values up to "
+            f"{np.nanmax(np.abs(X[row])):.3g}, lies too far from those of the fit, whose spread is "
+            f"{self._unit:.3g}, or an 'encoder' or 'decoder' of your own gave values that are not "
+            "finite."
+        )
+
+    @property
+    def _has_infinite_variance(self) -> bool:
+        """Whether codes follow a law without a variance."""
+        return getattr(self.module_.family, "posterior_law", None) is Cauchy
 
     @property
     def _numbers_per_row(self) -> int:
@@ -199,12 +218,18 @@ class AmortisedCoder(BaseSparseCoder):
         self, Z: NDArray, of_codes: Callable[[LatentVariableModel, Tensor], Tensor]
     ) -> NDArray:
         dtype = next(self.module_.parameters()).dtype
-        with torch.no_grad():
+        with torch.no_grad(), np.errstate(over="ignore"):
             parts = []
             for chunk in row_slices(len(Z), max(1, _CHUNK_NUMBERS // self._numbers_per_row)):
                 codes = to_tensor(Z[chunk], torch.device("cpu"), dtype)
                 parts.append(to_numpy(of_codes(self.module_, codes), Z.dtype))
-        return np.concatenate(parts)
+        found = np.concatenate(parts)
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"Z, with values up to {np.abs(Z).max():.3g}, decodes to values that are not "
+                f"finite in {Z.dtype}: give smaller codes, or Z in float64."
+            )
+        return found
 
     def posterior(self, X: ArrayLike) -> Posterior:
         """Return mean, standard deviation and inclusion probability of each code.
@@ -246,7 +271,7 @@ class AmortisedCoder(BaseSparseCoder):
         draws : ndarray of shape (n_draws, n_samples, n_components)
             Codes, with exact zeros where the family has them.
         """
-        n_draws = _check_count(n_draws, "n_draws")
+        n_draws = check_count(n_draws, "n_draws")
         X, device = self._evaluated(X)
 
         def drawn(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
@@ -306,8 +331,8 @@ class AmortisedCoder(BaseSparseCoder):
         X : ndarray of shape (n_samples, n_features)
             New rows, in the units of the training X.
         """
-        check_is_fitted(self)
-        n_samples = _check_count(n_samples, "n_samples")
+        self._check_usable()
+        n_samples = check_count(n_samples, "n_samples")
         generator = seeded_generator(draw_seed(private_random_state(self.random_state)))
         model, dtype = self.module_, next(self.module_.parameters()).dtype
         with torch.no_grad():
@@ -335,11 +360,3 @@ def _prefix_noise(posterior: LatentPosterior, n_draws: int, generator: torch.Gen
     """Noise of which a shorter call gives the first draws."""
     blocks = [posterior.noise(size, generator) for size in draw_blocks(n_draws)]
     return Noise.concatenate(blocks, dim=0).first(n_draws)
-
-
-def _check_count(value: Any, name: str) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"The '{name}' parameter must be a whole number of at least 1; got {value!r}."
-        )
-    return int(value)

@@ -6,6 +6,7 @@ import os
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +19,26 @@ from ._missing import check_observed
 
 # Above this share of unused atoms a fit warns.
 _MANY_DEAD = 0.2
+
+
+def check_size(X: NDArray, least: float = 1e-100, largest: float = 1e100) -> float:
+    """Check that the squares of X neither vanish nor overflow; return its largest size."""
+    size = float(max(abs(np.fmax.reduce(X, axis=None)), abs(np.fmin.reduce(X, axis=None))))
+    if size and not least <= size <= largest:
+        raise ValueError(
+            f"Input X has values of at most {size:.3g} in size. Their squares would be lost in "
+            f"{X.dtype}: scale X so that its largest value is between {least:g} and {largest:g}."
+        )
+    return size
+
+
+def check_count(value: Any, name: str) -> int:
+    """Check a number of draws or rows."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"The '{name}' parameter must be a whole number of at least 1; got {value!r}."
+        )
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -134,16 +155,28 @@ class BaseSparseCoder(
         Rows to learn from, those that ``reset``, must show something of every column.
         """
         if not reset:
-            check_is_fitted(self)
+            self._check_usable()
         dtype = [np.float64, np.float32]
         X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
         check_observed(X, columns=reset)
+        self._check_size(X, reset=reset)
         return X
+
+    def _check_size(self, X: NDArray, *, reset: bool) -> None:
+        """Check that rows to learn from have a size that numbers can hold the squares of."""
+        if reset:
+            check_size(X)
+
+    def _check_usable(self) -> None:
+        """Check that there is a fit, and the parameters, which may have been set anew since."""
+        check_is_fitted(self)
+        self._validate_params()
 
     def _validate_codes(self, Z: ArrayLike) -> NDArray:
         """Check codes given to ``inverse_transform``."""
-        check_is_fitted(self)
-        Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
+        self._check_usable()
+        with np.errstate(over="ignore", invalid="ignore"):
+            Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
         if Z.shape[1] != self._n_features_out:
             raise ValueError(
                 f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of "

@@ -38,6 +38,11 @@ from .networks import LinearDecoder
 from .solvers.least_squares import effective_dictionary
 from .training import TrainingOptions, TrainingResult, epochs_so_far, train
 
+# Networks are trained in float32, in units of the model: of a number beyond these its square, or
+# that of its inverse, would soon be none.
+SCALE = Interval(Real, 1e-6, 1e6, closed="both")
+WEIGHT = Interval(Real, 0, 1e6, closed="both")
+DENSITY = Interval(Real, 1e-6, 1 - 1e-6, closed="both")
 # Parameters that the model does not hang on, though some are objects that change.
 NOT_BUILT_WITH = ("callbacks", "random_state")
 # Rows, at most, that the first weights are made from.
@@ -53,9 +58,9 @@ class NeuralSparseCoder(ModelBuilder):
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "objective": [StrOptions({"elbo", "max_elbo", "iwae"})],
-        "kl_weight": [Interval(Real, 0, None, closed="left")],
+        "kl_weight": [WEIGHT],
         "likelihood": [StrOptions({"gaussian", "bernoulli"})],
-        "noise_variance": [StrOptions({"learned"}), Interval(Real, 0, None, closed="neither")],
+        "noise_variance": [StrOptions({"learned"}), Interval(Real, 0, np.inf, closed="neither")],
         "encoder": [StrOptions({"auto", "mlp", "conv", "lista"}), nn.Module],
         "decoder": [StrOptions({"linear", "mlp", "conv"}), nn.Module],
         "image_shape": ["array-like", None],
@@ -67,10 +72,10 @@ class NeuralSparseCoder(ModelBuilder):
         "n_refine": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "score_draws": [Interval(Integral, 1, None, closed="left")],
         "kl_warmup": [Interval(Real, 0, 1, closed="both")],
-        "decoder_penalty": [Interval(Real, 0, None, closed="left")],
+        "decoder_penalty": [WEIGHT],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_init": [Interval(Real, 0, 1e30, closed="right")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -176,6 +181,18 @@ class NeuralSparseCoder(ModelBuilder):
             self._record_usage(self._usage_with(self._finish(X, device)), warn=False)
         return self
 
+    def _check_parameters(self) -> None:
+        # scikit-learn takes those of a fitted estimator for checked, in `partial_fit`.
+        self._validate_params()
+        super()._check_parameters()
+        for callback in self.callbacks or ():
+            named = isinstance(callback, tuple) and len(callback) == 2
+            if not hasattr(callback[1] if named else callback, "on_train_begin"):
+                raise TypeError(
+                    "The 'callbacks' parameter must hold skorch callbacks, or pairs of a name and "
+                    f"such a callback; got {callback!r}."
+                )
+
     def _begin(self, X: ArrayLike, *, reset: bool) -> tuple[NDArray, torch.device]:
         """Check rows and device, and build the model unless there is one to go on with."""
         X = self._validate_rows(X, reset=reset)
@@ -204,15 +221,9 @@ class NeuralSparseCoder(ModelBuilder):
         self._random_state = private_random_state(self.random_state)
         self._evaluation_seed = draw_seed(self._random_state)
         self._reads_mask, mean = _count_observed(X) < X.size, _column_means(X)
-        with np.errstate(over="ignore"):
-            self._offset, self._unit = self._find_units(X, mean)
-        if not math.isfinite(self._unit):
-            raise ValueError(
-                f"X has values up to {np.nanmax(np.abs(X)):.3g}, whose squares no number can hold. "
-                "Scale X down."
-            )
+        self._offset, self._unit = self._find_units(X, mean)
         self._fill = (mean - self._offset) / self._unit
-        self._n_components = X.shape[1] if self.n_components is None else self.n_components
+        self._n_components = int(self.n_components or X.shape[1])
         generator = seeded_generator(draw_seed(self._random_state))
         self._optimizer_state: dict[str, dict[str, Tensor]] | None = None
         self.history_: list[dict[str, Any]] = []
@@ -260,7 +271,7 @@ class NeuralSparseCoder(ModelBuilder):
             kl_warmup=self.kl_warmup if schedule else 0.0,
             noise_warmup=getattr(self, "noise_warmup", 0.0) if schedule else 0.0,
             max_iter=max_iter,
-            batch_size=min(batch_size, len(X)),
+            batch_size=int(min(batch_size, len(X))),
             learning_rate=self.learning_rate_init,
             schedule=schedule,
             n_iter_no_change=self.n_iter_no_change,
@@ -389,7 +400,13 @@ class NeuralSparseCoder(ModelBuilder):
     def _noise_variance(self) -> float:
         likelihood = self.module_.likelihood
         if isinstance(likelihood, GaussianLikelihood):
-            return float(likelihood.noise_variance.detach()) * self._unit**2
+            variance = float(likelihood.noise_variance.detach()) * self._unit**2
+            if not math.isfinite(variance):
+                raise ValueError(
+                    "Training diverged: the learned noise variance is not finite. Try a smaller "
+                    "'learning_rate_init'."
+                )
+            return variance
         return float("nan")
 
     @property
