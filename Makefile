@@ -3,6 +3,7 @@
 #   make test      the tests                  (PYTEST_ARGS="-k fista" to choose)
 #   make test-oldest, make test-newest         the tests on the oldest and newest versions
 #   make test-big  fits of several gigabytes, for minutes
+#   make fuzz      bad input, drawn anew     (FUZZ_CASES=5000 of each class)
 #   make lint      ruff and mypy
 #   make doctest   the examples in docstrings, guide and README
 #   make docs      the HTML pages, in docs/_build/html; a warning is an error
@@ -13,6 +14,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 JOBS ?= 2
 PYTEST_ARGS ?=
+FUZZ_CASES ?= 1000
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
@@ -22,16 +24,20 @@ export MPLBACKEND := Agg
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: demo test test-big test-oldest test-newest lint doctest docs clean help
+.PHONY: demo test fuzz test-big test-oldest test-newest lint doctest docs clean help
 
 help:
-	@sed -n '2,9s/^# *//p' Makefile
+	@sed -n '2,10s/^# *//p' Makefile
 
 demo: $(VENV)/.installed-plot
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.installed-test
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m slow --fuzz-cases=$(FUZZ_CASES) \
+		$(PYTEST_ARGS) tests/test_fuzz.py
 
 test-big: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -m big -s $(PYTEST_ARGS) tests/test_streaming.py

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from numbers import Integral
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from . import bounds
@@ -29,11 +27,12 @@ from ._arrays import (
     to_numpy,
     to_tensor,
 )
-from ._base import BaseSparseCoder, Posterior
+from ._base import BaseSparseCoder, Posterior, check_count
 from ._data_parallel import accelerate_state
 from ._row_sources import ArrayRows, RowSource
 from ._sparse_output import dense_rows, join_codes
 from .latents import Draws, LatentPosterior, Noise
+from .latents.cauchy import Cauchy
 from .model import LatentVariableModel
 
 
@@ -96,13 +95,36 @@ class AmortisedCoder(BaseSparseCoder):
         dtype = next(model.parameters()).dtype
 
         def of_chunk(raw: NDArray) -> NDArray:
-            # Here: a generator that waits would leave gradients off for its caller.
-            with torch.no_grad():
+            # Here: a generator that waits would leave gradients off for its caller. What overflows
+            # in the dtype of X is found in the result.
+            with torch.no_grad(), np.errstate(over="ignore"):
                 found = of_rows(model, self._normalize(raw, device).to(dtype), raw)
-            return to_numpy(found, rows.dtype)
+                return to_numpy(found, rows.dtype)
 
+        n_done = 0
         for raw in rows.batches(rows_at_once(n_draws * self._numbers_per_row)):
-            yield raw, _complete_rows_apart(of_chunk, raw)
+            found = _complete_rows_apart(of_chunk, raw)
+            self._check_result(found, raw, n_done)
+            yield raw, found
+            n_done += len(raw)
+
+    def _check_result(self, found: NDArray, raw: NDArray, first: int) -> None:
+        """Refuse what is not finite, but for the variance of a law that has none."""
+        lawful = np.isfinite(found) | (np.isposinf(found) if self._has_infinite_variance else False)
+        if lawful.all():
+            return
+        row = np.flatnonzero(~lawful.reshape(len(raw), -1).all(axis=1))[0]
+        raise ValueError(
+            f"The result for X[{first + row}] is not finite: the row, with values up to "
+            f"{np.nanmax(np.abs(raw[row])):.3g}, lies too far from those of the fit, whose spread "
+            f"is {self._unit:.3g}, or an 'encoder' or 'decoder' of your own gave values that are "
+            "not finite."
+        )
+
+    @property
+    def _has_infinite_variance(self) -> bool:
+        """Whether codes follow a law without a variance."""
+        return getattr(self.module_.family, "posterior_law", None) is Cauchy
 
     @property
     def _numbers_per_row(self) -> int:
@@ -230,12 +252,18 @@ class AmortisedCoder(BaseSparseCoder):
         self, Z: NDArray, of_codes: Callable[[LatentVariableModel, Tensor], Tensor]
     ) -> NDArray:
         dtype = next(self.module_.parameters()).dtype
-        with torch.no_grad():
+        with torch.no_grad(), np.errstate(over="ignore"):
             parts = []
             for chunk in row_slices(Z.shape[0], max(1, NUMBERS_AT_ONCE // self._numbers_per_row)):
                 codes = to_tensor(dense_rows(Z, chunk), torch.device("cpu"), dtype)
                 parts.append(to_numpy(of_codes(self.module_, codes), Z.dtype))
-        return np.concatenate(parts)
+        found = np.concatenate(parts)
+        if not np.isfinite(found).all():
+            raise ValueError(
+                f"Z, with values up to {abs(Z).max():.3g}, decodes to values that are not "
+                f"finite in {Z.dtype}: give smaller codes, or Z in float64."
+            )
+        return found
 
     @follows_input
     def posterior(self, X: ArrayLike) -> Posterior:
@@ -279,7 +307,7 @@ class AmortisedCoder(BaseSparseCoder):
         draws : ndarray of shape (n_draws, n_samples, n_components)
             Codes, with exact zeros where the family has them.
         """
-        n_draws = _check_count(n_draws, "n_draws")
+        n_draws = check_count(n_draws, "n_draws")
         X, device = self._evaluated(X)
 
         def drawn(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
@@ -341,8 +369,8 @@ class AmortisedCoder(BaseSparseCoder):
         X : ndarray of shape (n_samples, n_features)
             New rows, in the units of the training X.
         """
-        check_is_fitted(self)
-        n_samples = _check_count(n_samples, "n_samples")
+        self._check_usable()
+        n_samples = check_count(n_samples, "n_samples")
         generator = seeded_generator(draw_seed(private_random_state(self.random_state)))
         model, dtype = self.module_, next(self.module_.parameters()).dtype
         with torch.no_grad():
@@ -370,11 +398,3 @@ def _prefix_noise(posterior: LatentPosterior, n_draws: int, generator: torch.Gen
     """Noise of which a shorter call gives the first draws."""
     blocks = [posterior.noise(size, generator) for size in draw_blocks(n_draws)]
     return Noise.concatenate(blocks, dim=0).first(n_draws)
-
-
-def _check_count(value: Any, name: str) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"The '{name}' parameter must be a whole number of at least 1; got {value!r}."
-        )
-    return int(value)

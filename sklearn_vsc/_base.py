@@ -7,6 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +23,26 @@ from ._row_sources import refuse_dataset
 
 # Above this share of unused atoms a fit warns.
 _MANY_DEAD = 0.2
+
+
+def check_size(X: NDArray, least: float = 1e-100, largest: float = 1e100) -> float:
+    """Check that the squares of X neither vanish nor overflow; return its largest size."""
+    size = float(max(abs(np.fmax.reduce(X, axis=None)), abs(np.fmin.reduce(X, axis=None))))
+    if size and not least <= size <= largest:
+        raise ValueError(
+            f"Input X has values of at most {size:.3g} in size. Their squares would be lost in "
+            f"{X.dtype}: scale X so that its largest value is between {least:g} and {largest:g}."
+        )
+    return size
+
+
+def check_count(value: Any, name: str) -> int:
+    """Check a number of draws or rows."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"The '{name}' parameter must be a whole number of at least 1; got {value!r}."
+        )
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -142,20 +163,32 @@ class BaseSparseCoder(
         """
         X = self._validate_table(X, reset=reset)
         check_observed(X, columns=reset)
+        self._check_size(X, reset=reset)
         return X
 
     def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
         """Check type and shape of X; what is observed of it is another matter."""
         refuse_dataset(X)
         if not reset:
-            check_is_fitted(self)
+            self._check_usable()
         dtype = [np.float64, np.float32]
         return validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
 
+    def _check_size(self, X: NDArray, *, reset: bool) -> None:
+        """Check that rows to learn from have a size that numbers can hold the squares of."""
+        if reset:
+            check_size(X)
+
+    def _check_usable(self) -> None:
+        """Check that there is a fit, and the parameters, which may have been set anew since."""
+        check_is_fitted(self)
+        self._validate_params()
+
     def _validate_codes(self, Z: ArrayLike) -> NDArray:
         """Check codes given to ``inverse_transform``."""
-        check_is_fitted(self)
-        Z = check_array(Z, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="Z")
+        self._check_usable()
+        with np.errstate(over="ignore", invalid="ignore"):
+            Z = check_array(Z, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="Z")
         if Z.shape[1] != self._n_features_out:
             raise ValueError(
                 f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of "

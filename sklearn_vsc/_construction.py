@@ -39,6 +39,8 @@ from .objectives import Objective
 
 # Share of the data's power that decoded draws of the prior start with.
 _INITIAL_POWER = 0.1
+# A fixed noise variance, over that of X, is no less than this, and no more than its inverse.
+_LEAST_NOISE = 1e-10
 # Sweeps of n_refine='auto', and at most those of a training step: measured, more there cost more
 # time than they bring.
 _SWEEPS = 20
@@ -307,6 +309,12 @@ class ModelBuilder(AmortisedCoder):
         if isinstance(self.noise_variance, str):
             return GaussianLikelihood(1.0)
         self._fixed_noise_variance = self.noise_variance / self._unit**2
+        if not _LEAST_NOISE <= self._fixed_noise_variance <= 1 / _LEAST_NOISE:
+            raise ValueError(
+                f"noise_variance={self.noise_variance!r} is out of proportion to X, whose variance "
+                f"is {self._unit**2:.3g}: use {_LEAST_NOISE:g} to {1 / _LEAST_NOISE:g} times as "
+                "much, or noise_variance='learned'."
+            )
         return GaussianLikelihood(self._fixed_noise_variance, learned=False)
 
 

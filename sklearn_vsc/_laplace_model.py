@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from sklearn.utils import check_scalar
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ._array_api import follows_fit, follows_input
 from ._arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
-from ._base import BaseSparseCoder, Posterior
+from ._base import BaseSparseCoder, Posterior, check_count
 from .solvers.laplace_bound import (
     CodeStatistics,
     LaplaceModel,
@@ -33,6 +30,8 @@ from .solvers.stopping import LassoResult
 _CHUNK_ROWS = 4096
 # Least noise variance, over the mean square of X: no fit is credited with less.
 _NOISE_FLOOR = 1e-12
+# Alpha, over the size of X, is no more than this, and no less than its inverse.
+_PROPORTION = 1e50
 
 
 class LaplaceModelCoder(BaseSparseCoder):
@@ -131,7 +130,7 @@ class LaplaceModelCoder(BaseSparseCoder):
         ValueError
             Where ``n_draws`` is not positive, or ``alpha`` is zero.
         """
-        check_scalar(n_draws, "n_draws", Integral, min_val=1)
+        n_draws = check_count(n_draws, "n_draws")
         X = self._validate_rows(X, reset=False)
         codes, scales = self._laplace_posterior(X)
         draws = np.empty((n_draws, *codes.shape), dtype=X.dtype)
@@ -166,8 +165,8 @@ class LaplaceModelCoder(BaseSparseCoder):
         ValueError
             Where ``n_samples`` is not positive, or ``alpha`` is zero.
         """
-        check_is_fitted(self)
-        check_scalar(n_samples, "n_samples", Integral, min_val=1)
+        self._check_usable()
+        n_samples = check_count(n_samples, "n_samples")
         model = self._model()
         random_state = private_random_state(self.random_state)
         n_components, n_features = self.components_.shape
@@ -207,7 +206,18 @@ class LaplaceModelCoder(BaseSparseCoder):
                 "alpha=0 leaves the codes without a prior, and so without a likelihood: use a "
                 "positive alpha for scores, posteriors and samples."
             )
+        self._check_alpha(math.sqrt(self.noise_variance_))
         return LaplaceModel(float(self.alpha), self.noise_variance_)
+
+    def _check_alpha(self, size: float) -> None:
+        """Check that ``alpha``, which carries the unit of X, is not out of proportion to it."""
+        unit = size or 1.0
+        if self.alpha and not unit / _PROPORTION <= self.alpha <= unit * _PROPORTION:
+            raise ValueError(
+                f"alpha={self.alpha!r} is out of proportion to X, whose size is {size:.3g}: use "
+                f"an alpha between {unit / _PROPORTION:.3g} and {unit * _PROPORTION:.3g}, or 0 for "
+                "no penalty."
+            )
 
     def _laplace_posterior(self, X: NDArray) -> tuple[NDArray, NDArray]:
         """Return centres and scales of the posterior of each row."""

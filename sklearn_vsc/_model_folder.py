@@ -28,6 +28,13 @@ _NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
+def _checked(path: Any) -> str | os.PathLike[str]:
+    """Return a path, if it is one."""
+    if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
+        raise TypeError(f"path must be a string or path-like, without null bytes; got {path!r}.")
+    return path
+
+
 def write_folder(
     path: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:
@@ -52,7 +59,7 @@ def write_folder(
         Where the folder cannot be written, or something else is there.
     """
     # Where the path is a link, what it points to is written.
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(_checked(path)))
     _check_replaceable(target)
     content = safetensors.torch.save(tensors)
     files = {
@@ -90,7 +97,7 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     OSError
         Where a file cannot be read.
     """
-    folder = Path(os.fspath(path))
+    folder = Path(_checked(path))
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; give the folder that 'save' has written.")
     written = _read(folder / CONFIG, _LARGEST_CONFIG)

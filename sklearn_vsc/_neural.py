@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,6 +37,11 @@ from ._row_sources import ArrayRows, NormalizedRows, RowSource, dataset_rows
 from .model import LatentVariableModel
 from .training import StreamedRows, TrainingOptions, TrainingResult, epochs_so_far, train
 
+# Networks are trained in float32, in units of the model: of a number beyond these its square, or
+# that of its inverse, would soon be none.
+SCALE = Interval(Real, 1e-6, 1e6, closed="both")
+WEIGHT = Interval(Real, 0, 1e6, closed="both")
+DENSITY = Interval(Real, 1e-6, 1 - 1e-6, closed="both")
 # Parameters that the model does not hang on, though some are objects that change.
 NOT_BUILT_WITH = ("callbacks", "random_state")
 
@@ -51,9 +55,9 @@ class NeuralSparseCoder(TrainedModelReader):
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "objective": [StrOptions({"elbo", "max_elbo", "iwae"})],
-        "kl_weight": [Interval(Real, 0, None, closed="left")],
+        "kl_weight": [WEIGHT],
         "likelihood": [StrOptions({"gaussian", "bernoulli"})],
-        "noise_variance": [StrOptions({"learned"}), Interval(Real, 0, None, closed="neither")],
+        "noise_variance": [StrOptions({"learned"}), Interval(Real, 0, np.inf, closed="neither")],
         "encoder": [StrOptions({"auto", "mlp", "conv", "lista"}), nn.Module],
         "decoder": [StrOptions({"linear", "mlp", "conv"}), nn.Module],
         "image_shape": ["array-like", None],
@@ -65,10 +69,10 @@ class NeuralSparseCoder(TrainedModelReader):
         "n_refine": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "score_draws": [Interval(Integral, 1, None, closed="left")],
         "kl_warmup": [Interval(Real, 0, 1, closed="both")],
-        "decoder_penalty": [Interval(Real, 0, None, closed="left")],
+        "decoder_penalty": [WEIGHT],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "learning_rate_init": [Interval(Real, 0, None, closed="neither")],
+        "learning_rate_init": [Interval(Real, 0, 1e30, closed="right")],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
@@ -191,6 +195,18 @@ class NeuralSparseCoder(TrainedModelReader):
             self._record_usage(self._usage_with(self._finish(rows, device), rows), warn=False)
         return self
 
+    def _check_parameters(self) -> None:
+        # scikit-learn takes those of a fitted estimator for checked, in `partial_fit`.
+        self._validate_params()
+        super()._check_parameters()
+        for callback in self.callbacks or ():
+            named = isinstance(callback, tuple) and len(callback) == 2
+            if not hasattr(callback[1] if named else callback, "on_train_begin"):
+                raise TypeError(
+                    "The 'callbacks' parameter must hold skorch callbacks, or pairs of a name and "
+                    f"such a callback; got {callback!r}."
+                )
+
     def _begin(self, X: ArrayLike | Dataset, *, reset: bool) -> tuple[RowSource, torch.device]:
         """Check rows and device, and build the model unless there is one to go on with."""
         rows, observed = self._rows_of(X, reset=reset)
@@ -229,6 +245,8 @@ class NeuralSparseCoder(TrainedModelReader):
                 self._validate_table(chunk, reset=reset and not observed.n_rows)
             observed.add(chunk)
         observed.check(columns=reset)
+        if isinstance(X, Dataset):
+            self._check_size(np.array([observed.least, observed.most], rows.dtype), reset=reset)
         return rows, observed
 
     def _split(self, rows: RowSource) -> tuple[RowSource, RowSource]:
@@ -252,15 +270,9 @@ class NeuralSparseCoder(TrainedModelReader):
             self._random_state = group.from_first(self._random_state)
         self._evaluation_seed = draw_seed(self._random_state)
         self._reads_mask, mean = observed.has_holes, observed.means
-        with np.errstate(over="ignore"):
-            self._offset, self._unit = self._find_units(rows, observed)
-        if not math.isfinite(self._unit):
-            raise ValueError(
-                f"X has values up to {max(-observed.least, observed.most):.3g}, whose squares no "
-                "number can hold. Scale X down."
-            )
+        self._offset, self._unit = self._find_units(rows, observed)
         self._fill = (mean - self._offset) / self._unit
-        self._n_components = rows.n_features if self.n_components is None else self.n_components
+        self._n_components = int(self.n_components or rows.n_features)
         generator = seeded_generator(draw_seed(self._random_state))
         self._optimizer_state: dict[str, dict[str, Tensor]] | None = None
         self.history_: list[dict[str, Any]] = []
@@ -308,7 +320,7 @@ class NeuralSparseCoder(TrainedModelReader):
             kl_warmup=self.kl_warmup if schedule else 0.0,
             noise_warmup=getattr(self, "noise_warmup", 0.0) if schedule else 0.0,
             max_iter=max_iter,
-            batch_size=min(batch_size, len(rows)),
+            batch_size=int(min(batch_size, len(rows))),
             learning_rate=self.learning_rate_init,
             schedule=schedule,
             n_iter_no_change=self.n_iter_no_change,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -120,7 +121,13 @@ class TrainedModelReader(ModelBuilder):
     def _noise_variance(self) -> float:
         likelihood = self.module_.likelihood
         if isinstance(likelihood, GaussianLikelihood):
-            return float(likelihood.noise_variance.detach()) * self._unit**2
+            variance = float(likelihood.noise_variance.detach()) * self._unit**2
+            if not math.isfinite(variance):
+                raise ValueError(
+                    "Training diverged: the learned noise variance is not finite. Try a smaller "
+                    "'learning_rate_init'."
+                )
+            return variance
         return float("nan")
 
     @property

@@ -29,6 +29,7 @@ from ._arrays import (
     to_numpy,
     to_tensor,
 )
+from ._base import check_size
 from ._compat import Interval, StrOptions, fit_context
 from ._fit_progress import FitProgress, SeenRows, shown
 from ._fit_tasks import FitTasks
@@ -279,7 +280,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "alpha": [Interval(Real, 0, np.inf, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "fit_algorithm": [StrOptions({"auto", "fista", "lars", "cd"})],
@@ -287,7 +288,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             StrOptions({"auto", "fista", "lasso_lars", "lasso_cd", "lars", "omp", "threshold"})
         ],
         "transform_n_nonzero_coefs": [Interval(Integral, 1, None, closed="left"), None],
-        "transform_alpha": [Interval(Real, 0, None, closed="left"), None],
+        "transform_alpha": [Interval(Real, 0, np.inf, closed="left"), None],
         "n_jobs": [Integral, None],
         "code_init": [np.ndarray, None],
         "dict_init": [np.ndarray, None],
@@ -301,7 +302,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "shuffle": ["boolean"],
         "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
-        "transform_tol": [Interval(Real, 0, None, closed="neither"), None],
+        "transform_tol": [Interval(Real, 0, 1, closed="right"), None],
         "sparse_output": ["boolean"],
         "device": [str],
     }
@@ -543,6 +544,14 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     def _dead_atoms_cure(self) -> str:
         return "Lower alpha or n_components, or train on more rows."
 
+    def _check_size(self, X: NDArray, *, reset: bool) -> None:
+        """Check the size of X, whose squares are taken as it stands."""
+        limit = 1e15 if X.dtype == np.float32 else 1e100
+        # Rows to code may be small: then their codes are zero.
+        size = check_size(X, 1 / limit if reset else 0.0, limit)
+        if reset:
+            self._check_alpha(size)
+
     def _begin(self, X: NDArray) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
         """Return rows, first dictionary, the norms taken from its atoms, and a generator."""
         random_state = private_random_state(self.random_state)
@@ -551,12 +560,12 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         rows = self._to_rows(X)
         positive, n_features = self.positive_dict, X.shape[1]
         if self.dict_init is None:
-            n_components = self.n_components or n_features
+            n_components = int(self.n_components or n_features)
             dictionary = initial_dictionary(
                 rows, n_components, positive=positive, generator=generator
             )
             return rows, dictionary, rows.new_ones(n_components), generator
-        n_components = self.n_components or len(self.dict_init)
+        n_components = int(self.n_components or len(self.dict_init))
         atoms = self._check_init("dict_init", (n_components, n_features), X.dtype)
         norms = torch.linalg.vector_norm(atoms, dim=1)
         dictionary = normalise_atoms(atoms, positive=positive, generator=generator)
@@ -564,7 +573,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
 
     def _check_init(self, name: str, shape: tuple[int, int], dtype: np.dtype) -> Tensor:
         """Return ``dict_init`` or ``code_init`` as a tensor, once its shape is right."""
-        array = check_array(getattr(self, name), dtype=dtype, input_name=name, copy=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = check_array(getattr(self, name), dtype=dtype, input_name=name, copy=True)
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, but has {array.shape}.")
         return self._to_rows(array)
@@ -636,7 +646,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
 
         return self._online_learner(dictionary, generator).epochs(
             rows,
-            self.batch_size or len(rows),
+            int(min(self.batch_size or len(rows), len(rows))),
             shuffle=self.shuffle,
             stopping=OnlineStopping(self.tol, self.max_no_improvement),
             on_step=on_step,
@@ -716,7 +726,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         return solve_lasso(
             rows,
             dictionary,
-            alpha,
+            # Beyond any residual's product with an atom, all are alike.
+            float(min(alpha, torch.finfo(rows.dtype).max)),
             method=method,
             tol=self._tolerance(rows.dtype),
             max_iter=self.transform_max_iter,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import nn
 
 from ._autoencoder_construction import AutoencoderBuilder
 from ._compat import Interval, StrOptions
+from ._neural import SCALE, WEIGHT
 
 # Parameters of the other neural estimators that a deterministic code has not, or not as they do.
 _NOT_SHARED = (
@@ -222,9 +223,9 @@ class SCVAE(AutoencoderBuilder):
             for name, allowed in AutoencoderBuilder._parameter_constraints.items()
             if name not in _NOT_SHARED
         },
-        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "alpha": [SCALE],
         "latent_size": [Interval(Integral, 1, None, closed="left"), None],
-        "latent_weight": [StrOptions({"attention"}), Interval(Real, 0, None, closed="left")],
+        "latent_weight": [StrOptions({"attention"}), WEIGHT],
         "n_downsamplings": [Interval(Integral, 0, None, closed="left")],
         "encoder": [StrOptions({"auto", "mlp", "conv"}), nn.Module],
         "decoder": [StrOptions({"auto", "mlp", "conv"}), nn.Module],

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from ._compat import Interval, StrOptions
-from ._neural import NeuralSparseCoder
+from ._neural import DENSITY, SCALE, NeuralSparseCoder
 from .latents import Continuous, LatentFamily, SpikeSlab
 from .objectives import SCORE_GRADIENTS, Objective
 
@@ -261,12 +261,12 @@ class SparseVAE(NeuralSparseCoder):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NeuralSparseCoder._parameter_constraints,
         "prior": [StrOptions({"gaussian", "laplace", "cauchy", "spike_slab"})],
-        "prior_scale": [Interval(Real, 0, None, closed="neither")],
-        "density": [Interval(Real, 0, 1, closed="neither")],
+        "prior_scale": [SCALE],
+        "density": [DENSITY],
         "slab": [StrOptions({"gaussian", "laplace"})],
         "posterior_family": [StrOptions({"auto", "gaussian", "laplace", "cauchy", "spike_slab"})],
         "gradient": [StrOptions({"auto", "exact", *_RELAXED_GRADIENTS, *SCORE_GRADIENTS})],
-        "temperature": [Interval(Real, 0, None, closed="neither"), "array-like"],
+        "temperature": [Interval(Real, 0, np.inf, closed="neither"), "array-like"],
         "gradient_of_bound": [StrOptions({"auto", "standard", "dreg"})],
         "score_method": [StrOptions({"elbo", "collapsed_elbo", "iwae"})],
     }
@@ -390,10 +390,10 @@ class SparseVAE(NeuralSparseCoder):
     def _temperatures(self) -> tuple[float, float]:
         values = np.ravel(self.temperature)
         numbers = values.dtype.kind in "iuf" and len(values) in (1, 2)
-        if not numbers or not (np.isfinite(values) & (values > 0)).all():
+        if not numbers or not ((values >= 1e-3) & (values <= 1e3)).all():
             raise ValueError(
-                "The 'temperature' parameter must be one positive number, or a pair of them, the "
-                f"first and the last; got {self.temperature!r}."
+                "The 'temperature' parameter must be one number from 0.001 to 1000, or a pair of "
+                f"them, the first and the last; got {self.temperature!r}."
             )
         return float(values[0]), float(values[-1])
 
@@ -443,8 +443,9 @@ class SparseVAE(NeuralSparseCoder):
         unbounded = self.likelihood == "bernoulli" or self._activation() == "identity"
         if unbounded and isinstance(self.decoder, str):
             raise ValueError(
-                "A Cauchy posterior with an unbounded decoder has an ELBO of minus infinity: its "
-                "codes have no mean. Use output_activation='sigmoid' or 'tanh' with "
+                f"prior={self.prior!r} with posterior_family={self.posterior_family!r}: a Cauchy "
+                "posterior with an unbounded decoder has an ELBO of minus infinity, as its codes "
+                "have no mean. Use output_activation='sigmoid' or 'tanh' with "
                 "likelihood='gaussian', a decoder of your own with bounded output, or "
                 "posterior_family='gaussian'."
             )

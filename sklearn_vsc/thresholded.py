@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ._compat import Interval, StrOptions
-from ._neural import NeuralSparseCoder
+from ._neural import DENSITY, SCALE, WEIGHT, NeuralSparseCoder
 from ._row_sources import RowSource
 from .latents import Thresholded
 from .objectives import Objective
 
 # With codes rarer than this, nothing is left of them in floating point.
 _LEAST_INCLUSION = 1e-9
+# A threshold, over the scale of the prior, is no less than this, and no more than its inverse.
+_LEAST_THRESHOLD = 1e-10
 
 
 class ThresholdedVSC(NeuralSparseCoder):
@@ -275,12 +277,12 @@ class ThresholdedVSC(NeuralSparseCoder):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NeuralSparseCoder._parameter_constraints,
         "prior": [StrOptions({"laplace", "gaussian"})],
-        "prior_scale": [Interval(Real, 0, None, closed="neither")],
-        "threshold": [Interval(Real, 0, None, closed="left"), None],
-        "density": [Interval(Real, 0, 1, closed="neither")],
+        "prior_scale": [SCALE],
+        "threshold": [Interval(Real, 0, np.inf, closed="left"), None],
+        "density": [DENSITY],
         "threshold_prior": [StrOptions({"gamma"}), None],
-        "threshold_shape": [Interval(Real, 0, None, closed="neither")],
-        "threshold_kl_weight": [Interval(Real, 0, None, closed="left")],
+        "threshold_shape": [Interval(Real, 0.1, 1e6, closed="both")],
+        "threshold_kl_weight": [WEIGHT],
         "gradient": [StrOptions({"auto", "exact", "straight_through", "subgradient"})],
         "kl": [StrOptions({"auto", "thresholded", "base"})],
         "noise_warmup": [Interval(Real, 0, 1, closed="both")],
@@ -392,6 +394,17 @@ class ThresholdedVSC(NeuralSparseCoder):
             training_kl=self._training_kl(),
             threshold_kl_weight=self.threshold_kl_weight,
         )
+        relative = family.threshold / self.prior_scale
+        if relative and not _LEAST_THRESHOLD <= relative <= 1 / _LEAST_THRESHOLD:
+            asked = f"threshold={self.threshold!r}"
+            if self.threshold is None:
+                shape = f" with threshold_shape={self.threshold_shape!r}" if gamma else ""
+                asked = f"density={self.density!r}{shape}"
+            raise ValueError(
+                f"{asked} makes a threshold of {relative:.3g} times prior_scale="
+                f"{self.prior_scale!r}, which float32 cannot train. Use a threshold of "
+                f"{_LEAST_THRESHOLD:g} to {1 / _LEAST_THRESHOLD:g} times 'prior_scale'."
+            )
         if family.prior_inclusion < _LEAST_INCLUSION:
             raise ValueError(
                 f"threshold={family.threshold:g} is too large for prior_scale="

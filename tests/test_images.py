@@ -125,7 +125,7 @@ def test_a_decoder_of_convolutions_is_not_linear():
             small(SparseVAE, **({"prior": "spike_slab"} | params)).fit(DIGITS)
     with pytest.raises(ValueError, match="n_refine=3 needs a linear decoder"):
         small(SparseVAE, prior="spike_slab", n_refine=3).fit(DIGITS)
-    with pytest.raises(ValueError, match="Cauchy posterior with an unbounded decoder"):
+    with pytest.raises(ValueError, match="a Cauchy posterior with an unbounded decoder"):
         small(SparseVAE, prior="cauchy").fit(DIGITS)
 
 

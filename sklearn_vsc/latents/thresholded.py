@@ -162,8 +162,11 @@ class Thresholded(LatentFamily):
             return float(self.prior().inclusion) - density
 
         low, high = 1e-8 * self.prior_scale, 1e3 * self.prior_scale
+        # Under a small shape of the Gamma it lies beyond what any number can hold.
         while excess(high) > 0:
             high *= 1e3
+            if high > 1e15 * self.prior_scale:
+                return high
         while excess(low) < 0:
             low *= 1e-3
         return float(brentq(excess, low, high, xtol=1e-12 * self.prior_scale, rtol=1e-12))

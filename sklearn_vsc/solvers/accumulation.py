@@ -55,7 +55,7 @@ def objective_sum(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) ->
     """Return the sum over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1, holes left out."""
     X = fill_holes(X, codes, dictionary)
     if X.device.type == "cpu":
-        return _objective_sum(*map(_array, (X, codes, dictionary)), alpha)
+        return _objective_sum(*map(_array, (X, codes, dictionary)), float(alpha))
     residual = torch.addmm(X, codes, dictionary, alpha=-1)
     by_row = 0.5 * residual.square().sum(1) + alpha * codes.abs().sum(1)
     # MPS has no float64.

@@ -50,7 +50,13 @@ def update_dictionary(
         Unit-norm atoms.
     """
     dictionary = dictionary.clone()
-    used = code_gram.diagonal().nonzero().squeeze(1)
+    weights = code_gram.diagonal()
+    used = weights.nonzero().squeeze(1)
+    if len(used):
+        # Both are squares of the size of X, and are squared again for a norm. A power of two
+        # takes no digits from them.
+        unit = weights.amax().log2().floor().exp2()
+        code_gram, code_data = code_gram / unit, code_data / unit
     update = _update_compiled if dictionary.device.type == "cpu" else _update_panel
     for _ in range(n_sweeps):
         for panel in used.split(_PANEL):

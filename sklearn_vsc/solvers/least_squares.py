@@ -52,13 +52,18 @@ def _of_observed(X: Tensor, codes: Tensor, observed: Tensor, inverse: Tensor) ->
     dictionary = torch.zeros_like(residual)
     direction = shortened = inverse @ residual
     size = start = (residual * shortened).sum(0)
-    least = (_ROUNDINGS * torch.finfo(X.dtype).eps) ** 2 * start
+    rounding = _ROUNDINGS * torch.finfo(X.dtype).eps
+    least = rounding**2 * start
     for _ in range(_MOST_STEPS):
-        active = size > least
+        decoded = codes @ direction
+        seen = torch.where(observed, decoded, 0)
+        curvature, whole = seen.square().sum(0), decoded.square().sum(0)
+        # Of a direction that only missing entries see rounding is left; a step would be endless.
+        active = (size > least) & (curvature > rounding * whole)
         if not active.any():
             break
-        image = codes.T @ torch.where(observed, codes @ direction, 0)
-        step = torch.where(active, size / (direction * image).sum(0), 0)
+        image = codes.T @ seen
+        step = torch.where(active, size / curvature, 0)
         dictionary = dictionary + step * direction
         residual = residual - step * image
         shortened = inverse @ residual
