@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
+import numpy as np
+import torch
+
 T = TypeVar("T")
 
 
@@ -52,11 +55,13 @@ class HeldInterrupts:
     def attempt(self, work: Callable[[], T]) -> T | None:
         """Do work that Ctrl-C may cut short, and return its result, or None then."""
         try:
-            self._open = True
-            if not self.came:
-                result = work()
-                self._open = False
-                return result
+            # Ctrl-C may hit the very moment at which such a mode is left.
+            with torch.set_grad_enabled(torch.is_grad_enabled()), np.errstate():
+                self._open = True
+                if not self.came:
+                    result = work()
+                    self._open = False
+                    return result
         except KeyboardInterrupt:
             self.came = True
         finally:

@@ -212,7 +212,8 @@ class LaplaceModelCoder(BaseSparseCoder):
     def _check_alpha(self, size: float) -> None:
         """Check that ``alpha``, which carries the unit of X, is not out of proportion to it."""
         unit = size or 1.0
-        if self.alpha and not unit / _PROPORTION <= self.alpha <= unit * _PROPORTION:
+        # A float: of float32 the bounds would overflow.
+        if self.alpha and not unit / _PROPORTION <= float(self.alpha) <= unit * _PROPORTION:
             raise ValueError(
                 f"alpha={self.alpha!r} is out of proportion to X, whose size is {size:.3g}: use "
                 f"an alpha between {unit / _PROPORTION:.3g} and {unit * _PROPORTION:.3g}, or 0 for "

@@ -141,5 +141,5 @@ def test_thresholded_codes_have_no_gaussian_slab():
     with pytest.raises(InvalidParameterError, match="'score_method' parameter"):
         model.fit(X)
     model.set_params(score_method="iwae").fit(X).set_params(score_method="collapsed_elbo")
-    with pytest.raises(ValueError, match=REFUSED.format("ThresholdedVSC")):
+    with pytest.raises(InvalidParameterError, match="'score_method' parameter"):
         model.score(X)

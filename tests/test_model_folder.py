@@ -228,7 +228,7 @@ def test_other_folders_and_files_are_not_overwritten(target):
 def test_paths_that_lead_nowhere(target, monkeypatch):
     with pytest.raises(FileNotFoundError, match="make it before you save"):
         write_folder(target / "deeper", *OLD)
-    for path, error in ((3, TypeError), (None, TypeError), ("a\0b", ValueError)):
+    for path, error in ((3, TypeError), (None, TypeError), ("a\0b", (TypeError, ValueError))):
         with pytest.raises(error):
             write_folder(path, *OLD)
         with pytest.raises(error):

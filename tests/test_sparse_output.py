@@ -15,7 +15,6 @@ from sklearn.utils import get_tags
 
 import sklearn_vsc
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc import _amortised as amortised
 from sklearn_vsc import dictionary as dictionary_module
 
 pytestmark = [
@@ -96,7 +95,7 @@ def test_chunk_by_chunk(name, monkeypatch):
     """No chunk is as long as all rows, and only one is dense at a time."""
     model = fitted(name)
     dense = model.transform(ROWS)
-    monkeypatch.setattr(amortised, "_CHUNK_NUMBERS", 24 * model._n_features_out)
+    monkeypatch.setattr("sklearn_vsc._arrays.NUMBERS_AT_ONCE", 24 * model._n_features_out)
     monkeypatch.setattr(dictionary_module, "_CODES_AT_ONCE", 24 * 12)
     sizes, make = [], sparse.csr_matrix
 

@@ -918,7 +918,7 @@ def test_bad_parameters_are_named(name, value):
 def test_bad_pairs_of_temperatures_are_named(temperature):
     model = SparseVAE(prior="spike_slab", temperature=temperature, **TINY)
     for call in (model.fit, model.partial_fit):
-        with pytest.raises(ValueError, match=r"'temperature' .* one positive number, or a pair"):
+        with pytest.raises(ValueError, match=r"'temperature' .* one number from .* or a pair"):
             call(GREY)
 
 

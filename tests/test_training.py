@@ -482,7 +482,7 @@ def test_divergence_before_any_step_names_other_causes():
     assert_array_equal(model.components_, before.components_)
 
 
-@pytest.mark.parametrize("scale", [1e-100, 1e30, 1e100])
+@pytest.mark.parametrize("scale", [1e-98, 1e30, 1e98])
 def test_values_beyond_single_precision_are_trained_on(scale):
     model, scaled = vsc().fit(DIGITS), vsc().fit(DIGITS * scale)
     assert_allclose(scaled.transform(DIGITS * scale), model.transform(DIGITS), rtol=1e-3, atol=1e-4)
@@ -493,7 +493,7 @@ def test_values_beyond_single_precision_are_trained_on(scale):
 
 def test_values_whose_squares_overflow_are_refused():
     model = vsc()
-    with pytest.raises(ValueError, match=r"values up to 1.6e\+161.*Scale X down"):
+    with pytest.raises(ValueError, match=r"at most 1.6e\+161 in size.*scale X"):
         model.fit(DIGITS * 1e160)
     assert not [name for name in vars(model) if name.endswith("_")]
 
