@@ -727,7 +727,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             rows,
             dictionary,
             # Beyond any residual's product with an atom, all are alike.
-            float(min(alpha, torch.finfo(rows.dtype).max)),
+            min(float(alpha), torch.finfo(rows.dtype).max),
             method=method,
             tol=self._tolerance(rows.dtype),
             max_iter=self.transform_max_iter,
