@@ -107,7 +107,8 @@ print(json.dumps(found))
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
 def test_two_workers_of_a_thread_pool_start_no_threads_of_their_own():
     # Threads that wait leave the cores to other tests.
-    found = json.loads(run(THREADS, OMP_NUM_THREADS="2", OMP_WAIT_POLICY="PASSIVE"))
+    two = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    found = json.loads(run(THREADS, **two, OMP_WAIT_POLICY="PASSIVE"))
     # Alone a fit has two threads, so that there is something to see.
     assert found["limit"] == found["limit after"] == 2
     assert found["pools alone"] > 0
