@@ -438,7 +438,9 @@ def test_linear_decoder_is_components_and_intercept():
 def test_components_of_other_decoders_are_least_squares(prior):
     model = vae(4, **PRIORS[prior]).fit(DIGITS)
     codes = model.transform(DIGITS)
-    assert_allclose(model.components_, np.linalg.lstsq(codes, DIGITS)[0], rtol=1e-5, atol=1e-6)
+    assert_allclose(
+        model.components_, np.linalg.lstsq(codes, DIGITS, rcond=None)[0], rtol=1e-5, atol=1e-6
+    )
     assert not hasattr(model, "intercept_")
 
 
@@ -529,7 +531,9 @@ def test_output_activation_bounds_rows_in_units_of_x(activation, low, high, deco
     # The dictionary is that of a decoder that is not linear.
     assert not hasattr(model, "intercept_")
     codes = model.transform(X)
-    assert_allclose(model.components_, np.linalg.lstsq(codes, X)[0], rtol=1e-4, atol=1e-5)
+    assert_allclose(
+        model.components_, np.linalg.lstsq(codes, X, rcond=None)[0], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])

@@ -257,7 +257,7 @@ def test_vanishing_penalty_is_least_squares(method, positive):
 
         expected = np.vstack([nnls(dictionary.T, row)[0] for row in X])
     else:
-        expected = np.linalg.lstsq(dictionary.T, X.T)[0].T
+        expected = np.linalg.lstsq(dictionary.T, X.T, rcond=None)[0].T
     np.testing.assert_allclose(codes, expected, atol=1e-7)
     assert result.converged.all()
 
