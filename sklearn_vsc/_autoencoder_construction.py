@@ -86,11 +86,11 @@ class AutoencoderBuilder(NeuralSparseCoder):
             return 1, 1
         return grid_shape(shape, self.n_downsamplings)
 
-    def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
+    def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
         """Check rows; images with axes of their own are laid flat."""
         shape = self._shape_of_images()
         if shape is None:
-            return super()._validate_rows(X, reset=reset)
+            return super()._validate_table(X, reset=reset)
         if getattr(X, "ndim", None) == 4:
             X = np.asarray(X)
             if X.shape[1:] != shape:
@@ -99,12 +99,8 @@ class AutoencoderBuilder(NeuralSparseCoder):
                     "(channels, height, width)."
                 )
             X = X.reshape(len(X), -1)
-        return super()._validate_rows(X, reset=reset)
-
-    def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
         X = super()._validate_table(X, reset=reset)
-        if self.image_shape is not None:
-            self._image_shape(X.shape[1])
+        self._image_shape(X.shape[1])
         return X
 
     def _validate_codes(self, Z: ArrayLike) -> NDArray:

@@ -37,7 +37,7 @@ def check_size(X: NDArray, least: float = 1e-100, largest: float = 1e100) -> flo
 
 
 def check_count(value: Any, name: str) -> int:
-    """Check a number of draws or rows."""
+    """Check a number of draws, rows or epochs."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(
             f"The '{name}' parameter must be a whole number of at least 1; got {value!r}."

@@ -233,20 +233,20 @@ class NeuralSparseCoder(TrainedModelReader):
         }
 
     def _rows_of(self, X: ArrayLike | Dataset, *, reset: bool) -> tuple[RowSource, ObservedRows]:
-        """Check rows, in one pass over those of a dataset, and sum up what is observed."""
+        """Check rows, in one pass, and sum up what is observed."""
         rows: RowSource
         if isinstance(X, Dataset):
             rows = dataset_rows(X, getattr(self, "image_shape", None))
         else:
-            rows = ArrayRows(self._validate_rows(X, reset=reset))
+            rows = ArrayRows(self._validate_table(X, reset=reset))
         observed = ObservedRows(rows.n_features)
         for chunk in rows.chunks():
             if isinstance(X, Dataset):
                 self._validate_table(chunk, reset=reset and not observed.n_rows)
             observed.add(chunk)
         observed.check(columns=reset)
-        if isinstance(X, Dataset):
-            self._check_size(np.array([observed.least, observed.most], rows.dtype), reset=reset)
+        # Of all entries these two are the largest in size.
+        self._check_size(np.array([observed.least, observed.most], rows.dtype), reset=reset)
         return rows, observed
 
     def _split(self, rows: RowSource) -> tuple[RowSource, RowSource]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
-from ._base import BaseSparseCoder
+from ._base import BaseSparseCoder, check_count
 from ._compat import ScoringMonitor
 from ._fit_tasks import EPOCH
 
@@ -63,12 +62,8 @@ class EstimatorCheckpoint(Callback):
     every: int
 
     def __init__(self, path: str | os.PathLike[str], *, every: int = 1) -> None:
-        if not isinstance(every, Integral) or isinstance(every, bool) or every < 1:
-            raise ValueError(
-                f"The 'every' parameter must be a whole number of at least 1; got {every!r}."
-            )
         self.path = path
-        self.every = every
+        self.every = check_count(every, "every")
 
     def _save(self, estimator: BaseSparseCoder) -> None:
         estimator = copy.copy(estimator)
