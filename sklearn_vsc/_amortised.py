@@ -355,6 +355,21 @@ class AmortisedCoder(BaseSparseCoder):
         log_weights = model.collapsed_log_weights(rows, posterior, draws)
         return bounds.iwae(log_weights) if self.score_method == "iwae" else bounds.elbo(log_weights)
 
+    def _code_divergence(self, X: ArrayLike) -> NDArray:
+        """KL of each code's posterior from its prior, nats, (n_samples, n_features_out).
+
+        Of the posterior that the score uses; by its draws where there is no closed form.
+        """
+        X, device = self._evaluated(X)
+
+        def divergence(model: LatentVariableModel, rows: Tensor, raw: NDArray) -> Tensor:
+            posterior = model.infer(rows, self._n_sweeps(model))
+            if model.family.has_closed_kl:
+                return posterior.kl()
+            return posterior.kl(self._draws(posterior, raw, self.score_draws)).mean(0)
+
+        return self._evaluate(X, device, divergence, self.score_draws)
+
     @follows_fit
     def sample(self, n_samples: int = 1) -> NDArray:
         """Draw new rows: codes from the prior, decoded, with observation noise.

@@ -16,6 +16,7 @@ from torch import Tensor
 from ._array_api import follows_fit, follows_input
 from ._arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
 from ._base import BaseSparseCoder, Posterior, check_count
+from .latents.laplace import Laplace
 from .solvers.laplace_bound import (
     CodeStatistics,
     LaplaceModel,
@@ -145,6 +146,12 @@ class LaplaceModelCoder(BaseSparseCoder):
             rise, fall = torch.cat(blocks, dim=1)[:, :n_draws]
             draws[:, row] = codes[row] + scales[row] * (rise - fall).numpy()
         return draws
+
+    def _code_divergence(self, X: ArrayLike) -> NDArray:
+        """KL of each code's posterior from its prior, nats, (n_samples, n_components)."""
+        X = self._validate_rows(X, reset=False)
+        codes, scales = (torch.from_numpy(part).double() for part in self._laplace_posterior(X))
+        return to_numpy(Laplace.kl(codes, scales, self._model().prior_scale))
 
     @follows_fit
     def sample(self, n_samples: int = 1) -> NDArray:

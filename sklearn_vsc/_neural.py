@@ -35,7 +35,14 @@ from ._precision import check_precision
 from ._read_off import TrainedModelReader, start_sample
 from ._row_sources import ArrayRows, NormalizedRows, RowSource, dataset_rows
 from .model import LatentVariableModel
-from .training import StreamedRows, TrainingOptions, TrainingResult, epochs_so_far, train
+from .training import (
+    StreamedRows,
+    TrainingObjective,
+    TrainingOptions,
+    TrainingResult,
+    epochs_so_far,
+    train,
+)
 
 # Networks are trained in float32, in units of the model: of a number beyond these its square, or
 # that of its inverse, would soon be none.
@@ -309,25 +316,12 @@ class NeuralSparseCoder(TrainedModelReader):
         interrupts: HeldInterrupts | None = None,
     ) -> bool:
         """Train for some epochs; return whether Ctrl-C came. Without tasks it is one pass."""
-        schedule, group = tasks is not None, ProcessGroup.of_device(self.device)
-        batch_size = min(128, len(rows)) if self.batch_size == "auto" else self.batch_size
-        first, last = self._temperatures()
-        n_refine = min(self._n_sweeps(self.module_), TRAINING_SWEEPS)
-        options = TrainingOptions(
-            objective=replace(self._make_objective(), n_refine=n_refine),
-            temperature=(first if schedule else last, last),
-            decoder_penalty=self.decoder_penalty,
-            kl_warmup=self.kl_warmup if schedule else 0.0,
-            noise_warmup=getattr(self, "noise_warmup", 0.0) if schedule else 0.0,
+        group = ProcessGroup.of_device(self.device)
+        options = replace(
+            self._training_options(len(rows), schedule=tasks is not None),
             max_iter=max_iter,
-            batch_size=int(min(batch_size, len(rows))),
-            learning_rate=self.learning_rate_init,
-            schedule=schedule,
-            n_iter_no_change=self.n_iter_no_change,
-            tol=self.tol,
             # One bar for all processes.
             verbose=int(self.verbose) if group is None or group.index == 0 else 0,
-            precision=self.precision,
             callbacks=(*(self.callbacks or ()), self._epoch_tasks(tasks, rows)),
         )
         noise_seed, order_seed = draw_seed(self._random_state), draw_seed(self._random_state)
@@ -352,6 +346,69 @@ class NeuralSparseCoder(TrainedModelReader):
             raise KeyboardInterrupt
         self._take_over(module, result, rows.dtype)
         return result.interrupted
+
+    def _training_options(self, n_rows: int, *, schedule: bool) -> TrainingOptions:
+        """What parameters say of training on so many rows; without a schedule, of its end."""
+        batch_size = min(128, n_rows) if self.batch_size == "auto" else self.batch_size
+        first, last = self._temperatures()
+        n_refine = min(self._n_sweeps(self.module_), TRAINING_SWEEPS)
+        return TrainingOptions(
+            objective=replace(self._make_objective(), n_refine=n_refine),
+            temperature=(first if schedule else last, last),
+            decoder_penalty=self.decoder_penalty,
+            kl_warmup=self.kl_warmup if schedule else 0.0,
+            noise_warmup=getattr(self, "noise_warmup", 0.0) if schedule else 0.0,
+            batch_size=int(min(batch_size, n_rows)),
+            learning_rate=self.learning_rate_init,
+            schedule=schedule,
+            n_iter_no_change=self.n_iter_no_change,
+            tol=self.tol,
+            precision=self.precision,
+        )
+
+    def _training_gradients(
+        self,
+        X: ArrayLike,
+        *,
+        batch_size: int,
+        n_passes: int,
+        n_draws: int | None,
+        random_state: np.random.RandomState,
+    ) -> Iterator[Iterator[dict[str, Tensor]]]:
+        """Yield for each whole batch of X, pass by pass, the gradient in each parameter.
+
+        It is that of the training loss, at its end, in a copy of the model that each pass finds as
+        the fit left it. Fewer rows than a batch are one.
+        """
+        X, device = self._evaluated(X)
+        size = min(batch_size, len(X))
+        options = self._training_options(size, schedule=False)
+        if n_draws is not None:
+            options = replace(options, objective=replace(options.objective, n_draws=n_draws))
+        module = copy.deepcopy(self.module_).float().to(device)
+        generator = seeded_generator(draw_seed(random_state), device)
+        objective = TrainingObjective(module, options, generator)
+        state = copy.deepcopy(objective.state_dict())
+        parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+        def gradients(rows: Tensor) -> dict[str, Tensor]:
+            # Some networks keep what they see in training.
+            objective.load_state_dict(state)
+            with (
+                torch.enable_grad(),
+                _forked_global_generator(draw_seed(random_state)),
+                _deterministic_convolutions(),
+            ):
+                loss = objective(rows).mean()
+                found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            return {
+                name: torch.zeros_like(parameter) if gradient is None else gradient
+                for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
+            }
+
+        for first in range(0, len(X) - size + 1, size):
+            rows = self._normalize(X[first : first + size], device).float()
+            yield (gradients(rows) for _ in range(n_passes))
 
     def _training_rows(self, rows: RowSource, device: torch.device) -> Tensor | StreamedRows:
         """Rows as training takes them: those in memory all at once."""

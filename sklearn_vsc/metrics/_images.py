@@ -1,4 +1,4 @@
-"""How good reconstructions are, and how sparse codes are."""
+"""How good reconstructions of images are."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
-from ._images import check_image_shape
-
-__all__ = ["frechet_distance", "hoyer_sparsity", "lpips", "psnr", "rfid", "ssim"]
+from .._images import check_image_shape
 
 # How far, in standard deviations, the Gaussian window of SSIM reaches.
 _WINDOW_REACH = 3.5
@@ -198,46 +196,6 @@ def _normal_law(sample: NDArray) -> tuple[NDArray, NDArray]:
     mean = sample.mean(axis=0)
     factor: Any = np.linalg.qr((sample - mean) / math.sqrt(len(sample) - 1), mode="r")
     return mean, factor
-
-
-def hoyer_sparsity(codes: ArrayLike) -> float:
-    """Hoyer's sparsity of codes, the mean over rows.
-
-    For each row z of length K ``(sqrt(K) - |z|_1 / |z|_2) / (sqrt(K) - 1)``: 0 where all entries
-    are of one size, 1 where a single one is not zero, whatever the unit.
-
-    Parameters
-    ----------
-    codes : array-like of shape (n_samples, n_components)
-        Codes, with two components or more. Rows of zeros have no sparsity of this kind and are
-        left out of the mean.
-
-    Returns
-    -------
-    sparsity : float
-        Between 0 and 1; NaN where all rows are zero.
-
-    References
-    ----------
-    Hoyer, P. (2004). Non-negative matrix factorization with sparseness constraints. Journal of
-    Machine Learning Research.
-
-    Examples
-    --------
-    >>> from sklearn_vsc.metrics import hoyer_sparsity
-    >>> hoyer_sparsity([[0.0, -3.0, 0.0, 0.0], [1.0, 1.0, -1.0, 1.0]])
-    0.5
-    """
-    codes = check_array(codes, dtype=np.float64, ensure_min_features=2, input_name="codes")
-    size = np.abs(codes)
-    # Squares of tiny entries would be zero.
-    largest = size.max(axis=1, keepdims=True)
-    used = largest[:, 0] > 0
-    if not used.any():
-        return float("nan")
-    size = size[used] / largest[used]
-    root = math.sqrt(codes.shape[1])
-    return float(np.mean((root - size.sum(1) / np.linalg.norm(size, axis=1)) / (root - 1)))
 
 
 def lpips(

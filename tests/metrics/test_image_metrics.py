@@ -8,8 +8,7 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.linalg import sqrtm
 
-from sklearn_vsc import metrics
-from sklearn_vsc.metrics import frechet_distance, hoyer_sparsity, lpips, psnr, rfid, ssim
+from sklearn_vsc.metrics import _images, frechet_distance, lpips, psnr, rfid, ssim
 
 
 @pytest.fixture
@@ -205,25 +204,6 @@ def test_frechet_distance_says_what_is_wrong(rng):
         frechet_distance(np.zeros((1, 3)), np.zeros((5, 3)))
 
 
-# -------------------------------------------------------------------------- Hoyer sparsity
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200, -3.0])
-def test_hoyer_of_known_codes(scale):
-    assert hoyer_sparsity(scale * np.eye(5)) == pytest.approx(1)
-    assert hoyer_sparsity(np.full((3, 5), scale)) == pytest.approx(0, abs=1e-12)
-    row = np.array([[3.0, 0.0, -4.0, 0.0]])
-    assert hoyer_sparsity(scale * row) == pytest.approx(2 - 7 / 5)
-
-
-def test_hoyer_is_a_mean_over_rows_with_codes():
-    codes = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
-    assert hoyer_sparsity(codes) == pytest.approx(0.5)
-    assert math.isnan(hoyer_sparsity(np.zeros((2, 3))))
-    with pytest.raises(ValueError, match="minimum of 2 is required"):
-        hoyer_sparsity([[1.0]])
-
-
 # --------------------------------------------------------- what needs an optional library
 
 
@@ -278,7 +258,7 @@ def install(monkeypatch, metric=FakeMetric):
 
 def test_networks_see_batches_of_colour_in_the_unit_interval(monkeypatch):
     install(monkeypatch)
-    monkeypatch.setattr(metrics, "_BATCH", 2)
+    monkeypatch.setattr(_images, "_BATCH", 2)
     images = np.random.default_rng(0).random((3, 20))
     other = images + np.linspace(-1, 1, 20)
     before = torch.get_rng_state()

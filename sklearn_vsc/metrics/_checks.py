@@ -1,0 +1,38 @@
+"""Checks of what the metrics are given."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
+from sklearn.utils.validation import check_array
+
+from .._array_api import to_host
+
+
+def check_table(array: ArrayLike, name: str, **options: Any) -> NDArray:
+    """Two axes in float64, from arrays of any kind and from the CSR that `transform` may return."""
+    if issparse(array):
+        array = array.toarray()  # type: ignore[union-attr]
+    return check_array(to_host(array), dtype=np.float64, input_name=name, **options)
+
+
+def check_same_rows(one: NDArray, other: NDArray, names: tuple[str, str]) -> None:
+    """Refuse tables of different length."""
+    if len(one) != len(other):
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have the same number of rows; got {len(one)} and "
+            f"{len(other)}."
+        )
+
+
+def check_number(value: Any, name: str, *, most: float = np.inf) -> float:
+    """Refuse what is not a number from 0 to `most`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= float(value) <= most:
+        up_to = f"from 0 to {most:g}" if most < np.inf else "that is not negative"
+        raise ValueError(f"The '{name}' parameter must be a number {up_to}; got {value!r}.")
+    return float(value)
