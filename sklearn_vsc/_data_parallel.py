@@ -84,6 +84,12 @@ class ProcessGroup:
 
         return reduce(value.detach(), "mean")
 
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over the processes; no gradient passes."""
+        from accelerate.utils import reduce
+
+        return reduce(value.detach(), "sum")
+
     def from_first(self, value: T) -> T:
         """Return what the first process has."""
         from accelerate.utils import broadcast_object_list
@@ -128,7 +134,7 @@ class DataParallelNet(NeuralNet):
     """A net whose batches are shared out: the gradient is that of one process with all rows.
 
     Its module maps rows (n, D) to their losses (n,), and takes means over a batch by an attribute
-    ``batch_mean``.
+    ``batch_mean``, sums over rows by ``parts.row_sum``.
 
     Parameters
     ----------
@@ -152,11 +158,16 @@ class DataParallelNet(NeuralNet):
         # Not the replica itself, whose parameters skorch would take for further ones.
         self.losses_of_ = replica.__call__
         self.module_.batch_mean = self._batch_mean
+        self.module_.parts.row_sum = self._row_sum
         return self
 
     def _batch_mean(self, values: Tensor) -> Tensor:
         """Mean of a value of each row over the batch, of which this process has a part."""
         return self.group.mean(values.sum() * self.weight_)
+
+    def _row_sum(self, values: Tensor) -> Tensor:
+        """Sum of a value of each row of this process; a row that stands in counts for nothing."""
+        return values.sum() * float(self.weight_ > 0)
 
     def infer(self, x: Tensor, **fit_params: Any) -> Tensor:
         """Losses of this process's rows of a batch."""
@@ -193,6 +204,7 @@ class DataParallelNet(NeuralNet):
         """Leave no circle of references, which would keep the memory of a device."""
         super().on_train_end(net, *args, **kwargs)
         self.module_.batch_mean = torch.mean
+        self.module_.parts.row_sum = torch.sum
 
 
 def _has_foreign_parts(module: nn.Module) -> bool:

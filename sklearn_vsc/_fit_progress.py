@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._interruption import HeldInterrupts
+from .solvers.accumulation import ObjectiveSums
 from .solvers.dictionary_learning import Epoch
 from .solvers.statistics import Statistics
 
@@ -30,7 +31,8 @@ class FitProgress:
     @classmethod
     def before(cls, dictionary: Tensor) -> Self:
         """Stand at the first dictionary."""
-        return cls(Epoch(dictionary, math.nan, Statistics.zeros_like(dictionary), 0, 0.0, False))
+        statistics = Statistics.zeros_like(dictionary)
+        return cls(Epoch(dictionary, ObjectiveSums(), statistics, 0, 0.0, False))
 
     def add(self, epoch: Epoch, n_rows: int) -> None:
         """Take in a pass, unless the objective is lost."""
@@ -44,7 +46,8 @@ class FitProgress:
         self.epoch = epoch
         self.errors.append(epoch.loss * n_rows)
         _log.info("epoch %d: mean objective %.6g", number, epoch.loss)
-        self.history.append({"epoch": number, "loss": epoch.loss, "duration": epoch.duration})
+        record = {"epoch": number, "loss": epoch.loss, "duration": epoch.duration}
+        self.history.append(record | epoch.parts)
 
     def follow(
         self,

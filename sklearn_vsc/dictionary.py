@@ -208,8 +208,11 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         Number of atoms that none of those rows uses.
 
     history_ : list of dict
-        One record a pass: ``epoch`` (from 1), ``loss`` (mean objective of a row),
-        ``duration`` (seconds).
+        One record a pass: ``epoch`` (from 1), ``loss`` (mean objective of a row) with its two
+        parts ``reconstruction`` (half the squared error) and ``penalty`` (``alpha`` times the
+        l1 norm of the codes), ``density`` (share of the codes that are not zero), ``duration``
+        (seconds). Full batch: at the end of the pass, where codes are half a pass old, on
+        average; mini-batch: in the steps of the pass.
 
     n_features_in_ : int
         Number of features seen in ``fit``.
@@ -462,17 +465,12 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             dictionary = self._to_rows(self.components_)
             generator = seeded_generator(self._seed + self.n_steps_)
         learner = self._online_learner(dictionary, generator, self._seen, self.n_steps_)
-        codes, cost = learner.step(rows)
+        codes, objective = learner.step(rows)
         seconds = time.perf_counter() - start
-        progress = FitProgress(
-            Epoch(dictionary, cost, learner.statistics, self.n_steps_, 0.0, False),
-            list(self.history_),
-            list(self.error_),
-        )
-        progress.add(
-            Epoch(learner.dictionary, cost, learner.statistics, learner.n_steps, seconds, False),
-            len(rows),
-        )
+        found = learner.dictionary, objective, learner.statistics, learner.n_steps
+        epoch = Epoch(*found, seconds, converged=False)
+        progress = FitProgress(epoch, list(self.history_), list(self.error_))
+        progress.add(epoch, len(rows))
         self._keep(progress, self._seen)
         self._add_rows(codes, rows, dictionary, learner.idle)
 

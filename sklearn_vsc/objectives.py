@@ -64,14 +64,20 @@ def training_bound(
     kl_weight: float,
     noise_scale: float = 1.0,
     batch_mean: Callable[[Tensor], Tensor] = torch.mean,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Objective of each row (n,), nats, to be maximised.
 
-    ``batch_mean`` takes the mean over a batch of which x may be a part.
+    ``batch_mean`` takes the mean over a batch of which x may be a part. Into ``parts`` goes what
+    the objective is made of, of each row (n,) and outside any graph: ``log_likelihood`` and
+    ``kl`` without its weight, whose difference 'elbo' and 'exact' are; of 'max_elbo' those of the
+    chosen draw; of 'iwae' the same as of the ELBO, which it exceeds; of 'code' ``log_likelihood``
+    and ``penalty``. ``density`` is the share of codes that are not zero, under the posterior or
+    in its draws, where codes can be zero.
     """
     if objective.bound == "code":
         assert isinstance(model, SparseAutoencoder)
-        return model.training_bound(x, generator, kl_weight)
+        return model.training_bound(x, generator, kl_weight, parts)
     if objective.bound == "exact" and objective.n_refine:
         # At the best posterior the ELBO has no slope in it: the decoder's gradient is that of
         # the refined bound, the encoder's that of the bound it reaches by itself.
@@ -79,34 +85,91 @@ def training_bound(
             posterior = model.posterior(x)
             reached = _exact_bound(model, x, posterior, kl_weight)
         refined = model.refine(x, posterior, objective.n_refine, kl_weight)
-        bound = _exact_bound(model, x, refined, kl_weight) + (reached - reached.detach())
+        bound = _exact_bound(model, x, refined, kl_weight, parts) + (reached - reached.detach())
         share = batch_mean(model.share_of_active(refined))
         return bound + _density_pull(model, share, n_observed(x))
     posterior = model.posterior(x)
     if objective.bound == "exact":
-        return _exact_bound(model, x, posterior, kl_weight)
+        return _exact_bound(model, x, posterior, kl_weight, parts)
     if objective.gates is not None:
         assert isinstance(posterior, SpikeSlabPosterior)
         surrogate = _gated_log_likelihood(model, x, posterior, objective, generator, noise_scale)
-        return surrogate.mean(0) - kl_weight * posterior.training_kl().sum(-1)
+        log_likelihood, kl = surrogate.mean(0), posterior.training_kl().sum(-1)
+        _note(parts, posterior, log_likelihood, kl)
+        return log_likelihood - kl_weight * kl
     if objective.doubly_reparameterised:
         assert isinstance(posterior, ContinuousPosterior)
         draws = posterior.rsample(posterior.noise(objective.n_draws, generator), noise_scale)
-        return _doubly_reparameterised_iwae(model, x, posterior, draws, kl_weight)
+        return _doubly_reparameterised_iwae(model, x, posterior, draws, kl_weight, parts)
     draws = posterior.rsample(posterior.noise(objective.n_draws, generator), noise_scale)
     if objective.bound == "iwae":
         log_ratio = posterior.log_ratio(draws).sum(-1)
     else:
         log_ratio = -posterior.training_kl(draws).sum(-1)
-    log_weights = model.log_likelihood(x, draws.code) + kl_weight * log_ratio
+    log_likelihood = model.log_likelihood(x, draws.code)
+    log_weights = log_likelihood + kl_weight * log_ratio
+    _note_draws(parts, objective.bound, posterior, draws, log_likelihood, log_weights, log_ratio)
     return OBJECTIVES[objective.bound](log_weights)
 
 
 def _exact_bound(
-    model: LatentVariableModel, x: Tensor, posterior: LatentPosterior, kl_weight: float
+    model: LatentVariableModel,
+    x: Tensor,
+    posterior: LatentPosterior,
+    kl_weight: float,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     kl = posterior.training_kl().sum(-1)
-    return model.expected_log_likelihood(x, posterior) - kl_weight * kl
+    log_likelihood = model.expected_log_likelihood(x, posterior)
+    _note(parts, posterior, log_likelihood, kl)
+    return log_likelihood - kl_weight * kl
+
+
+@torch.no_grad()
+def _note(
+    parts: dict[str, Tensor] | None,
+    posterior: LatentPosterior,
+    log_likelihood: Tensor,
+    kl: Tensor,
+    draws: Draws | None = None,
+) -> None:
+    """Put into ``parts`` those of a bound, and the density of the draws or of the posterior.
+
+    To be called once the bound is built: what a posterior caches must keep its graph.
+    """
+    if parts is None:
+        return
+    parts["log_likelihood"] = log_likelihood.detach()
+    # Of each draw where it has no closed form.
+    parts["kl"] = (kl if kl.ndim == 1 else kl.mean(0)).detach()
+    if isinstance(posterior, ContinuousPosterior):
+        return
+    if draws is None:
+        parts["density"] = posterior.inclusion.detach().mean(-1)
+    else:
+        parts["density"] = draws.active.to(kl.dtype).mean((0, 2))
+
+
+@torch.no_grad()
+def _note_draws(
+    parts: dict[str, Tensor] | None,
+    bound: str,
+    posterior: LatentPosterior,
+    draws: Draws,
+    log_likelihood: Tensor,
+    log_weights: Tensor,
+    log_ratio: Tensor,
+) -> None:
+    """Put the parts of a bound that draws estimate into ``parts``."""
+    if parts is None:
+        return
+    if bound == "max_elbo":
+        best = log_weights.argmax(0, keepdim=True)
+        log_ratio = log_ratio.expand_as(log_weights).gather(0, best)
+        log_likelihood = log_likelihood.gather(0, best)
+    # The log ratio of relaxed gates has another mean than the KL.
+    kl = posterior.kl(draws).sum(-1) if bound == "iwae" else -log_ratio
+    _note(parts, posterior, log_likelihood.mean(0), kl, draws)
 
 
 def _density_pull(
@@ -175,6 +238,7 @@ def _doubly_reparameterised_iwae(
     posterior: ContinuousPosterior,
     draws: Draws,
     kl_weight: float,
+    parts: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Importance-weighted bound with the gradient of Tucker et al. (2018), equation 8.
 
@@ -188,6 +252,8 @@ def _doubly_reparameterised_iwae(
             lambda gradient: gradient * (1 - kl_weight + kl_weight * weights[0])
         )
     log_ratio = posterior.detached().log_ratio(draws).sum(-1)
-    log_weights = model.log_likelihood(x, draws.code) + kl_weight * log_ratio
+    log_likelihood = model.log_likelihood(x, draws.code)
+    log_weights = log_likelihood + kl_weight * log_ratio
+    _note_draws(parts, "iwae", posterior, draws, log_likelihood, log_weights, log_ratio)
     weights.append(log_weights.detach().softmax(0).unsqueeze(-1))
     return iwae(log_weights)

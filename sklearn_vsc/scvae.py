@@ -166,7 +166,11 @@ class SCVAE(AutoencoderBuilder):
 
     history_ : list of dict
         For each epoch ``epoch``, ``loss`` (nats a row, in the units of the model),
-        ``valid_loss`` with early stopping, and ``duration`` in seconds.
+        ``valid_loss`` with early stopping, and ``duration`` in seconds. Besides, as means over
+        the rows in the steps of the epoch, the two parts of the loss, which is
+        ``penalty - log_likelihood``: the log likelihood of the rows, half at their codes and
+        half at draws around them, and what ``alpha`` and ``latent_weight`` weigh, both nats a
+        row; and ``density``, the share of codes that are not zero.
 
     module_ : torch.nn.Module
         The trained model, on the CPU.

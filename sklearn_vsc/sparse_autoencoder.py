@@ -98,9 +98,13 @@ class SparseAutoencoder(LatentVariableModel):
         return ContinuousPosterior(self.family, loc.flatten(1), scale.flatten(1))
 
     def training_bound(
-        self, x: Tensor, generator: torch.Generator, penalty_weight: float = 1.0
+        self,
+        x: Tensor,
+        generator: torch.Generator,
+        penalty_weight: float = 1.0,
+        parts: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        """What training maximises for each row (n,), nats.
+        """What training maximises for each row (n,), nats; its parts go into ``parts``.
 
         Half of the rows' fit is that of the code itself, half that of a draw around it: a
         decoder that has seen the code alone does badly a step aside, in the score and on new
@@ -122,6 +126,10 @@ class SparseAutoencoder(LatentVariableModel):
         penalty = self.alpha * amplitudes.abs().sum((1, 2))
         distance = (latents - sums).square().sum(-1)
         penalty = penalty + 0.5 * (self._position_weights(distance) * distance).sum(1)
+        if parts is not None:
+            parts["log_likelihood"] = 0.5 * (fit + fit_around).detach()
+            parts["penalty"] = penalty.detach()
+            parts["density"] = (amplitudes != 0).to(fit.dtype).mean((1, 2))
         held = (1 - penalty_weight) * (penalty - penalty.detach())
         return 0.5 * (fit + fit_around - (kl - kl.detach())) - penalty + held
 

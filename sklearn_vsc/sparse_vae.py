@@ -211,7 +211,14 @@ class SparseVAE(NeuralSparseCoder):
 
     history_ : list of dict
         For each epoch ``epoch``, ``loss`` (nats a row, in the units of the model),
-        ``valid_loss`` with early stopping, and ``duration`` in seconds.
+        ``valid_loss`` with early stopping, and ``duration`` in seconds. Besides, as means over
+        the rows in the steps of the epoch, nats a row, the expected log likelihood of the rows
+        under the posterior, ``log_likelihood``, and the KL term without its weight, ``kl``: the
+        loss is ``kl_weight * kl - log_likelihood``, but for warm-ups and ``decoder_penalty``.
+        With ``objective='max_elbo'`` the two are those of the chosen draws, and with 'iwae'
+        those of the ELBO, which that bound exceeds. Log likelihoods are those at the draws that
+        training takes, relaxed ones too. With ``prior='spike_slab'`` there is ``density``, the
+        share of codes that are not zero, under the posterior or in its draws.
 
     module_ : torch.nn.Module
         The trained model, on the CPU.

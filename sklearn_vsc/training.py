@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ._data_parallel import DataParallelNet, ProcessGroup
+from ._epoch_parts import PARTS, PartSums, RecordParts
 from ._interruption import HeldInterrupts
 from ._precision import networks_in
 from .latents import SpikeSlab
@@ -95,6 +96,7 @@ class TrainingObjective(nn.Module):
         self.annealed = 1.0
         # Of a batch that processes share out, the mean over all of it.
         self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
+        self.parts = PartSums()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the loss of each row (n,), nats."""
@@ -104,6 +106,7 @@ class TrainingObjective(nn.Module):
             first, last = options.temperature
             annealed = self.annealed if self.training else 1.0
             self.model.family.temperature = first * (last / first) ** annealed
+        parts: dict[str, Tensor] = {}
         with networks_in(options.precision, self.model, x.device):
             bound = training_bound(
                 self.model,
@@ -113,7 +116,10 @@ class TrainingObjective(nn.Module):
                 kl_weight=options.objective.kl_weight * _ramp(progress, options.kl_warmup, 0.0),
                 noise_scale=_ramp(progress, options.noise_warmup, _NOISE_SCALE_START),
                 batch_mean=self.batch_mean,
+                parts=parts if self.training else None,
             )
+        if parts:
+            self.parts.add(parts)
         loss = -bound
         if options.decoder_penalty:
             loss = loss + options.decoder_penalty * _squared_weights(self.model.decoder)
@@ -376,7 +382,10 @@ def train(
         iterator_train__generator=order_generator,
         iterator_valid=batches,
         train_split=None if aside is None else predefined_split(aside),
-        callbacks=_callbacks(options, whole_epochs, stopping, n_steps, X.shape[1]),
+        callbacks=[
+            ("parts", RecordParts(None if group is None else group.sum)),
+            *_callbacks(options, whole_epochs, stopping, n_steps, X.shape[1]),
+        ],
         callbacks__print_log=None,
         device=X.device,
         verbose=0,
@@ -511,5 +520,7 @@ def _records(history: Any) -> list[dict[str, Any]]:
         record = {"epoch": row["epoch"], "loss": float(row["train_loss"]), "duration": row["dur"]}
         if "valid_loss" in row:
             record["valid_loss"] = float(row["valid_loss"])
+        # A history that was loaded may have none of them.
+        record |= {name: row[name] for name in PARTS if name in row}
         records.append(record)
     return records

@@ -18,6 +18,7 @@ import torch
 from skorch.callbacks import Callback, GradientNormClipping
 
 from sklearn_vsc import SCVAE, SparseVAE, ThresholdedVSC
+from sklearn_vsc._epoch_parts import PARTS
 from sklearn_vsc.datasets import make_sparse_coded
 from sklearn_vsc.latents.gaussian import Gaussian
 from sklearn_vsc.latents.laplace import Laplace
@@ -88,9 +89,11 @@ def outcome(name, device):
     ):
         model = cls(12, **TINY | params, device=device).fit(rows)
     losses = np.array([record["loss"] for record in model.history_])
+    parts = [part for part in PARTS if part in model.history_[0]]
     return {
         "gradients": gradients,
         "losses": losses,
+        "parts": np.array([[record[part] for part in parts] for record in model.history_]),
         "weights": weights(model),
         "scores": model.score_samples(rows),
     }

@@ -180,6 +180,9 @@ def test_history_is_a_plain_record_of_each_epoch(estimator):
         assert {"epoch", "loss", "duration"} <= set(record)
         assert type(record["loss"]) is float and np.isfinite(record["loss"])
         assert type(record["duration"]) is float and record["duration"] >= 0
+        parts = [part for part in ("log_likelihood", "reconstruction") if part in record]
+        assert len(parts) == 1
+        assert all(type(value) is float for name, value in record.items() if name != "epoch")
     assert history[-1]["loss"] < history[0]["loss"]
 
 

@@ -75,13 +75,16 @@ def test_gradients_agree_with_one_process(processes, name):
         expected, found = alone["gradients"][step], shared["gradients"][step]
         assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
     np.testing.assert_allclose(shared["losses"], alone["losses"], rtol=1e-3)
+    assert shared["parts"].shape == alone["parts"].shape == (2, len(alone["parts"][0]))
+    assert len(alone["parts"][0]) >= 2
+    np.testing.assert_allclose(shared["parts"], alone["parts"], rtol=5e-3, atol=1e-4)
     np.testing.assert_allclose(shared["scores"], alone["scores"], rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("name", AGREEING)
 def test_processes_end_with_the_same_model(processes, name):
     first, second = (found[name] for found in processes)
-    for key in ("losses", "weights", "scores"):
+    for key in ("losses", "parts", "weights", "scores"):
         np.testing.assert_array_equal(first[key], second[key])
 
 

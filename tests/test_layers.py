@@ -33,8 +33,10 @@ FLOORS = {
     },
     "_data_parallel": set(),
     "_precision": {"model", "networks", "sparse_autoencoder"},
+    "_epoch_parts": set(),
     "training": {
         "_data_parallel",
+        "_epoch_parts",
         "_interruption",
         "_precision",
         "latents",
@@ -47,6 +49,7 @@ NUMERICS = {"numpy", "scipy", "torch"}
 LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {
     "solvers": NUMERICS | {"llvmlite", "numba"},
     "_data_parallel": NUMERICS | {"accelerate", "skorch"},
+    "_epoch_parts": NUMERICS | {"skorch"},
     "training": NUMERICS | {"skorch", "tqdm"},
 }
 

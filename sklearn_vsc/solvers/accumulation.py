@@ -6,6 +6,8 @@ matrix products.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,45 @@ from torch import Tensor
 from .missing import fill_holes
 
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+
+
+@dataclass(frozen=True)
+class ObjectiveSums:
+    """Sums over rows of the objective and of what it is made of.
+
+    Attributes
+    ----------
+    total : float
+        0.5 ||x - u V||^2 + alpha ||u||_1.
+    reconstruction : float
+        0.5 ||x - u V||^2.
+    penalty : float
+        alpha ||u||_1.
+    n_nonzero : int
+        Codes that are not zero.
+    n_rows : int
+        Rows that were summed.
+    """
+
+    total: float = 0.0
+    reconstruction: float = 0.0
+    penalty: float = 0.0
+    n_nonzero: int = 0
+    n_rows: int = 0
+
+    def __add__(self, other: ObjectiveSums) -> ObjectiveSums:
+        return ObjectiveSums(
+            self.total + other.total,
+            self.reconstruction + other.reconstruction,
+            self.penalty + other.penalty,
+            self.n_nonzero + other.n_nonzero,
+            self.n_rows + other.n_rows,
+        )
+
+    @property
+    def mean(self) -> float:
+        """Mean objective of a row."""
+        return self.total / self.n_rows if self.n_rows else math.nan
 
 
 def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,15 +92,20 @@ def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tenso
     return gram.add_(gram.triu(1).T), data, n_users
 
 
-def objective_sum(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) -> float:
-    """Return the sum over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1, holes left out."""
+def objective_sums(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) -> ObjectiveSums:
+    """Return the objective, summed over the rows, and its parts; holes are left out."""
     X = fill_holes(X, codes, dictionary)
     if X.device.type == "cpu":
-        return _objective_sum(*map(_array, (X, codes, dictionary)), float(alpha))
+        arrays = map(_array, (X, codes, dictionary))
+        total, fit, size, n_used = _objective_sums(*arrays, float(alpha))
+        return ObjectiveSums(total, fit, size, n_used, len(X))
     residual = torch.addmm(X, codes, dictionary, alpha=-1)
-    by_row = 0.5 * residual.square().sum(1) + alpha * codes.abs().sum(1)
+    reconstruction, penalty = 0.5 * residual.square().sum(1), alpha * codes.abs().sum(1)
+    n_nonzero = (codes != 0).sum(1).to(penalty)
+    by_row = torch.stack([reconstruction + penalty, reconstruction, penalty, n_nonzero])
     # MPS has no float64.
-    return float(by_row.cpu().double().sum())
+    total, fit, size, n_used = by_row.cpu().double().sum(1).tolist()
+    return ObjectiveSums(total, fit, size, int(n_used), len(X))
 
 
 def _array(tensor: Tensor) -> NDArray:
@@ -119,10 +165,10 @@ def _subtract_atoms(residual, codes, dictionary, used, n_used):  # type: ignore[
 
 
 @_compiled
-def _objective_sum(X, codes, dictionary, alpha):  # type: ignore[no-untyped-def]
+def _objective_sums(X, codes, dictionary, alpha):  # type: ignore[no-untyped-def]
     used = np.empty(codes.shape[1] + 4, np.int64)
     residual = np.empty_like(X[0])
-    total = 0.0
+    total, reconstruction, size, n_nonzero = 0.0, 0.0, 0.0, 0
     for i in range(len(X)):
         n_used = _find_used(codes[i], used)
         residual[:] = X[i]
@@ -134,4 +180,7 @@ def _objective_sum(X, codes, dictionary, alpha):  # type: ignore[no-untyped-def]
         for a in range(n_used):
             penalty += abs(codes[i, used[a]])
         total += energy / 2 + alpha * penalty
-    return total
+        reconstruction += energy / 2
+        size += penalty
+        n_nonzero += n_used
+    return total, reconstruction, alpha * size, n_nonzero

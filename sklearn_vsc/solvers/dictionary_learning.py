@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .accumulation import objective_sum
+from .accumulation import ObjectiveSums, objective_sums
 from .coders import Coder
 from .dictionary_update import renew_atoms, update_dictionary
 from .missing import fill_holes, natural_reach, observed_residual, rows_with_holes
@@ -47,8 +47,8 @@ class Epoch:
     ----------
     dictionary : Tensor of shape (n_components, n_features)
         Unit-norm atoms.
-    loss : float
-        Mean over the rows of 0.5 ||x - u V||^2 + alpha ||u||_1.
+    objective : ObjectiveSums
+        0.5 ||x - u V||^2 + alpha ||u||_1 and its parts, summed over the rows.
     statistics : Statistics
         Copy of what the dictionary was updated from.
     n_steps : int
@@ -60,11 +60,26 @@ class Epoch:
     """
 
     dictionary: Tensor
-    loss: float
+    objective: ObjectiveSums
     statistics: Statistics
     n_steps: int
     duration: float
     converged: bool
+
+    @property
+    def loss(self) -> float:
+        """Mean objective of a row."""
+        return self.objective.mean
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Means over the rows of the parts of the objective, and the share of non-zero codes."""
+        sums, n_rows = self.objective, max(1, self.objective.n_rows)
+        return {
+            "reconstruction": sums.reconstruction / n_rows,
+            "penalty": sums.penalty / n_rows,
+            "density": sums.n_nonzero / (n_rows * len(self.dictionary)),
+        }
 
 
 @dataclass
@@ -115,16 +130,17 @@ class FullBatchLearner:
             if passes % _REFRESH_EVERY == 0:
                 self._refresh()
             before = self.codes.copy(), self.dictionary, self.statistics.copy()
-            loss = self._pass(accuracy, shuffle, foresight)
-            if loss > last and (foresight or self._filled is not None):
+            objective = self._pass(accuracy, shuffle, foresight)
+            if objective.mean > last and (foresight or self._filled is not None):
                 # What ran ahead went astray.
                 self.codes, self.dictionary, self.statistics = before
                 self._trend, foresight = Statistics.zeros_like(self.dictionary), foresight / 2
-                loss = self._careful_pass(accuracy, shuffle)
+                objective = self._careful_pass(accuracy, shuffle)
+            loss = objective.mean
             decrease = (last - loss) / loss if loss > 0 else 0.0
             yield Epoch(
                 self.dictionary,
-                loss,
+                objective,
                 self.statistics.copy(),
                 self.n_steps,
                 time.perf_counter() - start,
@@ -143,7 +159,7 @@ class FullBatchLearner:
                 X = self._filled[rows] = fill_holes(X, codes, self.dictionary)
             self.statistics.add(Statistics.change(X, None, codes))
 
-    def _careful_pass(self, accuracy: float, shuffle: bool) -> float:
+    def _careful_pass(self, accuracy: float, shuffle: bool) -> ObjectiveSums:
         """Visit every block once, such that the objective cannot rise."""
         if self._filled is None:
             return self._pass(accuracy, shuffle, 0.0)
@@ -151,9 +167,9 @@ class FullBatchLearner:
         # objective tightly from above.
         self._refresh()
         reach, self._reach = self._reach, 1.0
-        loss = self._pass(accuracy, shuffle, 0.0)
+        objective = self._pass(accuracy, shuffle, 0.0)
         self._reach = (1 + reach) / 2
-        return loss
+        return objective
 
     def _change(self, rows: Tensor, old: Tensor, new: Tensor) -> Statistics:
         """Return the change of the statistics when rows get new codes; fill their holes."""
@@ -166,8 +182,8 @@ class FullBatchLearner:
         change.subtract(before)
         return change
 
-    def _pass(self, accuracy: float, shuffle: bool, foresight: float) -> float:
-        """Visit every block once; return the mean objective.
+    def _pass(self, accuracy: float, shuffle: bool, foresight: float) -> ObjectiveSums:
+        """Visit every block once; return the objective.
 
         Codes are half a pass old, on average. With ``foresight`` the sums run ahead to where
         those of the blocks that were visited last are going, by this share of that age.
@@ -191,14 +207,11 @@ class FullBatchLearner:
                 self.dictionary, sums.code_gram, sums.code_data, positive=self.positive_dict
             )
             self.n_steps += 1
-        return self._mean_objective()
-
-    def _mean_objective(self) -> float:
-        total = sum(
-            objective_sum(self.X[rows], codes, self.dictionary, self.alpha)
+        by_block = (
+            objective_sums(self.X[rows], codes, self.dictionary, self.alpha)
             for rows, codes in self.codes
         )
-        return total / len(self.X)
+        return sum(by_block, ObjectiveSums())
 
     def _renew(self) -> None:
         dead = self.statistics.n_users == 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .accumulation import objective_sum
+from .accumulation import ObjectiveSums, objective_sums
 from .coders import Coder
 from .dictionary_learning import Epoch
 from .dictionary_update import renew_atoms, update_dictionary
@@ -42,18 +42,18 @@ class OnlineLearner:
     idle: Tensor
     n_steps: int = 0
 
-    def step(self, X: Tensor) -> tuple[Tensor, float]:
+    def step(self, X: Tensor) -> tuple[Tensor, ObjectiveSums]:
         """Code a mini-batch, then update the dictionary.
 
         Returns
         -------
         codes : Tensor of shape (n_rows, n_components)
             Codes of the rows under the dictionary before its update.
-        cost : float
-            Mean objective of the rows at these codes.
+        objective : ObjectiveSums
+            That of the rows at these codes, the dictionary as before.
         """
         codes = self.coder(X, self.dictionary, None, _ACCURACY)
-        cost = objective_sum(X, codes, self.dictionary, self.alpha) / len(X)
+        objective = objective_sums(X, codes, self.dictionary, self.alpha)
         self.statistics.scale(forgetting(self.n_steps, len(X)))
         target = fill_holes(X, codes, self.dictionary, natural_reach(X))
         self.statistics.add(Statistics.change(target, None, codes))
@@ -67,7 +67,7 @@ class OnlineLearner:
             positive=self.positive_dict,
         )
         self.n_steps += 1
-        return codes, cost
+        return codes, objective
 
     def epochs(
         self,
@@ -100,21 +100,21 @@ class OnlineLearner:
         order = torch.arange(len(X), device=X.device)
         done = False
         while True:
-            start, total, n_seen = time.perf_counter(), 0.0, 0
+            start, objective = time.perf_counter(), ObjectiveSums()
             if shuffle:
                 order = torch.randperm(len(X), generator=self.generator).to(X.device)
             for rows in order.split(batch_size):
                 before = self.dictionary
-                cost = self.step(X[rows])[1]
-                total, n_seen = total + cost * len(rows), n_seen + len(rows)
+                of_batch = self.step(X[rows])[1]
+                objective += of_batch
                 change = float(torch.linalg.matrix_norm(self.dictionary - before))
-                done = stopping.update(cost, change / len(before), len(rows), len(X))
-                on_step(self.n_steps - 1, cost, self.dictionary)
+                done = stopping.update(of_batch.mean, change / len(before), len(rows), len(X))
+                on_step(self.n_steps - 1, of_batch.mean, self.dictionary)
                 if done:
                     break
             yield Epoch(
                 self.dictionary,
-                total / n_seen,
+                objective,
                 self.statistics.copy(),
                 self.n_steps,
                 time.perf_counter() - start,

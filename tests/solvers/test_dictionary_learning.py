@@ -1,10 +1,12 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from sklearn_vsc.solvers import dictionary_learning
+from sklearn_vsc.solvers.accumulation import ObjectiveSums, objective_sums
 from sklearn_vsc.solvers.coders import block_coder
 from sklearn_vsc.solvers.dictionary_learning import FullBatchLearner, row_blocks
 from sklearn_vsc.solvers.dictionary_update import initial_dictionary
@@ -159,8 +161,29 @@ def test_compiled_sums_are_those_of_matrices(dtype):
     first = Statistics.change(X, None, new)
     torch.testing.assert_close(first.code_gram, new.T @ new)
     dictionary = rows(37, seed=3).to(dtype)
-    total = dictionary_learning.objective_sum(X, new, dictionary, ALPHA)
-    assert total == pytest.approx(150 * objective(X, new, dictionary).item(), rel=1e-5)
+    sums = objective_sums(X, new, dictionary, ALPHA)
+    assert sums.total == pytest.approx(150 * objective(X, new, dictionary).item(), rel=1e-5)
+    residual = X - new @ dictionary
+    assert sums.reconstruction == pytest.approx(0.5 * residual.square().sum().item(), rel=1e-5)
+    assert sums.penalty == pytest.approx(ALPHA * new.abs().sum().item(), rel=1e-5)
+    assert sums.n_nonzero == (new != 0).sum()
+    assert sums.n_rows == 150
+    assert sums.mean == sums.total / 150
+    # A row with holes counts where it is observed.
+    X[:, ::3] = torch.nan
+    holed = objective_sums(X, new, dictionary, ALPHA)
+    left = residual.square()[:, [k for k in range(X.shape[1]) if k % 3]]
+    assert holed.reconstruction == pytest.approx(0.5 * left.sum().item(), rel=1e-5)
+    assert (holed.penalty, holed.n_nonzero) == (sums.penalty, sums.n_nonzero)
+
+
+def test_sums_of_blocks_add():
+    X, codes, dictionary = rows(), torch.nn.functional.softshrink(rows(150, 37, 1), 1.0), rows(37)
+    parts = [objective_sums(X[i], codes[i], dictionary, ALPHA) for i in torch.arange(150).split(40)]
+    whole = objective_sums(X, codes, dictionary, ALPHA)
+    added = sum(parts, ObjectiveSums())
+    assert vars(added) == pytest.approx(vars(whole), rel=1e-12)
+    assert math.isnan(ObjectiveSums().mean)
 
 
 def test_first_forgetting_steps_weigh_little_and_later_ones_all():

@@ -1,22 +1,21 @@
-"""Pictures of what was learned, in the convention of scikit-learn's displays."""
+"""The atoms of a dictionary as a mosaic of small images."""
 
 from __future__ import annotations
 
 import math
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.utils.validation import check_array, check_is_fitted
+from sklearn.utils.validation import check_array
 
-from ._array_api import to_host
+from .._array_api import to_host
+from ._checks import check_count, check_fitted, check_image_shape, import_pyplot
+from ._layout import tile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
-
-__all__ = ["DictionaryDisplay"]
 
 
 class DictionaryDisplay:
@@ -74,7 +73,7 @@ class DictionaryDisplay:
         indices: npt.ArrayLike | None = None,
     ) -> None:
         self.components = _check_components(components)
-        self.image_shape = _check_image_shape(image_shape, self.components.shape[1])
+        self.image_shape = check_image_shape(image_shape, self.components.shape[1], "atoms")
         n_shown = len(self.components)
         self.indices = np.arange(n_shown) if indices is None else np.asarray(indices)
         if self.indices.shape != (n_shown,):
@@ -122,8 +121,8 @@ class DictionaryDisplay:
         if scale not in ("each", "common"):
             raise ValueError(f"scale must be 'each' or 'common', got {scale!r}.")
         if n_columns is not None:
-            _check_count("n_columns", n_columns)
-        plt = _import_pyplot()
+            check_count("n_columns", n_columns)
+        plt = import_pyplot(self)
 
         peaks = np.abs(self.components).max(axis=1, keepdims=True)
         if scale == "each":
@@ -139,7 +138,7 @@ class DictionaryDisplay:
             gap = 1.0
         else:
             tiles, gap = atoms.reshape(n_shown, height, width), np.nan
-        self.mosaic_ = _tile(tiles, n_columns or _n_columns(n_shown, height, width), gap)
+        self.mosaic_ = tile(tiles, n_columns or _n_columns(n_shown, height, width), gap)
 
         colormap = plt.get_cmap(cmap)
         # White gaps would be lost in a colormap that is white at zero.
@@ -212,13 +211,11 @@ class DictionaryDisplay:
         >>> display.components.shape
         (9, 64)
         """
-        check_is_fitted(estimator)
-        if not hasattr(estimator, "components_"):
-            raise TypeError(
-                f"{type(estimator).__name__} has no components_ to draw. Of a pipeline or a "
-                "search pass the fitted step itself, such as pipeline[-1]; draw any other array "
-                "with DictionaryDisplay.from_components."
-            )
+        check_fitted(
+            estimator,
+            "components_",
+            "draw any other array with DictionaryDisplay.from_components",
+        )
         return cls.from_components(
             estimator.components_,
             usage=getattr(estimator, "component_usage_", None),
@@ -269,7 +266,7 @@ class DictionaryDisplay:
         atoms = _check_components(components)
         indices = _order(atoms, usage, order)
         if n_components is not None:
-            _check_count("n_components", n_components)
+            check_count("n_components", n_components)
             indices = indices[:n_components]
         display = cls(atoms[indices], image_shape=image_shape, indices=indices)
         return display.plot(ax=ax, **plot_params)
@@ -297,19 +294,6 @@ def _order(
     return np.argsort(-key, kind="stable")
 
 
-def _tile(tiles: npt.NDArray[Any], n_columns: int, gap: float) -> npt.NDArray[Any]:
-    """Lay (n, height, width, ...) tiles on a grid, row by row, one pixel apart and around."""
-    n_tiles, height, width, *channels = tiles.shape
-    n_rows = math.ceil(n_tiles / n_columns)
-    shape = (n_rows * (height + 1) + 1, n_columns * (width + 1) + 1, *channels)
-    mosaic = np.full(shape, gap, dtype=tiles.dtype)
-    for index, tile in enumerate(tiles):
-        row, column = divmod(index, n_columns)
-        top, left = 1 + row * (height + 1), 1 + column * (width + 1)
-        mosaic[top : top + height, left : left + width] = tile
-    return mosaic
-
-
 def _n_columns(n_tiles: int, height: int, width: int) -> int:
     """Columns that make the mosaic nearest to a square, in pixels; of two, the more."""
 
@@ -323,42 +307,3 @@ def _n_columns(n_tiles: int, height: int, width: int) -> int:
 
 def _check_components(components: npt.ArrayLike) -> npt.NDArray[Any]:
     return check_array(to_host(components), dtype=[np.float64, np.float32], input_name="components")
-
-
-def _check_image_shape(image_shape: tuple[int, ...] | None, n_features: int) -> tuple[int, ...]:
-    if image_shape is None:
-        side = math.isqrt(n_features)
-        if side * side != n_features:
-            raise ValueError(
-                f"The atoms have {n_features} features, which make no square; "
-                "pass image_shape=(height, width) or (channels, height, width)."
-            )
-        return side, side
-    shape = tuple(image_shape) if isinstance(image_shape, (tuple, list)) else ()
-    sound = len(shape) in (2, 3) and all(isinstance(n, Integral) and n >= 1 for n in shape)
-    if not sound or (len(shape) == 3 and shape[0] not in (1, 3)):
-        raise ValueError(
-            "image_shape must be (height, width), or (channels, height, width) with 1 or 3 "
-            f"channels, got {image_shape!r}."
-        )
-    if math.prod(shape) != n_features:
-        raise ValueError(
-            f"image_shape={image_shape!r} multiplies to {math.prod(shape)}, but the atoms have "
-            f"{n_features} features."
-        )
-    return shape
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number from 1, or None, got {value!r}.")
-
-
-def _import_pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            'DictionaryDisplay needs matplotlib; install it with: pip install "sklearn-vsc[plot]"'
-        ) from error
-    return plt

@@ -12,8 +12,6 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_vsc.inspection import DictionaryDisplay
 
-mpl = pytest.importorskip("matplotlib")
-mpl.use("Agg")
 plt = pytest.importorskip("matplotlib.pyplot")
 
 
@@ -28,12 +26,6 @@ class Learner(BaseEstimator):
         self.components_ = self.components
         self.component_usage_ = self.usage
         return self
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture
