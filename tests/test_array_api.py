@@ -67,7 +67,7 @@ OBSTACLE = _obstacle()
 dispatched = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 
 
-# Where the setting is there and dispatch is not, as with an old SciPy, another process will not help.
+# Where the setting is there and dispatch is not, as with an old SciPy, a process does not help.
 @pytest.mark.skipif("SCIPY_ARRAY_API" in os.environ, reason="this process has the setting")
 @pytest.mark.skipif(OBSTACLE is None, reason="dispatch works without the setting")
 def test_in_a_process_with_the_setting():
