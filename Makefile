@@ -6,7 +6,7 @@
 #   make fuzz      bad input, drawn anew     (FUZZ_CASES=5000 of each class)
 #   make lint      ruff and mypy
 #   make doctest   the examples in docstrings, guide and README
-#   make docs      the HTML pages, in docs/_build/html; a warning is an error
+#   make docs      the HTML pages, in docs/_build/html, examples run; a warning is an error
 #   make clean     remove what was built, .venv included
 
 PYTHON ?= python3.11
@@ -55,7 +55,7 @@ lint: $(VENV)/.installed-test
 
 doctest: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest --doctest-modules --doctest-glob='*.rst' \
-		--ignore=docs/conf.py --ignore=docs/_build --ignore=docs/generated sklearn_vsc docs
+		--ignore=docs/conf.py --ignore=docs/_build --ignore=docs/generated --ignore=docs/auto_examples sklearn_vsc docs
 	@echo 'The code of the README:'
 	sed -n '/^```python/,/^```/p' README.md | sed '/^```/d' \
 		| $(ONE_THREAD) $(BIN)/python -W error -
@@ -64,7 +64,7 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest docs/_build docs/generated build dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest docs/_build docs/auto_examples docs/generated build dist .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:

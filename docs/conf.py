@@ -2,6 +2,8 @@
 
 from importlib.metadata import version as installed_version
 
+from sklearn_vsc.datasets import _fashion_mnist
+
 project = "sklearn-vsc"
 author = "The sklearn-vsc developers"
 copyright = "2026, The sklearn-vsc developers"
@@ -13,6 +15,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "numpydoc",
+    "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
@@ -26,6 +29,31 @@ numpydoc_show_class_members = False
 # Each parameter documented, and no other; the sections a reader needs.
 numpydoc_validation_checks = {"GL08", "PR01", "PR02", "RT01"}
 numpydoc_validation_exclude = {r"\.__init__$", r"\.set_\w+_request$"}
+
+# Examples are run, and one that raises fails the build. Where the pictures of Fashion-MNIST are
+# not installed, those that need them are shown without what they print and draw.
+_run = "/plot_" if _fashion_mnist._DEBIAN_FOLDER.is_dir() else "/plot_(?!fashion_)"
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "auto_examples",
+    "filename_pattern": _run,
+    "ignore_pattern": "^(?!plot_)",  # scripts with arguments are no examples
+    # Sections in this order; in each, the shortest example first.
+    "subsection_order": [
+        "../examples/first_steps",
+        "../examples/images",
+        "../examples/models",
+        "../examples/features",
+        "../examples/extending",
+    ],
+    "backreferences_dir": "generated/backreferences",
+    "doc_module": ("sklearn_vsc",),
+    "remove_config_comments": True,
+    "capture_repr": (),  # what is printed, not what a last line happens to return
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"sklearn-vsc {version}"
