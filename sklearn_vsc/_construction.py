@@ -6,7 +6,7 @@ import copy
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class ModelBuilder(AmortisedCoder):
     output_activation: str
     _fill: NDArray
     _reads_mask: bool
+    _built_with: dict[str, Any]
 
     @abstractmethod
     def _make_family(self) -> LatentFamily:
@@ -131,7 +132,7 @@ class ModelBuilder(AmortisedCoder):
     def _n_sweeps(self, model: LatentVariableModel) -> int:
         """Sweeps of coordinate ascent, or an error where this model has none."""
         if self.n_refine == "auto":
-            return _SWEEPS if model.can_refine and self._trains_exactly() else 0
+            return _SWEEPS if model.can_refine and self._was_built_exactly() else 0
         if self.n_refine and not model.can_refine:
             raise ValueError(
                 f"n_refine={self.n_refine} needs a linear decoder, a Gaussian likelihood and codes "
@@ -139,6 +140,10 @@ class ModelBuilder(AmortisedCoder):
                 "base with threshold_prior='gamma' and kl='auto'); use n_refine='auto' or 0."
             )
         return int(self.n_refine)
+
+    def _was_built_exactly(self) -> bool:
+        """Whether the model is one that trains exactly; `n_draws` may be set anew for codes."""
+        return type(self)(**self._built_with)._trains_exactly()
 
     # --- the model
 

@@ -436,7 +436,7 @@ def _warn_of_rise(history: Any, options: TrainingOptions, n_features: int) -> No
 def _rates(options: TrainingOptions) -> list[tuple[str, dict[str, float]]]:
     """Learning rates of the parameters that have one of their own."""
     factors = dict.fromkeys(("model.likelihood.*", *_SCALES), _NOISE_RATE_FACTOR)
-    if options.objective.n_refine:
+    if options.objective.bound == "exact" and options.objective.n_refine:
         factors["model.decoder.*"] = _DICTIONARY_RATE_FACTOR
     return [(name, {"lr": factor * options.learning_rate}) for name, factor in factors.items()]
 

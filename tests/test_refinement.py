@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 
@@ -17,6 +17,7 @@ from sklearn_vsc.objectives import Objective, training_bound
 
 X = load_digits().data[:500]
 TRAINING = {"n_components": 24, "max_iter": 30, "random_state": 0}
+SHORT = {"n_components": 12, "max_iter": 3, "random_state": 0}
 PLAIN = {"encoder": "mlp", "n_refine": 0}
 
 
@@ -61,6 +62,43 @@ def test_codes_posterior_and_draws_are_of_the_refined_law():
     draws = model.sample_posterior(rows, 400)
     assert_allclose((draws != 0).mean(0), q.inclusion, atol=0.12)
     assert_allclose(model.transform(rows[3:5]), code[3:5], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:.*atoms are used")
+@pytest.mark.parametrize(
+    "model",
+    [ThresholdedVSC(), SparseVAE(prior="spike_slab", decoder="linear")],
+    ids=["thresholded", "spike_slab"],
+)
+def test_draws_for_codes_leave_posteriors_refined(model):
+    """More draws would have trained another model, but this one is trained."""
+    model = clone(model).set_params(**SHORT).fit(X[:200])
+    codes, score = model.transform(X[:50]), model.score(X[:50])
+    unrefined = copy.deepcopy(model).set_params(n_refine=0).score(X[:50])
+    assert score > unrefined + 0.1
+    model.set_params(n_draws=20, objective="max_elbo")
+    assert_array_equal(model.transform(X[:50]), codes)
+    assert model.score(X[:50]) == score
+
+
+@pytest.mark.filterwarnings("ignore:.*atoms are used")
+def test_a_model_trained_on_draws_stays_unrefined_with_one_draw():
+    sampled = SparseVAE(prior="spike_slab", decoder="linear", n_draws=2, **SHORT).fit(X[:200])
+    score = sampled.score(X[:50])
+    assert sampled.set_params(n_draws=1).score(X[:50]) == score
+    assert sampled.set_params(n_refine=3).score(X[:50]) > score
+
+
+@pytest.mark.filterwarnings("ignore:.*atoms are used")
+def test_sampled_training_has_one_rate_whatever_is_refined_later():
+    """Only refined posteriors bear the higher rate of the dictionary."""
+    fits = [
+        SparseVAE(prior="spike_slab", decoder="linear", n_draws=2, n_refine=n_refine, **SHORT).fit(
+            X[:200]
+        )
+        for n_refine in (0, 3)
+    ]
+    assert_array_equal(fits[0].components_, fits[1].components_)
 
 
 @pytest.mark.parametrize(

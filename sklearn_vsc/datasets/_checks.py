@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -35,3 +36,13 @@ def check_option(name: str, value: Any, options: tuple[str | None, ...]) -> None
     if not (value is None or isinstance(value, str)) or value not in options:
         shown = ", ".join(repr(option) for option in options)
         raise ValueError(f"{name} must be one of {shown}, got {value!r}.")
+
+
+def check_sides(name: str, value: Any) -> tuple[int, int]:
+    """Return height and width of a picture, given as one side of a square or as both."""
+    pair = value if isinstance(value, Sequence) else (value, value)
+    if len(pair) != 2 or not all(is_number(side, Integral) and side >= 1 for side in pair):
+        raise ValueError(
+            f"{name} must be a whole number from 1, or (height, width), got {value!r}."
+        )
+    return int(pair[0]), int(pair[1])

@@ -12,7 +12,7 @@ from scipy.fft import dctn, idctn
 from sklearn.datasets import load_sample_images
 
 from .._arrays import private_random_state
-from ._checks import check_number, check_option, is_number
+from ._checks import check_number, check_option, check_sides
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _CUTOFF = 200 / 512  # cycles per pixel: 200 cycles per picture of 512 pixels
@@ -97,7 +97,7 @@ def load_natural_patches(
     (1000, 64)
     """
     check_number("n_samples", n_samples, Integral, low=1)
-    height, width = _check_patch_size(patch_size)
+    height, width = check_sides("patch_size", patch_size)
     check_option("whitening", whitening, ("olshausen", None))
     check_option("subset", subset, ("all", "train", "test"))
     try:
@@ -188,12 +188,3 @@ def _whiten(picture: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     frequency = np.hypot(vertical[:, None], horizontal[None, :])
     gain = frequency * np.exp(-((frequency / _CUTOFF) ** 4))
     return idctn(gain * dctn(picture, norm="ortho"), norm="ortho")
-
-
-def _check_patch_size(patch_size: Any) -> tuple[int, int]:
-    pair = patch_size if isinstance(patch_size, Sequence) else (patch_size, patch_size)
-    if len(pair) != 2 or not all(is_number(side, Integral) and side >= 1 for side in pair):
-        raise ValueError(
-            f"patch_size must be a whole number from 1, or (height, width), got {patch_size!r}."
-        )
-    return int(pair[0]), int(pair[1])
