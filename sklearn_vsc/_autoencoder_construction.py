@@ -147,7 +147,7 @@ class AutoencoderBuilder(NeuralSparseCoder):
 
     @property
     def _latent_size(self) -> int:
-        return self.latent_size or max(1, self._n_components // 2)
+        return int(self.latent_size or max(1, self._n_components // 2))
 
     @property
     def _first_size(self) -> float:

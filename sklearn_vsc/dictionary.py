@@ -572,7 +572,16 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     def _check_init(self, name: str, shape: tuple[int, int], dtype: np.dtype) -> Tensor:
         """Return ``dict_init`` or ``code_init`` as a tensor, once its shape is right."""
         with np.errstate(over="ignore", invalid="ignore"):
-            array = check_array(getattr(self, name), dtype=dtype, input_name=name, copy=True)
+            array = check_array(
+                getattr(self, name),
+                dtype=dtype,
+                input_name=name,
+                copy=True,
+                # The shape is judged here: older versions do not name what has another.
+                ensure_2d=False,
+                allow_nd=True,
+                ensure_min_samples=0,
+            )
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, but has {array.shape}.")
         return self._to_rows(array)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fuzzed_input import FITTING, SMALL, cases, is_allowed
 from hypothesis import HealthCheck, event, given, settings
+from scipy import sparse
 from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import InvalidParameterError
 
@@ -119,7 +120,8 @@ def assert_sound(found, estimator, call):
         if cauchy:
             del arrays["std"]
     for name, array in arrays.items():
-        assert np.isfinite(array).all(), f"{name} is not finite: {array}"
+        values = array.data if sparse.issparse(array) else array
+        assert np.isfinite(values).all(), f"{name} is not finite: {array}"
         if call.method != "score":
             assert array.shape == shape_of(estimator, call), f"{name} {array.shape}"
     if call.data and call.data.sound and call.method != "score":
@@ -135,7 +137,8 @@ def shape_of(estimator, call):
     n_features = estimator.n_features_in_
     if call.method == "sample":
         return (call.arguments[0], n_features)
-    n_rows = len(call.arguments[0])
+    rows = call.arguments[0]
+    n_rows = rows.shape[0] if sparse.issparse(rows) else len(rows)
     if call.method == "score_samples":
         return (n_rows,)
     if call.method == "inverse_transform":
