@@ -1,0 +1,136 @@
+"""The settings of Fallah & Rozell (2022) for patches, in parameters of our estimators.
+
+What the estimators have no parameter for, the published optimiser, is a skorch callback.
+"""
+
+import itertools
+import math
+
+import torch
+from skorch.callbacks import Callback
+from torch import nn
+
+from sklearn_vsc import SparseVAE, ThresholdedVSC
+from sklearn_vsc.datasets import load_natural_patches
+
+N_COMPONENTS = 256
+N_FEATURES = 256
+BATCH_SIZE = 100
+# Weight of the KL beside a squared error that is a mean over pixels.
+BETA = 0.01
+# The Gaussian likelihood that this loss stands for.
+NOISE_VARIANCE = BETA * N_FEATURES / 2
+# The published "spread" 0.1 is the scale of a Laplace law and the variance of a Gaussian one.
+SCALES = {"laplace": 0.1, "gaussian": 0.1**0.5, "spike_slab": 0.1**0.5}
+# Of the published yardstick.
+PENALTY = 20.0
+THRESHOLDS = {"laplace": 0.25, "gaussian": 0.52}
+
+
+def patches(n_rows, n_test):
+    """Whitened patches of photographs, each pixel standardised; halves that do not overlap."""
+    train, test = (
+        load_natural_patches(n, patch_size=16, subset=subset, random_state=0)
+        for n, subset in ((n_rows, "train"), (n_test, "test"))
+    )
+    mean, std = train.mean(0), train.std(0)
+    return (train - mean) / std, (test - mean) / std
+
+
+class PublishedOptimizer(Callback):
+    """The published training: SGD of the encoder along a cycle, and steps of the dictionary.
+
+    The published encoder follows the mean squared error over pixels plus BETA times the KL, which
+    is BETA times our loss, by SGD with Nesterov momentum. The dictionary follows half the sum of
+    squared errors, which is our loss times the noise variance, by plain gradient steps. Neither
+    clips its gradients. A published location is no multiple of the prior's scale, as ours is, so
+    its head starts larger here, and learns faster, by that.
+    """
+
+    def __init__(self, prior, n_steps):
+        self.prior = prior
+        self.n_steps = n_steps
+
+    def on_train_begin(self, net, **kwargs):
+        model = net.module_.model
+        dict(net.callbacks_)["clipping"].gradient_clip_value = None
+        model.decoder.bias.requires_grad_(False)  # the published decoder has none
+        self.step_, self.head_ = 0, model.heads.linear
+        with torch.no_grad():
+            self.head_.reset_parameters()
+            self.head_.weight[:N_COMPONENTS] /= SCALES[self.prior]
+            self.head_.bias[:N_COMPONENTS] /= SCALES[self.prior]
+        encoder = [*model.encoder.parameters(), *model.heads.parameters()]
+        dictionary = {"params": [model.decoder.weight], "momentum": 0.0, "nesterov": False}
+        net.optimizer_ = torch.optim.SGD(
+            [{"params": encoder}, dictionary], lr=0.01, momentum=0.9, nesterov=True
+        )
+
+    def on_batch_begin(self, net, training=False, **kwargs):
+        encoder, dictionary = net.optimizer_.param_groups
+        encoder["lr"] = BETA * _cycle(self.step_ / max(1, self.n_steps - 1))
+        dictionary["lr"] = NOISE_VARIANCE * 0.5 * 0.99 ** (len(net.history) - 1)
+        self.step_ += 1
+
+    def on_grad_computed(self, net, **kwargs):
+        for parameter in (self.head_.weight, self.head_.bias):
+            parameter.grad[:N_COMPONENTS] /= SCALES[self.prior] ** 2
+
+
+def _cycle(progress, peak=0.01, rise=0.05):
+    """Learning rate after this share of the steps: up by a line, then down by a cosine."""
+    first, last = peak / 25, peak / 25e4
+    if progress < rise:
+        return first + (peak - first) * progress / rise
+    fall = 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
+    return last + (peak - last) * fall
+
+
+def published_encoder():
+    """The published MLP, with torch's own initial weights."""
+    sizes = (N_FEATURES, 512, 1024, 512, 256)
+    layers = [(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(sizes)]
+    return nn.Sequential(*itertools.chain(*layers))
+
+
+def published(family, n_steps, n_rows, *, n_draws=1, **parameters):
+    """Return an estimator with the published settings, for about so many steps.
+
+    ``family`` is 'gaussian', 'laplace', 'spike_slab', or 'thresholded_' and one of the first two,
+    with '_gamma' behind it for an inferred threshold.
+    """
+    base = family.removeprefix("thresholded_").removesuffix("_gamma")
+    steps_per_epoch = math.ceil(n_rows / BATCH_SIZE)
+    n_epochs = max(1, round(n_steps / steps_per_epoch))
+    settings = {
+        "n_components": N_COMPONENTS,
+        "prior": base,
+        "prior_scale": SCALES[base],
+        "n_draws": n_draws,
+        "objective": "max_elbo",
+        "noise_variance": NOISE_VARIANCE,
+        "encoder": published_encoder(),
+        "decoder": "linear",
+        "decoder_penalty": 1e-4 / NOISE_VARIANCE,
+        "batch_size": BATCH_SIZE,
+        "max_iter": n_epochs,
+        "n_iter_no_change": n_epochs,
+        "transform_method": "max_elbo",
+        "callbacks": [PublishedOptimizer(base, n_epochs * steps_per_epoch)],
+        "random_state": 0,
+    }
+    if family == "spike_slab":
+        settings |= {"density": 0.1, "gradient": "gumbel_softmax", "temperature": (1.0, 0.5)}
+    elif family == base:
+        settings |= {"posterior_family": base}
+    else:
+        settings |= {
+            "threshold": THRESHOLDS[base],
+            "threshold_prior": "gamma" if family.endswith("_gamma") else None,
+            "threshold_kl_weight": 0.1,
+            "gradient": "straight_through",
+            "kl": "base",
+            "noise_warmup": 0.02 if base == "laplace" else 0.0,
+        }
+    model = ThresholdedVSC if family.startswith("thresholded") else SparseVAE
+    return model(**settings | parameters)
