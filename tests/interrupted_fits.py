@@ -97,4 +97,6 @@ def main(name, n_fits, n_presses, seed):
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
+    # A shell's background jobs, and all they start, ignore it from the start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main(sys.argv[1], *map(int, sys.argv[2:]))

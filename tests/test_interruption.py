@@ -33,6 +33,14 @@ NEURAL = [ThresholdedVSC, SparseVAE, SCVAE]
 ALL = [*NEURAL, FISTADictionaryLearner]
 
 
+@pytest.fixture(autouse=True)
+def hears_ctrl_c():
+    """A shell's background jobs, and all they start, ignore it from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press():
     """Press Ctrl-C: a signal, which Python hears before the next statement."""
     os.kill(os.getpid(), signal.SIGINT)
