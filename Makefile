@@ -18,7 +18,8 @@ FUZZ_CASES ?= 1000
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
-# One thread for each test process: the processes share the cores already.
+# One thread for each process: those of tests share the cores already, and threads of the examples
+# that wait for each other on a busy machine take many times as long.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 export MPLBACKEND := Agg
 
@@ -61,7 +62,7 @@ doctest: $(VENV)/.installed-test
 		| $(ONE_THREAD) $(BIN)/python -W error -
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-newest docs/_build docs/auto_examples docs/generated build dist .pytest_cache .ruff_cache .mypy_cache
