@@ -108,6 +108,9 @@ def test_scikit_learns_extra_checks(estimator):
     checks = estimator_checks._yield_array_api_checks(clone(estimator), only_numpy=False)
     passed = []
     for check in checks:
+        # scikit-learn asks what torch was built for, not what there is.
+        if "cuda" in str(check.keywords) and not torch.cuda.is_available():
+            continue
         try:
             check(type(estimator).__name__, clone(estimator))
         except unittest.SkipTest:
