@@ -26,7 +26,7 @@ def check_image_shape(
     """
     wanted = f"The 'image_shape' parameter must be (channels, height, width) for {needed_by}"
     sides: tuple[Any, ...] = ()
-    if isinstance(image_shape, (tuple, list, np.ndarray)):
+    if isinstance(image_shape, (tuple, list, np.ndarray)) and getattr(image_shape, "ndim", 1) == 1:
         sides = tuple(image_shape)
     whole = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in sides)
     if len(sides) != 3 or not whole:

@@ -79,12 +79,13 @@ def residual_decoder(
 def grid_shape(image_shape: tuple[int, int, int], n_downsamplings: int) -> tuple[int, int]:
     """Return height and width of the grid, or say why the image cannot be halved so often."""
     _, height, width = image_shape
-    factor = 2**n_downsamplings
+    # No side has so many pixels; a larger power might fill the memory.
+    factor = 2 ** min(n_downsamplings, 62)
     if height % factor or width % factor:
         raise ValueError(
             f"n_downsamplings={n_downsamplings} halves the sides of an image as many times, which "
             f"{height} x {width} pixels of image_shape={tuple(image_shape)!r} do not allow. Use a "
-            f"lower n_downsamplings, or sides that {factor} divides."
+            f"lower n_downsamplings, or sides that 2**{n_downsamplings} divides."
         )
     return height // factor, width // factor
 
