@@ -49,7 +49,7 @@ def check_image_shape(
 def check_count(name: str, value: Any) -> None:
     """Raise unless a number is whole and positive."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number from 1, or None, got {value!r}.")
+        raise ValueError(f"{name} must be a whole number from 1, got {value!r}.")
 
 
 def import_pyplot(display: Any) -> Any:
