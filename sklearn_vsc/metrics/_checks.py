@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
-from sklearn.utils.validation import check_array
+from sklearn.utils.validation import check_array, check_is_fitted
 
 from .._array_api import to_host
 
@@ -18,6 +18,16 @@ def check_table(array: ArrayLike, name: str, **options: Any) -> NDArray:
     if issparse(array):
         array = array.toarray()  # type: ignore[union-attr]
     return check_array(to_host(array), dtype=np.float64, input_name=name, **options)
+
+
+def check_estimator(estimator: Any, method: str, needs: str) -> None:
+    """Refuse what is not fitted, or lacks the method that a metric asks."""
+    check_is_fitted(estimator)
+    if not hasattr(estimator, method):
+        raise TypeError(
+            f"{needs}; got {type(estimator).__name__}. Of a pipeline or a search pass the fitted "
+            "step itself, such as pipeline[-1], with the rows that it gets."
+        )
 
 
 def check_same_rows(one: NDArray, other: NDArray, names: tuple[str, str]) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import check_is_fitted
 
 from .._array_api import on_host, to_host
-from ._checks import check_number, check_table
+from ._checks import check_estimator, check_number, check_table
 
 
 def posterior_collapse(
@@ -78,13 +77,11 @@ def posterior_collapse(
     >>> posterior_collapse(model, X)
     1.0
     """
-    check_is_fitted(estimator)
-    if not hasattr(estimator, "_code_divergence"):
-        raise TypeError(
-            "posterior_collapse needs a fitted estimator of sklearn_vsc; got "
-            f"{type(estimator).__name__}. Of a pipeline or a search pass the fitted step itself, "
-            "such as pipeline[-1], with the rows that it gets."
-        )
+    check_estimator(
+        estimator,
+        "_code_divergence",
+        "posterior_collapse needs a fitted estimator of sklearn_vsc",
+    )
     kl_tol = check_number(kl_tol, "kl_tol")
     divergence = on_host(estimator)._code_divergence(to_host(X))
     return _share_of_columns(divergence <= kl_tol, share)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._array_api import on_host, to_host
 from .._arrays import private_random_state
 from .._base import check_count
+from ._checks import check_estimator
 
 # Where the mean is so many times the standard deviation there is rounding, and no noise.
 _MOST = 1e5
@@ -113,12 +113,12 @@ def gradient_snr(
     >>> snr[0] < snr[1]
     True
     """
-    check_is_fitted(estimator)
-    if not hasattr(estimator, "_training_gradients"):
-        raise TypeError(
-            "gradient_snr needs a fitted ThresholdedVSC, SparseVAE or SCVAE, which train by "
-            f"stochastic gradients; got {type(estimator).__name__}."
-        )
+    check_estimator(
+        estimator,
+        "_training_gradients",
+        "gradient_snr needs a fitted ThresholdedVSC, SparseVAE or SCVAE, which train by stochastic "
+        "gradients",
+    )
     if check_count(n_repeats, "n_repeats") < 2:
         raise ValueError(f"The 'n_repeats' parameter must be at least 2; got {n_repeats!r}.")
     batches = on_host(estimator)._training_gradients(
