@@ -32,7 +32,7 @@ numpydoc_validation_exclude = {r"\.__init__$", r"\.set_\w+_request$"}
 
 # Examples are run, and one that raises fails the build. Where the pictures of Fashion-MNIST are
 # not installed, those that need them are shown without what they print and draw.
-_run = "/plot_" if _fashion_mnist._DEBIAN_FOLDER.is_dir() else "/plot_(?!fashion_)"
+_run = "/plot_" if _fashion_mnist.DEBIAN_FOLDER.is_dir() else "/plot_(?!fashion_)"
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",

@@ -27,8 +27,9 @@ from ._arrays import (
     to_numpy,
     to_tensor,
 )
-from ._base import BaseSparseCoder, Posterior, check_count
+from ._base import BaseSparseCoder, Posterior
 from ._data_parallel import accelerate_state
+from ._numbers import check_count
 from ._row_sources import ArrayRows, RowSource
 from ._sparse_output import dense_rows, join_codes
 from .latents import Draws, LatentPosterior, Noise

@@ -7,7 +7,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -34,15 +33,6 @@ def check_size(X: NDArray, least: float = 1e-100, largest: float = 1e100) -> flo
             f"{X.dtype}: scale X so that its largest value is between {least:g} and {largest:g}."
         )
     return size
-
-
-def check_count(value: Any, name: str) -> int:
-    """Check a number of draws, rows or epochs."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"The '{name}' parameter must be a whole number of at least 1; got {value!r}."
-        )
-    return int(value)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ._array_api import follows_fit, follows_input
 from ._arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
-from ._base import BaseSparseCoder, Posterior, check_count
+from ._base import BaseSparseCoder, Posterior
+from ._numbers import check_count
 from .latents.laplace import Laplace
 from .solvers.laplace_bound import (
     CodeStatistics,

@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
-from ._base import BaseSparseCoder, check_count
+from ._base import BaseSparseCoder
 from ._compat import ScoringMonitor
 from ._fit_tasks import EPOCH
+from ._numbers import check_count
 
 __all__ = ["EstimatorCheckpoint", "ScoreMonitor"]
 

@@ -103,9 +103,10 @@ def test_floor_stays_below(floor):
 def test_metrics_need_no_model():
     """What they want to know of an estimator they ask it."""
     inside, outside = _split("metrics")
-    assert inside == {"_array_api", "_arrays", "_base", "_images", "metrics", "solvers"}
+    assert inside == {"_array_api", "_arrays", "_images", "_numbers", "metrics", "solvers"}
     assert outside == {"numpy", "scipy", "sklearn", "torch"}
     assert _split("_images") == (set(), {"numpy"})
+    assert _split("_numbers") == (set(), set())
 
 
 def test_estimators_do_not_import_each_other():

@@ -7,14 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.utils import Bunch
 
-from ._checks import check_number, check_sides
+from .._numbers import check_count
+from ._checks import check_sides
 
 _VALUES = {"-1": 0, "0": 0, "1": 1}
 # What Pillow calls a picture of at most eight bits a channel.
@@ -134,7 +134,7 @@ def load_attributed_images(
     cut = None if crop is None else check_sides("crop", crop)
     resized = None if size is None else check_sides("size", size)
     if n_images is not None:
-        check_number("n_images", n_images, Integral, low=1)
+        check_count(n_images, "n_images")
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(f"folder={str(folder)!r} is not there, or is no folder.")

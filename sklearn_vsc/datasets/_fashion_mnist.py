@@ -18,7 +18,7 @@ from sklearn.utils import Bunch
 from ._checks import check_option
 
 # Where Debian's package dataset-fashion-mnist puts the files.
-_DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -128,8 +128,8 @@ def fetch_fashion_mnist(
     check_option("subset", subset, ("train", "test", "all"))
     if data_home is not None:
         pixels, target = _from_folder(Path(data_home).expanduser(), subset)
-    elif _DEBIAN_FOLDER.is_dir():
-        pixels, target = _from_folder(_DEBIAN_FOLDER, subset)
+    elif DEBIAN_FOLDER.is_dir():
+        pixels, target = _from_folder(DEBIAN_FOLDER, subset)
     else:
         pixels, target = _from_openml(subset)
     data = pixels.reshape(-1, _SIDE**2).astype(np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ from scipy.fft import dctn, idctn
 from sklearn.datasets import load_sample_images
 
 from .._arrays import private_random_state
-from ._checks import check_number, check_option, check_sides
+from .._numbers import check_count
+from ._checks import check_option, check_sides
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _CUTOFF = 200 / 512  # cycles per pixel: 200 cycles per picture of 512 pixels
@@ -96,7 +96,7 @@ def load_natural_patches(
     >>> X.shape
     (1000, 64)
     """
-    check_number("n_samples", n_samples, Integral, low=1)
+    check_count(n_samples, "n_samples")
     height, width = check_sides("patch_size", patch_size)
     check_option("whitening", whitening, ("olshausen", None))
     check_option("subset", subset, ("all", "train", "test"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
-
 import numpy as np
 import numpy.typing as npt
 
 from .._arrays import private_random_state
-from ._checks import check_number, check_option
+from .._numbers import check_count, check_number
+from ._checks import check_option
 
 
 def make_sparse_coded(
@@ -87,13 +86,13 @@ def make_sparse_coded(
     >>> bool(np.allclose(X, codes @ dictionary))
     True
     """
-    check_number("n_samples", n_samples, Integral, low=1)
-    check_number("n_components", n_components, Integral, low=1)
-    check_number("n_features", n_features, Integral, low=1)
-    check_number("density", density, Real, low=0, high=1)
+    check_count(n_samples, "n_samples")
+    check_count(n_components, "n_components")
+    check_count(n_features, "n_features")
+    check_number(density, "density", high=1)
     check_option("code_distribution", code_distribution, ("laplace", "gaussian", "uniform"))
-    check_number("code_scale", code_scale, Real, low=0, open_low=True)
-    check_number("noise", noise, Real, low=0)
+    check_number(code_scale, "code_scale", open_low=True)
+    check_number(noise, "noise")
 
     rng = private_random_state(random_state)
     dictionary = rng.normal(size=(n_components, n_features))
@@ -179,13 +178,13 @@ def make_bars(
            [1., 1., 1.],
            [0., 0., 0.]])
     """
-    check_number("n_samples", n_samples, Integral, low=1)
-    check_number("size", size, Integral, low=1)
+    check_count(n_samples, "n_samples")
+    check_count(size, "size")
     if density is None:
         density = 1 / size
-    check_number("density", density, Real, low=0, high=1)
+    check_number(density, "density", high=1)
     check_option("combine", combine, ("or", "sum"))
-    check_number("noise", noise, Real, low=0)
+    check_number(noise, "noise")
 
     rng = private_random_state(random_state)
     lines, ones = np.eye(size), np.ones((1, size))

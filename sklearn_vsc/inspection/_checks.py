@@ -46,12 +46,6 @@ def check_image_shape(
     return shape
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise unless a number is whole and positive."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number from 1, got {value!r}.")
-
-
 def import_pyplot(display: Any) -> Any:
     """Return matplotlib's pyplot, or say how to install it."""
     try:

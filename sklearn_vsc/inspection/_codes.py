@@ -10,7 +10,8 @@ from scipy.sparse import issparse
 from sklearn.utils.validation import check_array
 
 from .._array_api import to_host
-from ._checks import check_count, check_fitted, import_pyplot
+from .._numbers import check_count
+from ._checks import check_fitted, import_pyplot
 from ._layout import panels
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class CodeDisplay:
             When `ax` has another number of axes than there are panels, or `n_bins` is no
             positive number.
         """
-        check_count("n_bins", n_bins)
+        check_count(n_bins, "n_bins")
         plt = import_pyplot(self)
         self.axes_ = panels(plt, 2 if self.inclusion is None else 3, ax)
         self.figure_ = self.axes_[0].figure

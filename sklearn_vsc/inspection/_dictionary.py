@@ -10,7 +10,8 @@ import numpy.typing as npt
 from sklearn.utils.validation import check_array
 
 from .._array_api import to_host
-from ._checks import check_count, check_fitted, check_image_shape, import_pyplot
+from .._numbers import check_count
+from ._checks import check_fitted, check_image_shape, import_pyplot
 from ._layout import tile
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class DictionaryDisplay:
         if scale not in ("each", "common"):
             raise ValueError(f"scale must be 'each' or 'common', got {scale!r}.")
         if n_columns is not None:
-            check_count("n_columns", n_columns)
+            check_count(n_columns, "n_columns")
         plt = import_pyplot(self)
 
         peaks = np.abs(self.components).max(axis=1, keepdims=True)
@@ -266,7 +267,7 @@ class DictionaryDisplay:
         atoms = _check_components(components)
         indices = _order(atoms, usage, order)
         if n_components is not None:
-            check_count("n_components", n_components)
+            check_count(n_components, "n_components")
             indices = indices[:n_components]
         display = cls(atoms[indices], image_shape=image_shape, indices=indices)
         return display.plot(ax=ax, **plot_params)

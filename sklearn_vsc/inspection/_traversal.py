@@ -11,7 +11,8 @@ from scipy.sparse import issparse
 from sklearn.utils.validation import check_array
 
 from .._array_api import to_host
-from ._checks import check_count, check_fitted, check_image_shape, import_pyplot
+from .._numbers import check_count
+from ._checks import check_fitted, check_image_shape, import_pyplot
 from ._layout import divide, tile
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ class LatentTraversalDisplay:
         )
         codes = _codes(estimator, X)
         if components is None:
-            check_count("n_components", n_components)
+            check_count(n_components, "n_components")
             chosen = _order(estimator, codes)[:n_components]
         else:
             chosen = _check_components(components, codes.shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -37,12 +36,3 @@ def check_same_rows(one: NDArray, other: NDArray, names: tuple[str, str]) -> Non
             f"{names[0]} and {names[1]} must have the same number of rows; got {len(one)} and "
             f"{len(other)}."
         )
-
-
-def check_number(value: Any, name: str, *, most: float = np.inf) -> float:
-    """Refuse what is not a number from 0 to `most`."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= float(value) <= most:
-        up_to = f"from 0 to {most:g}" if most < np.inf else "that is not negative"
-        raise ValueError(f"The '{name}' parameter must be a number {up_to}; got {value!r}.")
-    return float(value)

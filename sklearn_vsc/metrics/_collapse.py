@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._array_api import on_host, to_host
-from ._checks import check_estimator, check_number, check_table
+from .._numbers import check_number
+from ._checks import check_estimator, check_table
 
 
 def posterior_collapse(
@@ -82,7 +83,7 @@ def posterior_collapse(
         "_code_divergence",
         "posterior_collapse needs a fitted estimator of sklearn_vsc",
     )
-    kl_tol = check_number(kl_tol, "kl_tol")
+    check_number(kl_tol, "kl_tol")
     divergence = on_host(estimator)._code_divergence(to_host(X))
     return _share_of_columns(divergence <= kl_tol, share)
 
@@ -120,10 +121,11 @@ def feature_collapse(codes: ArrayLike, tol: float = 1e-2, share: float = 0.95) -
     0.5
     """
     codes = check_table(codes, "codes")
-    return _share_of_columns(np.abs(codes) <= check_number(tol, "tol"), share)
+    check_number(tol, "tol")
+    return _share_of_columns(np.abs(codes) <= tol, share)
 
 
 def _share_of_columns(collapsed: NDArray, share: float) -> float:
     """Share of the columns that are true in at least this share of the rows."""
-    share = check_number(share, "share", most=1)
+    check_number(share, "share", high=1)
     return float(np.mean(collapsed.mean(axis=0) >= share))

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
+from .._numbers import check_number
 from ..solvers import least_squares
-from ._checks import check_number, check_same_rows, check_table
+from ._checks import check_same_rows, check_table
 
 
 def effective_dictionary(X: ArrayLike, codes: ArrayLike) -> NDArray:
@@ -114,7 +115,7 @@ def atom_recovery(
     >>> atom_recovery([[0.0, -3.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]])
     AtomRecovery(recovered=0.5, mean_cosine=0.853...)
     """
-    threshold = check_number(threshold, "threshold", most=1)
+    check_number(threshold, "threshold", high=1)
     components = check_table(components, "components")
     true_components = check_table(true_components, "true_components")
     if components.shape[1] != true_components.shape[1]:

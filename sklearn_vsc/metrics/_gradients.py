@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._array_api import on_host, to_host
 from .._arrays import private_random_state
-from .._base import check_count
+from .._numbers import check_count
 from ._checks import check_estimator
 
 # Where the mean is so many times the standard deviation there is rounding, and no noise.

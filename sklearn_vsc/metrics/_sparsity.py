@@ -10,7 +10,8 @@ from sklearn.utils.validation import check_array
 
 from .._array_api import to_host
 from .._arrays import row_slices, rows_at_once
-from ._checks import check_number, check_table
+from .._numbers import check_number
+from ._checks import check_table
 
 
 def hoyer_sparsity(codes: ArrayLike) -> float:
@@ -120,7 +121,7 @@ def support_consistency(
 
 def _long_atoms(components: ArrayLike, n_codes: int, min_norm: float) -> NDArray:
     """Which atoms are long enough to count."""
-    min_norm = check_number(min_norm, "min_norm")
+    check_number(min_norm, "min_norm")
     components = check_table(components, "components")
     if len(components) != n_codes:
         raise ValueError(

@@ -201,11 +201,11 @@ def test_pictures_of_other_sizes_need_a_crop_or_a_size(faces):
     "options, message",
     [
         ({"crop": 6}, r"000000.png has 6 by 5 pixels, less than crop=\(6, 6\)"),
-        ({"crop": 0}, "crop must be a whole number"),
-        ({"crop": (2, 3, 4)}, "crop must be"),
-        ({"size": 2.0}, "size must be"),
-        ({"size": "64"}, "size must be"),
-        ({"n_images": 0}, "n_images must be a whole number from 1"),
+        ({"crop": 0}, "'crop' parameter must be a whole number of at least 1"),
+        ({"crop": (2, 3, 4)}, "'crop' parameter must be"),
+        ({"size": 2.0}, "'size' parameter must be"),
+        ({"size": "64"}, "'size' parameter must be"),
+        ({"n_images": 0}, "'n_images' parameter must be a whole number of at least 1"),
         ({"n_images": 5}, "n_images=5 is more than the 4 pictures"),
     ],
 )

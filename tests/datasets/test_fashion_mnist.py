@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch):
         raise AssertionError("asked for the network")
 
     monkeypatch.setattr(_fashion_mnist, "fetch_openml", fetch_openml)
-    monkeypatch.setattr(_fashion_mnist, "_DEBIAN_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr(_fashion_mnist, "DEBIAN_FOLDER", tmp_path / "nowhere")
     _write(tmp_path, packed=False)
     return tmp_path
 
@@ -82,7 +82,7 @@ def test_order_of_the_places(folder, tmp_path, monkeypatch):
     other = tmp_path / "other"
     other.mkdir()
     _write(other, packed=True, pictures=_pictures(n_train=2))
-    monkeypatch.setattr(_fashion_mnist, "_DEBIAN_FOLDER", other)
+    monkeypatch.setattr(_fashion_mnist, "DEBIAN_FOLDER", other)
     assert len(fetch_fashion_mnist(data_home=folder).data) == 5
     assert len(fetch_fashion_mnist().data) == 2
 
@@ -226,5 +226,5 @@ def test_files_of_other_data_are_named(folder, name, array, message):
 
 @pytest.mark.parametrize("subset", ["valid", None, 1])
 def test_bad_subset(subset):
-    with pytest.raises(ValueError, match="subset must be one of 'train', 'test', 'all'"):
+    with pytest.raises(ValueError, match=r"'subset' .* one of 'train', 'test', 'all'"):
         fetch_fashion_mnist(subset=subset)

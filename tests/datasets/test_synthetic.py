@@ -57,16 +57,16 @@ def test_sparse_coded_noise_is_a_standard_deviation():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"n_samples": 0}, "n_samples must be a whole number from 1, got 0"),
-        ({"n_components": -1}, "n_components must be"),
-        ({"n_features": 3.0}, "n_features must be"),
-        ({"density": 1.1}, r"density must be a finite number from 0 to 1, got 1\.1"),
-        ({"density": np.nan}, "density must be"),
-        ({"density": None}, "density must be"),
-        ({"code_distribution": "cauchy"}, "code_distribution must be one of 'laplace'"),
-        ({"code_scale": 0}, "code_scale must be a finite number above 0"),
-        ({"code_scale": np.inf}, "code_scale must be"),
-        ({"noise": -0.1}, "noise must be"),
+        ({"n_samples": 0}, "'n_samples' parameter must be a whole number of at least 1; got 0"),
+        ({"n_components": -1}, "'n_components' parameter must be"),
+        ({"n_features": 3.0}, "'n_features' parameter must be"),
+        ({"density": 1.1}, r"'density' parameter must be a finite number from 0 to 1; got 1\.1"),
+        ({"density": np.nan}, "'density' parameter must be"),
+        ({"density": None}, "'density' parameter must be"),
+        ({"code_distribution": "cauchy"}, "'code_distribution' parameter must be one of 'laplace'"),
+        ({"code_scale": 0}, "'code_scale' parameter must be a finite number above 0"),
+        ({"code_scale": np.inf}, "'code_scale' parameter must be"),
+        ({"noise": -0.1}, "'noise' parameter must be"),
     ],
 )
 def test_sparse_coded_bad_parameters(params, message):
@@ -113,11 +113,11 @@ def test_bars_noise():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"n_samples": None}, "n_samples must be"),
-        ({"size": 0}, "size must be"),
-        ({"density": -1}, "density must be"),
-        ({"combine": "max"}, "combine must be one of 'or', 'sum', got 'max'"),
-        ({"noise": "low"}, "noise must be"),
+        ({"n_samples": None}, "'n_samples' parameter must be"),
+        ({"size": 0}, "'size' parameter must be"),
+        ({"density": -1}, "'density' parameter must be"),
+        ({"combine": "max"}, "'combine' parameter must be one of 'or', 'sum'; got 'max'"),
+        ({"noise": "low"}, "'noise' parameter must be"),
     ],
 )
 def test_bars_bad_parameters(params, message):

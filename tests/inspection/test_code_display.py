@@ -110,5 +110,5 @@ def test_bad_input():
         CodeDisplay([[np.nan]])
     with pytest.raises(ValueError, match="inclusion must hold probabilities"):
         CodeDisplay([[1.0]], inclusion=[[1.5]])
-    with pytest.raises(ValueError, match="n_bins must be"):
+    with pytest.raises(ValueError, match="'n_bins' parameter must be"):
         CodeDisplay.from_codes([[1.0]], n_bins=0)

@@ -208,8 +208,8 @@ def test_estimators_of_scikit_learn():
         ({"image_shape": (2.0, 3)}, "image_shape must be"),
         ({"image_shape": (2, 3), "order": "size"}, "order must be"),
         ({"image_shape": (2, 3), "scale": "all"}, "scale must be"),
-        ({"image_shape": (2, 3), "n_components": 0}, "n_components must be"),
-        ({"image_shape": (2, 3), "n_columns": 1.5}, "n_columns must be"),
+        ({"image_shape": (2, 3), "n_components": 0}, "'n_components' parameter must be"),
+        ({"image_shape": (2, 3), "n_columns": 1.5}, "'n_columns' parameter must be"),
         ({"image_shape": (2, 3), "usage": [1, 2]}, "one number for each of the 7 atoms"),
     ],
 )

@@ -162,7 +162,7 @@ def test_kind_and_shape():
         ({"components": [-1]}, "from 0 to 7"),
         ({"components": [0.5]}, "from 0 to 7"),
         ({"components": []}, "from 0 to 7"),
-        ({"n_components": 0}, "n_components must be"),
+        ({"n_components": 0}, "'n_components' parameter must be"),
         ({"values": [np.nan]}, "values contains NaN"),
         ({"kind": "picture"}, "kind must be"),
         ({"image_shape": (3, 4)}, "multiplies to 12, but the decoded rows have 16"),

@@ -1,5 +1,4 @@
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -45,13 +44,6 @@ def rows():
     return X
 
 
-def fitted(model, X):
-    with warnings.catch_warnings():
-        # Of atoms that are not used after so few epochs.
-        warnings.simplefilter("ignore")
-        return model.fit(X)
-
-
 def log_normal(X, mean, extra, variance):
     """Expected log density of what is observed, where the mean varies by ``extra``."""
     terms = -0.5 * (np.log(2 * math.pi * variance) + ((X - mean) ** 2 + extra) / variance)
@@ -59,7 +51,7 @@ def log_normal(X, mean, extra, variance):
 
 
 @pytest.mark.parametrize("model", CLOSED, ids=name)
-def test_divergences_are_what_the_score_takes_off(model, X):
+def test_divergences_are_what_the_score_takes_off(fitted, model, X):
     """The score is the expected likelihood, here from moments alone, less the divergences."""
     model = fitted(model, X)
     found = model._code_divergence(X)
@@ -72,7 +64,7 @@ def test_divergences_are_what_the_score_takes_off(model, X):
 
 
 @pytest.mark.parametrize("model", DRAWN, ids=name)
-def test_divergences_by_draws_too(model, X):
+def test_divergences_by_draws_too(fitted, model, X):
     model = fitted(model, X)
     found = model._code_divergence(X)
     draws = model.sample_posterior(X, 8)
@@ -81,7 +73,7 @@ def test_divergences_by_draws_too(model, X):
     assert_allclose(expected, model.score_samples(X), rtol=1e-5, atol=1e-5)
 
 
-def test_divergence_of_a_laplace_posterior_by_quadrature(X):
+def test_divergence_of_a_laplace_posterior_by_quadrature(fitted, X):
     model = fitted(FISTADictionaryLearner(alpha=0.2, **SETTINGS), X)
     q, b = model.posterior(X), model.prior_scale_
     found = model._code_divergence(X)
@@ -97,7 +89,7 @@ def test_divergence_of_a_laplace_posterior_by_quadrature(X):
         assert found[row, k] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_posterior_is_the_one_of_the_score(X):
+def test_the_posterior_is_the_one_of_the_score(fitted, X):
     """A weight of the KL moves what ``posterior`` returns, and not this; so do sweeps."""
     model = fitted(ThresholdedVSC(kl_weight=3.0, **SMALL), X)
     found, moments = model._code_divergence(X), model.posterior(X).mean
@@ -108,7 +100,7 @@ def test_the_posterior_is_the_one_of_the_score(X):
     assert np.abs(model._code_divergence(X) - found).max() > 1e-3
 
 
-def test_collapse_counts_codes(X):
+def test_collapse_counts_codes(fitted, X):
     model = fitted(SparseVAE(**SMALL), X)
     found = model._code_divergence(X)
     assert 0 < np.quantile(found, 0.4) < np.quantile(found, 0.6)
@@ -120,14 +112,14 @@ def test_collapse_counts_codes(X):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_weight_on_the_kl_collapses_posteriors(X):
+def test_a_weight_on_the_kl_collapses_posteriors(fitted, X):
     heavy = fitted(SparseVAE(6, prior="gaussian", kl_weight=1e3, **TRAINED), X)
     light = fitted(SparseVAE(6, prior="gaussian", kl_weight=0.01, **TRAINED), X)
     assert posterior_collapse(heavy, X) == 1
     assert posterior_collapse(light, X) == 0
 
 
-def test_a_gaussian_posterior_is_never_a_laplace_prior(X):
+def test_a_gaussian_posterior_is_never_a_laplace_prior(fitted, X):
     heavy = fitted(SparseVAE(6, prior="laplace", kl_weight=1e3, **TRAINED), X)
     # At the best scale, sqrt(pi / 2) times that of the prior.
     least = 0.5 + math.log(2 / math.pi)
@@ -136,7 +128,7 @@ def test_a_gaussian_posterior_is_never_a_laplace_prior(X):
     assert posterior_collapse(heavy, X, kl_tol=least + 0.01) == 1
 
 
-def test_collapse_of_what_has_no_posterior_is_refused(X):
+def test_collapse_of_what_has_no_posterior_is_refused(fitted, X):
     with pytest.raises(NotFittedError):
         posterior_collapse(SparseVAE(), X)
     full = X[~np.isnan(X).any(1)]
@@ -145,9 +137,11 @@ def test_collapse_of_what_has_no_posterior_is_refused(X):
     with pytest.raises(TypeError, match=r"got Pipeline\. .* pipeline\[-1\]"):
         posterior_collapse(make_pipeline(PCA(2)).fit(full), full)
     model = fitted(SparseVAE(**SMALL), X)
-    with pytest.raises(ValueError, match=r"'kl_tol' parameter must be a number .* got -1"):
+    with pytest.raises(ValueError, match=r"'kl_tol' parameter must be a finite number .* got -1"):
         posterior_collapse(model, X, kl_tol=-1)
-    with pytest.raises(ValueError, match="'share' parameter must be a number from 0 to 1; got 95"):
+    with pytest.raises(
+        ValueError, match="'share' parameter must be a finite number from 0 to 1; got 95"
+    ):
         posterior_collapse(model, X, share=95)
     model = fitted(FISTADictionaryLearner(6, alpha=0, max_iter=2, random_state=0), full)
     with pytest.raises(ValueError, match="alpha=0 leaves the codes without a prior"):
@@ -166,5 +160,5 @@ def test_feature_collapse_by_hand():
     assert feature_collapse(codes + 0.01) == 0.5
     with pytest.raises(ValueError, match="codes contains NaN"):
         feature_collapse(codes * np.nan)
-    with pytest.raises(ValueError, match="'tol' parameter must be a number that is not negative"):
+    with pytest.raises(ValueError, match="'tol' parameter must be a finite number of at least 0"):
         feature_collapse(codes, tol=-1)

@@ -106,7 +106,9 @@ def test_bad_dictionaries_are_named():
     with pytest.raises(ValueError, match="same number of columns; got 3 and 4"):
         atom_recovery(np.eye(3), np.eye(4))
     for threshold in (-0.1, 1.5, "1", True):
-        with pytest.raises(ValueError, match="'threshold' parameter must be a number from 0 to 1"):
+        with pytest.raises(
+            ValueError, match="'threshold' parameter must be a finite number from 0 to 1"
+        ):
             atom_recovery(np.eye(3), np.eye(3), threshold=threshold)
     with pytest.raises(ValueError, match="minimum of 2 is required"):
         coherence([[1.0, 2.0]])

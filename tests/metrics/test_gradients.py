@@ -1,6 +1,5 @@
 import copy
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -19,13 +18,6 @@ def rows():
     X, _, _ = make_sparse_coded(80, 6, 9, density=0.3, noise=0.1, random_state=0)
     X[::5, 2] = np.nan
     return X
-
-
-def fitted(model, X):
-    with warnings.catch_warnings():
-        # Of atoms that are not used after so few epochs.
-        warnings.simplefilter("ignore")
-        return model.fit(X)
 
 
 def decoder_ratios(model, X, n_draws):
@@ -71,7 +63,7 @@ def test_ratio_of_a_dictionary_in_closed_form(n_draws):
     assert found.decoder_noiseless == 0
 
 
-def test_rows_left_over_are_not_looked_at(X):
+def test_rows_left_over_are_not_looked_at(fitted, X):
     model = fitted(SparseVAE(4, hidden_layer_sizes=8, max_iter=1, random_state=0), X)
     options = {"n_repeats": 3, "batch_size": 30, "random_state": 0}
     assert gradient_snr(model, X, **options) == gradient_snr(model, X[:60], **options)
@@ -81,7 +73,7 @@ def test_rows_left_over_are_not_looked_at(X):
     assert few == gradient_snr(model, X[:7], n_repeats=3, batch_size=7, random_state=0)
 
 
-def test_draws_of_the_estimator_are_the_default(X):
+def test_draws_of_the_estimator_are_the_default(fitted, X):
     model = fitted(SparseVAE(4, prior="gaussian", n_draws=7, max_iter=2, random_state=0), X)
     snr = gradient_snr(model, X, n_repeats=10, random_state=0)
     assert snr == gradient_snr(model, X, n_repeats=10, n_draws=7, random_state=0)
@@ -100,7 +92,7 @@ def test_draws_of_the_estimator_are_the_default(X):
     ],
     ids=["thresholded", "sparse"],
 )
-def test_gradients_in_closed_form_have_no_noise(model, X):
+def test_gradients_in_closed_form_have_no_noise(fitted, model, X):
     snr = gradient_snr(fitted(model, X), X, n_repeats=3)
     assert (snr.decoder, snr.encoder) == (math.inf, math.inf)
     assert (snr.decoder_noiseless, snr.encoder_noiseless) == (1, 1)
@@ -130,7 +122,7 @@ class Dropped(nn.Module):
     ],
     ids=["best", "subgradient", "gaussian", "gumbel", "nvil", "own", "scvae"],
 )
-def test_the_estimator_and_global_generators_stay_as_they_are(model, X):
+def test_the_estimator_and_global_generators_stay_as_they_are(fitted, model, X):
     model = fitted(model.set_params(random_state=0, batch_size=16, hidden_layer_sizes=8), X)
     state = copy.deepcopy(model.module_.state_dict())
     drawn = model._random_state.get_state()[1].copy()
@@ -172,7 +164,7 @@ def test_the_loss_is_that_of_training(X):
         assert_allclose(value, 2 * third[name] - plain[name], rtol=1e-3, atol=1e-4)
 
 
-def test_bad_input_is_named(X):
+def test_bad_input_is_named(fitted, X):
     with pytest.raises(NotFittedError):
         gradient_snr(SparseVAE(), X)
     model = FISTADictionaryLearner(4, max_iter=2, random_state=0).fit(np.nan_to_num(X))

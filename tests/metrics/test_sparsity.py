@@ -96,7 +96,7 @@ def test_consistency_says_what_is_wrong():
         support_consistency(draws, components=np.ones((3, 2)))
     with pytest.raises(ValueError, match=r"longer than min_norm=5; the longest has norm 1\.41"):
         support_consistency(draws, components=np.ones((4, 2)), min_norm=5)
-    with pytest.raises(ValueError, match=r"'min_norm' parameter must be a number .* got -1"):
+    with pytest.raises(ValueError, match=r"'min_norm' parameter must be a finite number .* got -1"):
         support_consistency(draws, components=np.ones((4, 2)), min_norm=-1)
     with pytest.raises(ValueError, match="contains NaN"):
         support_consistency(draws * np.nan)
