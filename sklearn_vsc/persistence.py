@@ -22,7 +22,6 @@ from ._fit_progress import SeenRows
 from ._model_folder import read_folder, write_folder
 from ._neural import NOT_BUILT_WITH
 from ._plain_data import Decoder, Encoder
-from .latents import SpikeSlab
 
 # What fits set: of what type, or with dimensions that have one size each, or itself such a size.
 # With a question mark: only some fits set it.
@@ -62,7 +61,7 @@ _FITTED: dict[str, dict[str, Any]] = {
         "_draw_seed": Integral,
         "_seen": dict,
     },
-    "ThresholdedVSC": _NEURAL | {"threshold_": Real},
+    "ThresholdedVSC": _NEURAL | {"threshold_": Real, _TEMPERATURE + "?": Real},
     "SparseVAE": _NEURAL | {_TEMPERATURE + "?": Real},
     "SCVAE": _NEURAL | {"grid_shape_": tuple},
 }
@@ -107,7 +106,8 @@ def save(estimator: BaseSparseCoder, path: str | os.PathLike[str]) -> None:
         state["_built_with"] = _plain_part(state["_built_with"], parameters)
     if "_seen" in state:
         state["_seen"] = vars(state["_seen"])
-    if isinstance(family := getattr(state.get("module_"), "family", None), SpikeSlab):
+    family = getattr(state.get("module_"), "family", None)
+    if family is not None and family.has_relaxed_gates:
         state[_TEMPERATURE] = family.temperature
     tensors = _tensors_of(state.pop("module_", None), state.pop("_optimizer_state", None))
     _check_names(state, fitted, f"The fitted {type(estimator).__name__}")
@@ -351,9 +351,9 @@ def _add_model(
     _check_weights(weights, model.state_dict())
     model.load_state_dict(weights)
     temperature = state.pop(_TEMPERATURE, None)
-    if isinstance(model.family, SpikeSlab) != (temperature is not None):
-        raise ValueError(f"The file has a {_TEMPERATURE}, or lacks it, against its 'prior'.")
-    if isinstance(model.family, SpikeSlab):
+    if model.family.has_relaxed_gates != (temperature is not None):
+        raise ValueError(f"The file has a {_TEMPERATURE}, or lacks it, against its parameters.")
+    if temperature is not None:
         model.family.temperature = temperature
     state["module_"] = model
     state["_optimizer_state"] = _moments_from(_take(tensors, "optimizer."), model)

@@ -21,6 +21,9 @@ from .objectives import Objective
 _LEAST_INCLUSION = 1e-9
 # A threshold, over the scale of the prior, is no less than this, and no more than its inverse.
 _LEAST_THRESHOLD = 1e-10
+_SAMPLED_GRADIENTS = ("gumbel_softmax", "straight_through", "subgradient")
+# Of relaxed gates, first and last.
+_TEMPERATURES = (1.0, 0.5)
 
 
 class ThresholdedVSC(NeuralSparseCoder):
@@ -61,13 +64,15 @@ class ThresholdedVSC(NeuralSparseCoder):
         Weight in training of the KL of the thresholds, where it is a term of its own: with
         ``kl='base'``, or with a Gaussian base.
 
-    gradient : {'auto', 'exact', 'straight_through', 'subgradient'}, default='auto'
+    gradient : str, default='auto'
         'exact' trains the ELBO in closed form, without draws; it needs a linear decoder, a
-        Gaussian likelihood, and not a Gaussian base with Gamma thresholds. 'straight_through'
-        hands the decoder's gradient past the threshold to the location and scale of every
-        code, zero or not (a biased heuristic); 'subgradient' follows the thresholded draw,
+        Gaussian likelihood, and not a Gaussian base with Gamma thresholds. 'gumbel_softmax'
+        draws whether a code is on, relaxed, apart from its value (biased, less so as the
+        temperature falls, from 1 to 0.5 over the steps of ``fit``). 'straight_through', as
+        published, hands the decoder's gradient past the threshold to the location and scale of
+        every code, zero or not (a biased heuristic); 'subgradient' follows the thresholded draw,
         which is blind to the jump at the threshold. 'auto': 'exact' where it applies and
-        ``n_draws=1`` and ``objective='elbo'``, else 'straight_through'.
+        ``n_draws=1`` and ``objective='elbo'``, else 'gumbel_softmax'.
 
     n_draws : int, default=1
         Draws J of the posterior per row and training step.
@@ -78,9 +83,9 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     kl : {'auto', 'thresholded', 'base'}, default='auto'
         Laws whose KL training uses. 'base': those before thresholding, as published; never
-        smaller. 'auto': 'thresholded' with the exact gradient, else 'base', since the
-        thresholded KL leaves the location of a zero code free and a straight-through gradient
-        then drives it off.
+        smaller. 'auto': 'thresholded', but 'base' with 'straight_through' and 'subgradient':
+        the thresholded KL leaves the location of a zero code free, and a straight-through
+        gradient then drives it off.
 
     kl_weight : float, default=1.0
         Weight of the KL in training; the score always uses 1.
@@ -290,7 +295,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         "threshold_prior": [StrOptions({"gamma"}), None],
         "threshold_shape": [Interval(Real, 0.1, 1e6, closed="both")],
         "threshold_kl_weight": [WEIGHT],
-        "gradient": [StrOptions({"auto", "exact", "straight_through", "subgradient"})],
+        "gradient": [StrOptions({"auto", "exact", *_SAMPLED_GRADIENTS})],
         "kl": [StrOptions({"auto", "thresholded", "base"})],
         "noise_warmup": [Interval(Real, 0, 1, closed="both")],
     }
@@ -397,7 +402,7 @@ class ThresholdedVSC(NeuralSparseCoder):
             threshold=self.threshold,
             density=self.density,
             gamma_shape=self.threshold_shape if gamma else None,
-            gradient="subgradient" if self.gradient == "subgradient" else "straight_through",
+            gradient=self._sampled_gradient(),
             training_kl=self._training_kl(),
             threshold_kl_weight=self.threshold_kl_weight,
         )
@@ -421,10 +426,20 @@ class ThresholdedVSC(NeuralSparseCoder):
             )
         return family
 
+    def _sampled_gradient(self) -> str:
+        """How gradients pass the thresholds of draws."""
+        if self.gradient in _SAMPLED_GRADIENTS:
+            return self.gradient
+        return "straight_through" if self._trains_exactly() else "gumbel_softmax"
+
+    def _temperatures(self) -> tuple[float, float]:
+        return _TEMPERATURES
+
     def _training_kl(self) -> str:
         if self.kl != "auto":
             return self.kl
-        return "thresholded" if self._trains_exactly() else "base"
+        gated = self._trains_exactly() or self._sampled_gradient() == "gumbel_softmax"
+        return "thresholded" if gated else "base"
 
     def _make_objective(self) -> Objective:
         bound = "exact" if self._trains_exactly() else self.objective

@@ -32,7 +32,6 @@ from ._data_parallel import DataParallelNet, ProcessGroup
 from ._epoch_parts import PARTS, PartSums, RecordParts
 from ._interruption import HeldInterrupts
 from ._precision import networks_in
-from .latents import SpikeSlab
 from .model import LatentVariableModel
 from .networks import LinearDecoder
 from .objectives import Objective, training_bound
@@ -102,7 +101,7 @@ class TrainingObjective(nn.Module):
         """Return the loss of each row (n,), nats."""
         options = self.options
         progress = self.progress if self.training else 1.0
-        if isinstance(self.model.family, SpikeSlab):
+        if self.model.family.has_relaxed_gates:
             first, last = options.temperature
             annealed = self.annealed if self.training else 1.0
             self.model.family.temperature = first * (last / first) ** annealed

@@ -798,6 +798,18 @@ def test_settings_of_training_matter():
 # ------------------------------------------------------------------------------ learning
 
 
+@pytest.mark.parametrize("gradient", ["gumbel_softmax", "straight_through"])
+@pytest.mark.parametrize("objective", ["elbo", "max_elbo", "iwae"])
+def test_drawn_gates_learn_by_every_objective(objective, gradient):
+    """Neither all on nor all off, as where the gates do not hear of the prior."""
+    drawn = {"objective": objective, "gradient": gradient, "n_draws": 5, "max_iter": 80}
+    model = vae(16, prior="spike_slab", decoder="linear", **drawn).fit(DIGITS)
+    empty = -32 * (1 + np.log(2 * np.pi * DIGITS.var(0).mean()))
+    assert model.score(DIGITS) > empty + 5
+    assert explained(model, DIGITS) > 0.1
+    assert 0.02 < model.posterior(DIGITS).inclusion.mean() < 0.3
+
+
 def test_recovers_a_known_dictionary():
     X, atoms, _ = make_sparse_coded(2000, 10, 20, density=0.15, noise=0.05, random_state=0)
     params = {"decoder": "linear", "learning_rate_init": 2e-2, "batch_size": 50, "max_iter": 40}

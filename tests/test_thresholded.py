@@ -24,6 +24,7 @@ DIGITS = load_digits().data[:300]
 SMALL = {"max_iter": 3, "hidden_layer_sizes": (8,), "random_state": 0}
 PRIORS = ["laplace", "gaussian"]
 THRESHOLD_PRIORS = [None, "gamma"]
+GRADIENTS = ["auto", "exact", "gumbel_softmax", "straight_through", "subgradient"]
 
 
 def vsc(n_components=12, **params):
@@ -265,7 +266,7 @@ def test_linear_decoder_is_components_and_intercept(fitted):
 
 
 def test_components_of_other_decoders_are_least_squares():
-    model = vsc(6, decoder="mlp", threshold_prior=None).fit(DIGITS)
+    model = vsc(6, decoder="mlp", threshold_prior=None, gradient="straight_through").fit(DIGITS)
     codes = model.transform(DIGITS)
     assert np.linalg.matrix_rank(codes) == 6
     assert_allclose(
@@ -378,7 +379,7 @@ def refuses_exact(prior, threshold_prior, decoder, likelihood="gaussian"):
 
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("threshold_prior", THRESHOLD_PRIORS)
-@pytest.mark.parametrize("gradient", ["auto", "exact", "straight_through", "subgradient"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("objective", ["elbo", "max_elbo", "iwae"])
 @pytest.mark.parametrize("decoder", ["linear", "mlp"])
 def test_every_combination_trains(prior, threshold_prior, gradient, objective, decoder):
@@ -413,7 +414,7 @@ def test_every_combination_trains(prior, threshold_prior, gradient, objective, d
 
 
 @pytest.mark.parametrize("kl", ["auto", "thresholded", "base"])
-@pytest.mark.parametrize("gradient", ["exact", "straight_through"])
+@pytest.mark.parametrize("gradient", ["exact", "gumbel_softmax", "straight_through"])
 def test_every_kl_trains(kl, gradient):
     model = ThresholdedVSC(5, kl=kl, gradient=gradient, threshold_kl_weight=0.1, **SMALL)
     assert np.isfinite(model.fit(DIGITS).score(DIGITS))
@@ -424,16 +425,19 @@ def test_auto_is_exact_where_it_applies():
         return ThresholdedVSC(5, **params, **SMALL).fit(DIGITS).components_
 
     assert_array_equal(components(), components(gradient="exact", kl="thresholded"))
-    sampled = {"gradient": "straight_through", "kl": "base"}
+    sampled = {"gradient": "gumbel_softmax", "kl": "thresholded"}
     for params in ({"n_draws": 2}, {"decoder": "mlp"}, {"prior": "gaussian"}):
         assert_array_equal(components(**params), components(**sampled, **params))
     assert not np.array_equal(components(), components(**sampled))
+    published = components(gradient="straight_through")
+    assert_array_equal(published, components(gradient="straight_through", kl="base"))
 
 
 def test_settings_of_training_matter():
     reference = ThresholdedVSC(5, gradient="straight_through", **SMALL).fit(DIGITS).components_
     for params in (
         {"gradient": "subgradient"},
+        {"gradient": "gumbel_softmax"},
         {"n_draws": 4},
         {"n_draws": 4, "objective": "max_elbo"},
         {"kl": "thresholded"},
@@ -453,7 +457,7 @@ def test_settings_of_training_matter():
         assert not np.allclose(other.fit(DIGITS).components_, reference), params
 
 
-@pytest.mark.parametrize("gradient", ["exact", "straight_through"])
+@pytest.mark.parametrize("gradient", ["exact", "gumbel_softmax", "straight_through"])
 def test_under_a_heavy_kl_the_posterior_is_the_prior(gradient):
     usual = vsc(gradient=gradient).fit(DIGITS)
     assert explained(usual, DIGITS, usual.posterior(DIGITS).mean) > 0.3
@@ -562,10 +566,35 @@ def test_straight_through_beats_the_model_without_codes(params):
     assert explained(model, X, model.posterior(X).mean) > 0.3
 
 
-def test_exact_gradient_beats_straight_through():
+def test_exact_gradient_beats_relaxed_gates_beat_straight_through():
     X = make_sparse_coded(1000, 12, 16, density=0.15, noise=0.05, random_state=0)[0]
-    exact, sampled = vsc(12).fit(X), vsc(12, gradient="straight_through").fit(X)
-    assert exact.score(X) > sampled.score(X) + 5
+    scores = [
+        vsc(12, gradient=gradient).fit(X).score(X)
+        for gradient in ("exact", "gumbel_softmax", "straight_through")
+    ]
+    assert scores[0] > scores[1] + 1 > scores[2] + 5
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"decoder": "mlp"},
+        {"n_draws": 5},
+        {"n_draws": 5, "objective": "max_elbo"},
+        {"n_draws": 5, "objective": "iwae"},
+        {"prior": "gaussian"},
+    ],
+    ids=["mlp", "elbo", "max_elbo", "iwae", "gaussian"],
+)
+def test_relaxed_gates_make_sparse_codes_that_explain(params):
+    """Straight-through inclusions stay at the prior's, or leave it: no code is on, or all are."""
+    relaxed, through = (
+        vsc(32, max_iter=50, gradient=gradient, **params).fit(DIGITS)
+        for gradient in ("gumbel_softmax", "straight_through")
+    )
+    assert explained(relaxed, DIGITS) > 0.3
+    assert 0.01 < np.mean(relaxed.transform(DIGITS) != 0) < 0.2
+    assert relaxed.score(DIGITS) > through.score(DIGITS) + 8
 
 
 # ----------------------------------------------------------------------------- bad input

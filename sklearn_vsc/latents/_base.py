@@ -31,11 +31,27 @@ class Draws:
         Which codes are not zero, as the sampler decided (not re-derived from the value).
     threshold : Tensor of shape (n_draws, n_rows, n_components) or None
         The thresholds drawn along with the codes, where they are part of the latent.
+    gate, slab : Tensor of shape (n_draws, n_rows, n_components) or None
+        Where the code is the product of a gate that gradients pass, and of what it would be
+        if it were on, these two.
     """
 
     code: Tensor
     active: Tensor
     threshold: Tensor | None = None
+    gate: Tensor | None = None
+    slab: Tensor | None = None
+
+    @property
+    def code_if_on(self) -> Tensor:
+        """What the codes are where they are on; of no meaning elsewhere."""
+        return self.code if self.slab is None else self.slab
+
+    def where_on(self, on: Tensor, off: Tensor) -> Tensor:
+        """Take one or the other for each code, a mean of both under a gate in between."""
+        if self.gate is None:
+            return torch.where(self.active, on, off)
+        return off + self.gate * (on - off)
 
 
 @dataclass(frozen=True)
@@ -43,22 +59,30 @@ class Noise:
     """Base noise of draws: what is random before the posterior's parameters shape it."""
 
     base: Tensor
-    # What else a family draws: thresholds, or the logistic noise of gates.
-    extra: Tensor | None = None
+    # Of gates, logistic.
+    gate: Tensor | None = None
+    # Thresholds that are drawn along with the codes.
+    threshold: Tensor | None = None
 
     @staticmethod
     def concatenate(parts: list[Noise], dim: int = 1) -> Noise:
         """Join noise along the axis of rows (1) or of draws (0)."""
-        extras = [part.extra for part in parts if part.extra is not None]
+
+        def joined(tensors: list[Tensor | None]) -> Tensor | None:
+            found = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(found, dim=dim) if found else None
+
         return Noise(
             torch.cat([part.base for part in parts], dim=dim),
-            torch.cat(extras, dim=dim) if extras else None,
+            joined([part.gate for part in parts]),
+            joined([part.threshold for part in parts]),
         )
 
     def first(self, n_draws: int) -> Noise:
         """Return the noise of the first draws."""
-        extra = None if self.extra is None else self.extra[:n_draws]
-        return Noise(self.base[:n_draws], extra)
+        gate = None if self.gate is None else self.gate[:n_draws]
+        threshold = None if self.threshold is None else self.threshold[:n_draws]
+        return Noise(self.base[:n_draws], gate, threshold)
 
 
 class LatentPosterior(ABC):
@@ -121,6 +145,8 @@ class LatentFamily(ABC):
     """Prior of one code, and the map from a network's heads to the posterior."""
 
     prior_scale: float
+    # Of relaxed gates.
+    temperature: float = 1.0
 
     @property
     @abstractmethod
@@ -131,6 +157,11 @@ class LatentFamily(ABC):
     def gate_heads(self) -> tuple[float, ...]:
         """For each head, how far it moves where the log-odds of a code being on move by one."""
         return (0.0,) * self.n_heads
+
+    @property
+    def has_relaxed_gates(self) -> bool:
+        """Whether training may draw gates that a temperature relaxes."""
+        return False
 
     @property
     def is_continuous(self) -> bool:
@@ -176,6 +207,11 @@ def open_uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     dtype = torch.float32 if generator.device.type == "mps" else torch.float64
     uniform = torch.rand(shape, generator=generator, dtype=dtype, device=generator.device)
     return uniform.clamp_min(torch.finfo(dtype).eps / 2)
+
+
+def logistic_noise(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Draw the noise of gates: one is open where its log-odds and this have a positive sum."""
+    return torch.logit(open_uniform(shape, generator)).to(like)
 
 
 def bounded_exp(head: Tensor, centre: float) -> Tensor:

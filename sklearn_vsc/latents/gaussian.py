@@ -9,6 +9,7 @@ from torch import Tensor, distributions
 
 _LOG_2PI = math.log(2 * math.pi)
 _TINY = 1e-30
+_NEWTON_STEPS = 4
 
 
 def _upper_tail(x: Tensor) -> Tensor:
@@ -55,6 +56,26 @@ class Gaussian:
         """Log sub-density of a non-zero code at ``loc + deviation``; integrates to the activity."""
         standard = (deviation.abs() + threshold) / scale
         return -0.5 * standard**2 - scale.log() - 0.5 * _LOG_2PI
+
+    @classmethod
+    def slab_deviation(cls, noise: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
+        """Deviation of a code that is not zero, from noise of the law before any threshold.
+
+        The tail beyond the threshold is left with the share that the noise leaves of the whole
+        law; the logarithm of that is solved for by Newton's method, whose last step has the
+        gradient of the solution.
+        """
+        ratio = threshold / scale
+        log_share = cls.log_activity(torch.ones_like(noise), noise.abs())[0]
+        excess = noise**2 / ((ratio**2 + noise**2).sqrt() + ratio)
+        for _ in range(_NEWTON_STEPS):
+            excess = excess.detach()
+            tail = torch.special.erfcx((ratio + excess) / math.sqrt(2))
+            log_left = (tail / torch.special.erfcx(ratio / math.sqrt(2))).log()
+            log_left = log_left - excess * (ratio + 0.5 * excess)
+            slope = math.sqrt(2 / math.pi) / tail.detach()
+            excess = excess + (log_left - log_share) / slope
+        return noise.sign() * scale * excess.clamp_min(0)
 
     @staticmethod
     def slab_moment(scale: Tensor, threshold: Tensor) -> Tensor:

@@ -60,6 +60,11 @@ class Laplace:
         return -(deviation.abs() + threshold) / scale - torch.log(2 * scale)
 
     @staticmethod
+    def slab_deviation(noise: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
+        """Deviation of a code that is not zero, from noise of the law: it knows no threshold."""
+        return scale * noise
+
+    @staticmethod
     def slab_moment(scale: Tensor, threshold: Tensor) -> Tensor:
         """E[(z - loc)^2; z is not zero]: the slab of a Laplace base is Laplace itself."""
         return torch.exp(-threshold / scale) * 2 * scale**2

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributions
 from torch.nn.functional import logsigmoid
 
-from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp, open_uniform
+from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp, logistic_noise
 from .gaussian import Gaussian
 from .laplace import Laplace
 
@@ -48,7 +48,6 @@ class SpikeSlab(LatentFamily):
         self.prior_scale = prior_scale
         self.density = density
         self.gradient = gradient
-        self.temperature = 1.0
 
     @property
     def n_heads(self) -> int:
@@ -59,6 +58,11 @@ class SpikeSlab(LatentFamily):
     def gate_heads(self) -> tuple[float, ...]:
         """The log-odds are a head."""
         return (0.0, 0.0, 1.0)
+
+    @property
+    def has_relaxed_gates(self) -> bool:
+        """Of draws, or in the control variate of a score-function estimator."""
+        return True
 
     @property
     def prior_logit(self) -> float:
@@ -156,7 +160,7 @@ class SpikeSlabPosterior(LatentPosterior):
         """Draw slab noise, and logistic noise for the gates."""
         shape = (n_draws, *self.loc.shape)
         slab = self.family.slab.noise(shape, generator, self.loc)
-        return Noise(slab, torch.logit(open_uniform(shape, generator)).to(self.loc))
+        return Noise(slab, logistic_noise(shape, generator, self.loc))
 
     def slab_draws(self, noise: Noise, noise_scale: float = 1.0) -> Tensor:
         """Draws of the codes as if every gate were open."""
@@ -164,8 +168,8 @@ class SpikeSlabPosterior(LatentPosterior):
 
     def gate_argument(self, noise: Noise) -> Tensor:
         """Log-odds plus logistic noise: the gate is open where this is positive."""
-        assert noise.extra is not None
-        return self.logit + noise.extra
+        assert noise.gate is not None
+        return self.logit + noise.gate
 
     def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
         """Draw gated codes; gradients pass the gate as the family's ``gradient`` says."""
@@ -177,7 +181,10 @@ class SpikeSlabPosterior(LatentPosterior):
             soft = self.family.gradient == "gumbel_softmax" and torch.is_grad_enabled()
             # Straight-through: the bracket is exactly zero.
             gate = relaxed if soft else gate + (relaxed - relaxed.detach())
-        return Draws(gate * self.slab_draws(noise, noise_scale), active)
+        slab = self.slab_draws(noise, noise_scale)
+        if self.family.gradient == "score" or not torch.is_grad_enabled():
+            return Draws(gate * slab, active)
+        return Draws(gate * slab, active, gate=gate, slab=slab)
 
     def kl(self, draws: Draws | None = None) -> Tensor:
         """KL(q || p) of the mixed measures, nats: gate's KL plus that of the open slab."""
@@ -191,14 +198,13 @@ class SpikeSlabPosterior(LatentPosterior):
 
     def log_ratio(self, draws: Draws) -> Tensor:
         """Return log p(z) - log q(z given x), mixed measure, nats."""
-        slab = self.family.slab_prior(self.loc).log_prob(draws.code) - self._slab.log_prob(
-            draws.code
-        )
-        return self.gate_log_ratio(draws) + torch.where(draws.active, slab, 0)
+        code = draws.code_if_on
+        slab = self.family.slab_prior(self.loc).log_prob(code) - self._slab.log_prob(code)
+        return self.gate_log_ratio(draws) + draws.where_on(slab, torch.zeros_like(slab))
 
     def gate_log_ratio(self, draws: Draws) -> Tensor:
         """Return log p(S) - log q(S given x) of the gates alone, nats."""
         prior_on = torch.full_like(self.logit, self.family.prior_logit)
         off = logsigmoid(-prior_on) - logsigmoid(-self.logit)
         on = logsigmoid(prior_on) - logsigmoid(self.logit)
-        return torch.where(draws.active, on, off)
+        return draws.where_on(on, off)

@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp
+from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp, logistic_noise
 from .gamma import gamma_kl, gamma_log_prob, half_normal_rule, sample_gamma
 from .gaussian import Gaussian
 from .laplace import Laplace
@@ -46,9 +46,10 @@ class Thresholded(LatentFamily):
     gamma_shape : float or None
         None: the threshold is fixed. Else the shape of its Gamma prior; the threshold is then
         inferred per row and code.
-    gradient : {'straight_through', 'subgradient'}
-        How gradients pass the threshold. Straight-through hands the gradient of every code,
-        zero or not, to location and scale, and to the threshold through active codes alone.
+    gradient : {'gumbel_softmax', 'straight_through', 'subgradient'}
+        How gradients pass the threshold. With 'gumbel_softmax' a draw in training is a relaxed
+        gate times a draw of the slab. Straight-through hands the gradient of every code, zero or
+        not, to location and scale, and to the threshold through active codes alone.
     training_kl : {'thresholded', 'base'}
         Laws whose KL the training objective holds: 'base' is the published objective.
     threshold_kl_weight : float
@@ -90,6 +91,11 @@ class Thresholded(LatentFamily):
         # A small shape goes further, but is dear where the Gamma has a KL of its own.
         integrated = self.has_closed_kl and self.training_kl == "thresholded"
         return (0.0, 0.0, -0.5, 0.5) if integrated else (0.0, 0.0, 0.0, 1.0)
+
+    @property
+    def has_relaxed_gates(self) -> bool:
+        """Whether gradients pass gates, and not the threshold."""
+        return self.gradient == "gumbel_softmax"
 
     @property
     def has_closed_kl(self) -> bool:
@@ -263,20 +269,23 @@ class ThresholdedPosterior(LatentPosterior):
         return torch.where(self.inclusion > 0.5, self.loc, 0)
 
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
-        """Draw base noise, and thresholds where they belong to the latent."""
+        """Draw base noise, that of gates, and thresholds where they belong to the latent."""
         shape = (n_draws, *self.loc.shape)
         base = self.family.base.noise(shape, generator, self.loc)
+        gated = self.family.has_relaxed_gates
+        gate = logistic_noise(shape, generator, self.loc) if gated else None
         if self.family.has_closed_kl:
-            return Noise(base)
+            return Noise(base, gate)
         assert self.shape is not None and self.rate is not None
-        return Noise(
-            base, sample_gamma(self.shape.expand(shape), self.rate.expand(shape), generator)
-        )
+        threshold = sample_gamma(self.shape.expand(shape), self.rate.expand(shape), generator)
+        return Noise(base, gate, threshold)
 
     def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
         """Threshold the deviation around the location; ``noise_scale`` warms the noise up."""
+        threshold = self.threshold if noise.threshold is None else noise.threshold
+        if noise.gate is not None:
+            return self._gated_draws(noise, noise.gate, threshold, noise_scale)
         deviation = noise_scale * self.scale * noise.base
-        threshold = self.threshold if noise.extra is None else noise.extra
         active = deviation.abs() > threshold
         shrink = torch.where(active, deviation.sign() * threshold, 0)
         kept = torch.where(active, self.loc + deviation, 0) - shrink
@@ -284,7 +293,21 @@ class ThresholdedPosterior(LatentPosterior):
             through = self.loc + deviation - shrink
             # The bracket is exactly zero: an inactive code stays exactly zero.
             kept = kept.detach() + (through - through.detach())
-        return Draws(kept, active, noise.extra)
+        return Draws(kept, active, noise.threshold)
+
+    def _gated_draws(
+        self, noise: Noise, gate_noise: Tensor, threshold: Tensor, noise_scale: float
+    ) -> Draws:
+        """Draw a gate and a slab, whose product has the law; gates relaxed under gradients."""
+        base = self.family.base
+        log_on, log_off = base.log_activity(self.scale, threshold)
+        argument = log_on - log_off + gate_noise
+        active = argument > 0
+        relaxed = torch.sigmoid(argument / self.family.temperature)
+        slab = self.loc + noise_scale * base.slab_deviation(noise.base, self.scale, threshold)
+        if not torch.is_grad_enabled():
+            return Draws(active * slab, active, noise.threshold)
+        return Draws(relaxed * slab, active, noise.threshold, gate=relaxed, slab=slab)
 
     def kl(self, draws: Draws | None = None) -> Tensor:
         """KL of the thresholded laws, nats; of codes and thresholds where those are drawn."""
@@ -335,10 +358,10 @@ class ThresholdedPosterior(LatentPosterior):
             base.log_activity(prior_scale, prior_threshold)[1]
             - base.log_activity(self.scale, threshold)[1]
         )
-        on = base.log_slab(draws.code, prior_scale, prior_threshold) - base.log_slab(
-            draws.code - self.loc, self.scale, threshold
+        on = base.log_slab(draws.code_if_on, prior_scale, prior_threshold) - base.log_slab(
+            draws.code_if_on - self.loc, self.scale, threshold
         )
-        ratio = torch.where(draws.active, on, off)
+        ratio = draws.where_on(on, off)
         if draws.threshold is None:
             return ratio
         assert self.shape is not None and self.rate is not None

@@ -102,6 +102,20 @@ FAMILIES = {
         lambda: Thresholded("gaussian", prior_scale=1.3, threshold=1.1, gamma_shape=3.2),
         gamma_thresholded(_GAUSSIAN, 3.2, 1.1),
     ),
+    "thresholded_laplace_gates": Case(
+        lambda: Thresholded("laplace", prior_scale=0.7, threshold=0.9, gradient="gumbel_softmax"),
+        thresholded(_LAPLACE, 0.9),
+    ),
+    "thresholded_gaussian_gates": Case(
+        lambda: Thresholded("gaussian", prior_scale=1.3, threshold=1.1, gradient="gumbel_softmax"),
+        thresholded(_GAUSSIAN, 1.1),
+    ),
+    "thresholded_gaussian_gamma_gates": Case(
+        lambda: Thresholded(
+            "gaussian", prior_scale=1.3, threshold=1.1, gamma_shape=3.2, gradient="gumbel_softmax"
+        ),
+        gamma_thresholded(_GAUSSIAN, 3.2, 1.1),
+    ),
     "gaussian": continuous("gaussian", "gaussian", _GAUSSIAN),
     "gaussian_prior_laplace_posterior": continuous("gaussian", "laplace", _GAUSSIAN),
     "laplace": continuous("laplace", "laplace", _LAPLACE),
@@ -140,6 +154,7 @@ def q(family, heads):
     return family.posterior(heads)
 
 
+@torch.no_grad()
 def _draws(posterior, n_draws, seed=0):
     return posterior.rsample(posterior.noise(n_draws, torch.Generator().manual_seed(seed)))
 
@@ -362,6 +377,7 @@ def test_log_ratio_is_that_of_the_laws_drawn_from(family, q, function):
     assert_mean(left - right, np.zeros(q.mean.shape))
 
 
+@torch.no_grad()
 def test_row_is_the_posterior_of_that_row_alone(family, heads, q):
     for i in range(len(heads)):
         row, alone = q.row(i), family.posterior(heads[i : i + 1])
@@ -372,6 +388,7 @@ def test_row_is_the_posterior_of_that_row_alone(family, heads, q):
         assert torch.equal(row.rsample(noise).code, alone.rsample(noise).code)
 
 
+@torch.no_grad()
 def test_noise_of_single_rows_joins_into_a_batch(q):
     n_rows = len(q.mean)
     parts = [q.row(i).noise(6, torch.Generator().manual_seed(i)) for i in range(n_rows)]
@@ -382,6 +399,7 @@ def test_noise_of_single_rows_joins_into_a_batch(q):
         assert torch.equal(joined.active[:, i], alone.active[:, 0])
 
 
+@torch.no_grad()
 def test_noise_joins_along_draws_too(q):
     parts = [q.noise(n, torch.Generator().manual_seed(n)) for n in (2, 5)]
     joined = q.rsample(Noise.concatenate(parts, dim=0))
@@ -426,7 +444,7 @@ def test_every_head_moves_the_posterior(case, family, step):
 
 
 def _everything_differentiable(q, n_draws=4):
-    draws = _draws(q, n_draws)
+    draws = q.rsample(q.noise(n_draws, torch.Generator().manual_seed(0)))
     return (
         draws.code.sum()
         + q.kl(draws).sum()

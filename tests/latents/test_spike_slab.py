@@ -38,9 +38,9 @@ def test_gate_opens_as_often_as_its_probability():
 def test_gate_noise_is_logistic():
     q = _posterior(SpikeSlab(), [0.0], [1.0], [0.5])
     noise = _noise(q, 100_000)
-    assert stats.kstest(noise.extra.flatten(), stats.logistic.cdf).pvalue > 1e-4
+    assert stats.kstest(noise.gate.flatten(), stats.logistic.cdf).pvalue > 1e-4
     # Of the slab's noise it knows nothing.
-    correlation = np.corrcoef(noise.extra.flatten(), noise.base.flatten())[0, 1]
+    correlation = np.corrcoef(noise.gate.flatten(), noise.base.flatten())[0, 1]
     assert abs(correlation) < 5 / 100_000**0.5
 
 
@@ -49,8 +49,8 @@ def test_gate_noise_is_finite_whatever_the_uniform_number(monkeypatch, dtype):
     heads = torch.zeros(1, 3, 4, dtype=dtype)
     monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.zeros(shape).double())
     noise = SpikeSlab().posterior(heads).noise(2, torch.Generator())
-    assert noise.extra.dtype == dtype
-    assert noise.extra.isfinite().all() and (noise.extra < -30).all()
+    assert noise.gate.dtype == dtype
+    assert noise.gate.isfinite().all() and (noise.gate < -30).all()
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
@@ -61,9 +61,9 @@ def test_relaxed_gates(temperature):
     q = _posterior(family, [1.0], [1.0], [0.3])
     # A slab of ones shows the gate itself.
     noise = _noise(q, 50_000)
-    noise = Noise(torch.zeros_like(noise.base), noise.extra)
+    noise = Noise(torch.zeros_like(noise.base), noise.gate)
     relaxed = q.rsample(noise)
-    expected = special.expit((special.logit(0.3) + noise.extra.numpy()) / temperature)
+    expected = special.expit((special.logit(0.3) + noise.gate.numpy()) / temperature)
     assert_allclose(relaxed.code, expected, rtol=1e-12)
     assert torch.equal(relaxed.active, relaxed.code > 0.5)
     assert_mean(relaxed.active.flatten(), 0.3)
@@ -99,7 +99,7 @@ def _gradients(gradient, n=2000):
     found = torch.autograd.grad(draws.code.sum(), leaves, allow_unused=True)
     with torch.no_grad():
         slab = loc + log_scale.exp() * noise.base[0]
-        relaxed = torch.sigmoid((logit + noise.extra[0]) / 0.6)
+        relaxed = torch.sigmoid((logit + noise.gate[0]) / 0.6)
         deviation = slab - loc
     return draws, found, slab, relaxed, deviation
 
@@ -207,3 +207,19 @@ def test_saturated_gates_keep_finite_values_and_gradients(slab, density, dtype):
         (gradient,) = torch.autograd.grad(value.sum(), heads, retain_graph=True)
         assert gradient.isfinite().all()
     assert (q.kl() > 1e-6).all()
+
+
+@pytest.mark.parametrize("gradient", ["gumbel_softmax", "straight_through"])
+@pytest.mark.parametrize("logit", [-1.5, 0.5])
+def test_log_ratio_of_relaxed_gates_tells_them_what_the_kl_does(gradient, logit):
+    """Cold gates hand the log ratio the slope of the KL, which an importance weight needs."""
+    family = SpikeSlab(gradient=gradient, density=0.1)
+    family.temperature = 0.1
+    q = _posterior(family, [0.4], [0.8], [0.3])
+    leaf = torch.tensor([[logit]], dtype=torch.float64, requires_grad=True)
+    q = SpikeSlabPosterior(family, q.loc, q.scale, leaf)
+    ratio = q.log_ratio(q.rsample(_noise(q, 200_000)))
+    (found,) = torch.autograd.grad(ratio.mean(), leaf)
+    (expected,) = torch.autograd.grad(-q.kl().sum(), leaf)
+    assert found.item() == pytest.approx(expected.item(), abs=0.04)
+    assert abs(expected.item()) > 0.1

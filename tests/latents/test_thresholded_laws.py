@@ -11,6 +11,7 @@ from scipy import stats
 
 from sklearn_vsc.latents import Noise, Thresholded, ThresholdedPosterior
 from sklearn_vsc.latents.gamma import gamma_kl
+from sklearn_vsc.latents.gaussian import Gaussian
 
 BASES = ["laplace", "gaussian"]
 GAMMA_SHAPES = [None, 3.0]
@@ -287,7 +288,7 @@ def _codes_and_gradients(base, gradient, noise_scale=1.0):
         leaf.requires_grad_()
     q = ThresholdedPosterior(family, loc, log_scale.exp(), shape, rate)
     noise = q.noise(1, generator)
-    noise = Noise(noise.base, None if base == "laplace" else threshold)
+    noise = Noise(noise.base, noise.gate, None if base == "laplace" else threshold)
     draws = q.rsample(noise, noise_scale)
     gradients = torch.autograd.grad(draws.code.sum(), leaves, allow_unused=True)
     deviation = noise_scale * log_scale.exp() * noise.base
@@ -345,3 +346,73 @@ def test_gradient_does_not_change_the_draws(base, gamma_shape, dtype):
         q = family.posterior(heads[:, : family.n_heads])
         codes.append(q.rsample(q.noise(20, torch.Generator().manual_seed(1))).code)
     assert torch.equal(*codes)
+
+
+# --- relaxed gates
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-9), (torch.float32, 3e-4)])
+def test_slab_of_a_gaussian_base_has_the_tail_of_its_noise(dtype, accuracy):
+    """P(further out, given on) is that of the noise, from thresholds of zero to far tails."""
+    ratio = torch.tensor([0, 1e-8, 1e-3, 0.1, 0.5, 1, 2, 5, 10, 30], dtype=dtype)
+    noise = torch.tensor([1e-8, 1e-4, 0.01, 0.3, 1, 2, 4, 6, 8], dtype=dtype)
+    noise, ratio = torch.meshgrid(noise, ratio, indexing="ij")
+    scale = torch.full_like(ratio, 0.3)
+    found = Gaussian.slab_deviation(noise, scale, scale * ratio)
+    assert (found >= 0).all() and found.dtype == dtype
+    assert_allclose(found, -Gaussian.slab_deviation(-noise, scale, scale * ratio))
+    reached = stats.norm.logsf(found.double() / 0.3 + ratio.double())
+    expected = stats.norm.logsf(noise.double()) + math.log(2) + stats.norm.logsf(ratio.double())
+    assert_allclose(reached, expected, rtol=accuracy, atol=accuracy)
+
+
+def test_gradients_of_the_slab_of_a_gaussian_base():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(60, generator=generator, dtype=torch.float64)
+    scale = torch.rand(60, generator=generator, dtype=torch.float64) + 0.2
+    threshold = 3 * torch.rand(60, generator=generator, dtype=torch.float64)
+    leaves = scale.requires_grad_(), threshold.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *at: Gaussian.slab_deviation(noise, *at), leaves)
+
+
+def test_relaxed_gates_of_a_laplace_base_are_those_of_its_spike_and_slab():
+    family = Thresholded("laplace", gamma_shape=3.0, gradient="gumbel_softmax")
+    family.temperature = 0.7
+    heads = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).double()
+    q = family.posterior(heads)
+    gates = q.as_spike_slab()
+    gates.family.temperature = 0.7
+    noise = q.noise(50, torch.Generator().manual_seed(1))
+    found, expected = q.rsample(noise), gates.rsample(noise)
+    assert_allclose(found.code, expected.code, rtol=1e-12)
+    assert torch.equal(found.active, expected.active)
+
+
+def test_relaxed_gates_are_relaxed_in_training_alone(base, gamma_shape):
+    family = Thresholded(base, gamma_shape=gamma_shape, gradient="gumbel_softmax")
+    heads = torch.randn(5, family.n_heads, 3, generator=torch.Generator().manual_seed(0)).double()
+    q = family.posterior(heads)
+    noise = q.noise(200, torch.Generator().manual_seed(1))
+    relaxed = q.rsample(noise)
+    with torch.no_grad():
+        hard = q.rsample(noise)
+    assert torch.equal(hard.active, relaxed.active)
+    assert torch.equal(hard.code != 0, hard.active)
+    assert (relaxed.code != 0).double().mean() > hard.active.double().mean() + 0.2
+    distances = []
+    for family.temperature in (1.0, 0.3, 0.1, 0.01):
+        distances.append((q.rsample(noise).code - hard.code).abs().mean().item())
+    assert np.all(np.diff(distances) < 0) and distances[-1] < 0.02
+
+
+def test_gradients_of_relaxed_gates(base, gamma_shape):
+    """A relaxed draw is a smooth function of what the network says."""
+    family = Thresholded(base, gamma_shape=gamma_shape, gradient="gumbel_softmax")
+    generator = torch.Generator().manual_seed(0)
+    heads = 0.5 * torch.randn(3, family.n_heads, 4, generator=generator, dtype=torch.float64)
+    noise = family.posterior(heads).noise(2, generator)
+
+    def codes(heads):
+        return family.posterior(heads).rsample(noise).code
+
+    assert torch.autograd.gradcheck(codes, heads.requires_grad_())
