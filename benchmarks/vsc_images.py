@@ -19,7 +19,8 @@ class (one against the rest) with the code that tells most of it, by posterior m
 classes. `collapsed` are codes whose posterior is the prior. `ELBO` is in nats an image, under the
 likelihood as declared.
 
-By default a few epochs over some rows, for a CPU: minutes, and far from the published 300 epochs.
+By default a few epochs over some rows, for a CPU: some twenty minutes on one thread, and far from
+the published 300 epochs.
 `--full` trains as long as published; it wants a GPU. `--celeba` does the same with images of a
 folder, cut and resized as published. Each line is printed when it is there.
 
@@ -59,7 +60,7 @@ BINS = 30
 LATENTS, SHARE = 64, 0.1
 SHORT = {
     "rows": 1_000, "test": 500, "epochs": 5, "batch": 32, "draws": 4, "rate": 3e-3,
-    "linear_epochs": 20, "latents": [20, 64, 256], "shares": [0.1, 0.5],
+    "linear_epochs": 20, "latents": [20, 64, 256, 1024], "shares": [0.05, 0.1, 0.2, 0.5],
 }  # fmt: skip
 FULL = {
     "rows": 60_000, "test": 10_000, "epochs": 300, "batch": 512, "draws": 20, "rate": 3e-4,

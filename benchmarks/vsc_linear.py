@@ -91,6 +91,9 @@ LEARNED = {"callbacks": None, "noise_variance": "learned"}  # by our optimiser
 # What changes the published settings, for thresholded Laplace.
 VARIANTS = {
     "J = 20, mean": ONE_DRAW | {"n_draws": 20},
+    "J = 1, from noise": {"from_noise": True},
+    "J = 20, from noise": {"n_draws": 20, "from_noise": True},
+    "J = 20, mean, from noise": ONE_DRAW | {"n_draws": 20, "from_noise": True},
     "J = 1, subgradient": {"gradient": "subgradient"},
     "J = 20, subgradient": {"n_draws": 20, "gradient": "subgradient"},
     "J = 20, Adam": {"n_draws": 20, "callbacks": None},

@@ -9,6 +9,7 @@ import math
 import torch
 from skorch.callbacks import Callback
 from torch import nn
+from torch.nn.functional import normalize
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
 from sklearn_vsc.datasets import load_natural_patches
@@ -25,6 +26,8 @@ SCALES = {"laplace": 0.1, "gaussian": 0.1**0.5, "spike_slab": 0.1**0.5}
 # Of the published yardstick.
 PENALTY = 20.0
 THRESHOLDS = {"laplace": 0.25, "gaussian": 0.52}
+# Of the published run, whatever its length.
+LAST_WARMUP_STEP = 6_000
 
 
 def patches(n_rows, n_test):
@@ -44,12 +47,14 @@ class PublishedOptimizer(Callback):
     is BETA times our loss, by SGD with Nesterov momentum. The dictionary follows half the sum of
     squared errors, which is our loss times the noise variance, by plain gradient steps. Neither
     clips its gradients. A published location is no multiple of the prior's scale, as ours is, so
-    its head starts larger here, and learns faster, by that.
+    its head starts larger here, and learns faster, by that. With ``from_noise`` atoms start as
+    published, as noise of unit norm, else as patches.
     """
 
-    def __init__(self, prior, n_steps):
+    def __init__(self, prior, n_steps, from_noise=False):
         self.prior = prior
         self.n_steps = n_steps
+        self.from_noise = from_noise
 
     def on_train_begin(self, net, **kwargs):
         model = net.module_.model
@@ -60,6 +65,9 @@ class PublishedOptimizer(Callback):
             self.head_.reset_parameters()
             self.head_.weight[:N_COMPONENTS] /= SCALES[self.prior]
             self.head_.bias[:N_COMPONENTS] /= SCALES[self.prior]
+            if self.from_noise:
+                atoms = model.decoder.weight
+                atoms.copy_(normalize(torch.randn_like(atoms), dim=1))
         encoder = [*model.encoder.parameters(), *model.heads.parameters()]
         dictionary = {"params": [model.decoder.weight], "momentum": 0.0, "nesterov": False}
         net.optimizer_ = torch.optim.SGD(
@@ -93,11 +101,12 @@ def published_encoder():
     return nn.Sequential(*itertools.chain(*layers))
 
 
-def published(family, n_steps, n_rows, *, n_draws=1, **parameters):
+def published(family, n_steps, n_rows, *, n_draws=1, from_noise=False, **parameters):
     """Return an estimator with the published settings, for about so many steps.
 
     ``family`` is 'gaussian', 'laplace', 'spike_slab', or 'thresholded_' and one of the first two,
-    with '_gamma' behind it for an inferred threshold.
+    with '_gamma' behind it for an inferred threshold. ``from_noise``: atoms start as noise, and
+    the noise of draws reaches its full size as late as published.
     """
     base = family.removeprefix("thresholded_").removesuffix("_gamma")
     steps_per_epoch = math.ceil(n_rows / BATCH_SIZE)
@@ -116,7 +125,7 @@ def published(family, n_steps, n_rows, *, n_draws=1, **parameters):
         "max_iter": n_epochs,
         "n_iter_no_change": n_epochs,
         "transform_method": "max_elbo",
-        "callbacks": [PublishedOptimizer(base, n_epochs * steps_per_epoch)],
+        "callbacks": [PublishedOptimizer(base, n_epochs * steps_per_epoch, from_noise)],
         "random_state": 0,
     }
     if family == "spike_slab":
@@ -132,5 +141,7 @@ def published(family, n_steps, n_rows, *, n_draws=1, **parameters):
             "kl": "base",
             "noise_warmup": 0.02 if base == "laplace" else 0.0,
         }
+    if from_noise:
+        settings["noise_warmup"] = min(1.0, LAST_WARMUP_STEP / (n_epochs * steps_per_epoch))
     model = ThresholdedVSC if family.startswith("thresholded") else SparseVAE
     return model(**settings | parameters)

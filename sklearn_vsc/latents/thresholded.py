@@ -282,10 +282,10 @@ class ThresholdedPosterior(LatentPosterior):
 
     def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
         """Threshold the deviation around the location; ``noise_scale`` warms the noise up."""
-        threshold = self.threshold if noise.threshold is None else noise.threshold
         if noise.gate is not None:
-            return self._gated_draws(noise, noise.gate, threshold, noise_scale)
+            return self._gated_draws(noise, noise.gate, noise_scale)
         deviation = noise_scale * self.scale * noise.base
+        threshold = self.threshold if noise.threshold is None else noise.threshold
         active = deviation.abs() > threshold
         shrink = torch.where(active, deviation.sign() * threshold, 0)
         kept = torch.where(active, self.loc + deviation, 0) - shrink
@@ -295,11 +295,10 @@ class ThresholdedPosterior(LatentPosterior):
             kept = kept.detach() + (through - through.detach())
         return Draws(kept, active, noise.threshold)
 
-    def _gated_draws(
-        self, noise: Noise, gate_noise: Tensor, threshold: Tensor, noise_scale: float
-    ) -> Draws:
+    def _gated_draws(self, noise: Noise, gate_noise: Tensor, noise_scale: float) -> Draws:
         """Draw a gate and a slab, whose product has the law; gates relaxed under gradients."""
         base = self.family.base
+        threshold = self.threshold if noise.threshold is None else noise.threshold
         log_on, log_off = base.log_activity(self.scale, threshold)
         argument = log_on - log_off + gate_noise
         active = argument > 0
