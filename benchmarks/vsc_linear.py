@@ -264,10 +264,12 @@ def plot_draws(found, path):
     places = np.arange(len(found))
     for axis, part in zip(axes, ("decoder", "encoder"), strict=False):
         ratios = np.array([getattr(line.signal, part) for line in found.values()])
-        axis.barh(places, np.where(np.isfinite(ratios), ratios, 0))
+        axis.barh(places, np.where(np.isfinite(ratios), ratios, np.nan))
         for place in places[~np.isfinite(ratios)]:
             beside = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": "small"}
             axis.text(0.1, place, "no draws", **beside)
+        # Where posteriors have collapsed, the encoder's gradient is the KL's, which has no noise.
+        axis.set(xscale="log", xlim=(0.05, 100))
         axis.axvline(np.sqrt(2 / np.pi / 100), color="k", lw=1, ls=":")  # noise alone
         title = "dictionary" if part == "decoder" else part
         axis.set(title=f"signal to noise, {title}")
