@@ -67,12 +67,12 @@ class Gaussian:
         """
         ratio = threshold / scale
         log_share = cls.log_activity(torch.ones_like(noise), noise.abs())[0]
-        excess = noise**2 / ((ratio**2 + noise**2).sqrt() + ratio)
+        whole = torch.special.erfcx(ratio / math.sqrt(2))
+        excess = noise**2 / ((ratio**2 + noise**2).sqrt() + ratio).clamp_min(_TINY)
         for _ in range(_NEWTON_STEPS):
             excess = excess.detach()
             tail = torch.special.erfcx((ratio + excess) / math.sqrt(2))
-            log_left = (tail / torch.special.erfcx(ratio / math.sqrt(2))).log()
-            log_left = log_left - excess * (ratio + 0.5 * excess)
+            log_left = (tail / whole).log() - excess * (ratio + 0.5 * excess)
             slope = math.sqrt(2 / math.pi) / tail.detach()
             excess = excess + (log_left - log_share) / slope
         return noise.sign() * scale * excess.clamp_min(0)

@@ -355,7 +355,7 @@ def test_gradient_does_not_change_the_draws(base, gamma_shape, dtype):
 def test_slab_of_a_gaussian_base_has_the_tail_of_its_noise(dtype, accuracy):
     """P(further out, given on) is that of the noise, from thresholds of zero to far tails."""
     ratio = torch.tensor([0, 1e-8, 1e-3, 0.1, 0.5, 1, 2, 5, 10, 30], dtype=dtype)
-    noise = torch.tensor([1e-8, 1e-4, 0.01, 0.3, 1, 2, 4, 6, 8], dtype=dtype)
+    noise = torch.tensor([0, 1e-8, 1e-4, 0.01, 0.3, 1, 2, 4, 6, 8], dtype=dtype)
     noise, ratio = torch.meshgrid(noise, ratio, indexing="ij")
     scale = torch.full_like(ratio, 0.3)
     found = Gaussian.slab_deviation(noise, scale, scale * ratio)
