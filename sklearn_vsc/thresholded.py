@@ -438,8 +438,7 @@ class ThresholdedVSC(NeuralSparseCoder):
     def _training_kl(self) -> str:
         if self.kl != "auto":
             return self.kl
-        gated = self._trains_exactly() or self._sampled_gradient() == "gumbel_softmax"
-        return "thresholded" if gated else "base"
+        return "base" if self.gradient in ("straight_through", "subgradient") else "thresholded"
 
     def _make_objective(self) -> Objective:
         bound = "exact" if self._trains_exactly() else self.objective

@@ -54,6 +54,28 @@ class Draws:
         return off + self.gate * (on - off)
 
 
+def gated_draws(
+    argument: Tensor,
+    slab: Tensor,
+    gradient: str,
+    temperature: float,
+    threshold: Tensor | None = None,
+) -> Draws:
+    """Multiply draws of a slab by gates, each open where its argument is positive.
+
+    Where gradients are asked the gate passes them: relaxed ('gumbel_softmax'), or hard with the
+    gradient of the relaxed one ('straight_through'); else ('score') it is a constant.
+    """
+    active = argument > 0
+    if gradient == "score" or not torch.is_grad_enabled():
+        return Draws(active * slab, active, threshold)
+    gate = torch.sigmoid(argument / temperature)
+    if gradient == "straight_through":
+        # The bracket is exactly zero.
+        gate = active.to(gate) + (gate - gate.detach())
+    return Draws(gate * slab, active, threshold, gate, slab)
+
+
 @dataclass(frozen=True)
 class Noise:
     """Base noise of draws: what is random before the posterior's parameters shape it."""

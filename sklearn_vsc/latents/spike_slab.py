@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, distributions
 from torch.nn.functional import logsigmoid
 
-from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp, logistic_noise
+from ._base import (
+    Draws,
+    LatentFamily,
+    LatentPosterior,
+    Noise,
+    bounded_exp,
+    gated_draws,
+    logistic_noise,
+)
 from .gaussian import Gaussian
 from .laplace import Laplace
 
@@ -173,18 +181,9 @@ class SpikeSlabPosterior(LatentPosterior):
 
     def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
         """Draw gated codes; gradients pass the gate as the family's ``gradient`` says."""
-        argument = self.gate_argument(noise)
-        active = argument > 0
-        gate = active.to(argument)
-        if self.family.gradient != "score":
-            relaxed = torch.sigmoid(argument / self.family.temperature)
-            soft = self.family.gradient == "gumbel_softmax" and torch.is_grad_enabled()
-            # Straight-through: the bracket is exactly zero.
-            gate = relaxed if soft else gate + (relaxed - relaxed.detach())
         slab = self.slab_draws(noise, noise_scale)
-        if self.family.gradient == "score" or not torch.is_grad_enabled():
-            return Draws(gate * slab, active)
-        return Draws(gate * slab, active, gate=gate, slab=slab)
+        family = self.family
+        return gated_draws(self.gate_argument(noise), slab, family.gradient, family.temperature)
 
     def kl(self, draws: Draws | None = None) -> Tensor:
         """KL(q || p) of the mixed measures, nats: gate's KL plus that of the open slab."""

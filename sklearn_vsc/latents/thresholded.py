@@ -20,7 +20,15 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp, logistic_noise
+from ._base import (
+    Draws,
+    LatentFamily,
+    LatentPosterior,
+    Noise,
+    bounded_exp,
+    gated_draws,
+    logistic_noise,
+)
 from .gamma import gamma_kl, gamma_log_prob, half_normal_rule, sample_gamma
 from .gaussian import Gaussian
 from .laplace import Laplace
@@ -300,13 +308,11 @@ class ThresholdedPosterior(LatentPosterior):
         base = self.family.base
         threshold = self.threshold if noise.threshold is None else noise.threshold
         log_on, log_off = base.log_activity(self.scale, threshold)
-        argument = log_on - log_off + gate_noise
-        active = argument > 0
-        relaxed = torch.sigmoid(argument / self.family.temperature)
         slab = self.loc + noise_scale * base.slab_deviation(noise.base, self.scale, threshold)
-        if not torch.is_grad_enabled():
-            return Draws(active * slab, active, noise.threshold)
-        return Draws(relaxed * slab, active, noise.threshold, gate=relaxed, slab=slab)
+        argument = log_on - log_off + gate_noise
+        return gated_draws(
+            argument, slab, "gumbel_softmax", self.family.temperature, noise.threshold
+        )
 
     def kl(self, draws: Draws | None = None) -> Tensor:
         """KL of the thresholded laws, nats; of codes and thresholds where those are drawn."""

@@ -226,5 +226,6 @@ def test_files_of_other_data_are_named(folder, name, array, message):
 
 @pytest.mark.parametrize("subset", ["valid", None, 1])
 def test_bad_subset(subset):
-    with pytest.raises(ValueError, match=r"'subset' .* one of 'train', 'test', 'all'"):
+    message = "The 'subset' parameter must be one of 'train', 'test', 'all'; got "
+    with pytest.raises(ValueError, match=message):
         fetch_fashion_mnist(subset=subset)

@@ -81,40 +81,29 @@ def continuous(prior, posterior, law):
 _LAPLACE, _GAUSSIAN = stats.laplace(scale=0.7), stats.norm(scale=1.3)
 _CAUCHY = stats.cauchy(scale=0.9)
 
+
+def threshold_case(base, threshold, gamma_shape=None, **options):
+    """A thresholded base, whose threshold is fixed or has a Gamma law of that mean."""
+    law = {"laplace": _LAPLACE, "gaussian": _GAUSSIAN}[base]
+    options |= {"prior_scale": law.kwds["scale"], "gamma_shape": gamma_shape}
+    return Case(
+        lambda: Thresholded(base, threshold=threshold, **options),
+        thresholded(law, threshold)
+        if gamma_shape is None
+        else gamma_thresholded(law, gamma_shape, threshold),
+    )
+
+
 FAMILIES = {
-    "thresholded_laplace": Case(
-        lambda: Thresholded("laplace", prior_scale=0.7, threshold=0.9),
-        thresholded(_LAPLACE, 0.9),
-    ),
-    "thresholded_laplace_gamma": Case(
-        lambda: Thresholded("laplace", prior_scale=0.7, threshold=0.9, gamma_shape=3.0),
-        gamma_thresholded(_LAPLACE, 3.0, 0.9),
-    ),
-    "thresholded_laplace_subgradient": Case(
-        lambda: Thresholded("laplace", prior_scale=0.7, threshold=0.2, gradient="subgradient"),
-        thresholded(_LAPLACE, 0.2),
-    ),
-    "thresholded_gaussian": Case(
-        lambda: Thresholded("gaussian", prior_scale=1.3, threshold=1.1),
-        thresholded(_GAUSSIAN, 1.1),
-    ),
-    "thresholded_gaussian_gamma": Case(
-        lambda: Thresholded("gaussian", prior_scale=1.3, threshold=1.1, gamma_shape=3.2),
-        gamma_thresholded(_GAUSSIAN, 3.2, 1.1),
-    ),
-    "thresholded_laplace_gates": Case(
-        lambda: Thresholded("laplace", prior_scale=0.7, threshold=0.9, gradient="gumbel_softmax"),
-        thresholded(_LAPLACE, 0.9),
-    ),
-    "thresholded_gaussian_gates": Case(
-        lambda: Thresholded("gaussian", prior_scale=1.3, threshold=1.1, gradient="gumbel_softmax"),
-        thresholded(_GAUSSIAN, 1.1),
-    ),
-    "thresholded_gaussian_gamma_gates": Case(
-        lambda: Thresholded(
-            "gaussian", prior_scale=1.3, threshold=1.1, gamma_shape=3.2, gradient="gumbel_softmax"
-        ),
-        gamma_thresholded(_GAUSSIAN, 3.2, 1.1),
+    "thresholded_laplace": threshold_case("laplace", 0.9),
+    "thresholded_laplace_gamma": threshold_case("laplace", 0.9, 3.0),
+    "thresholded_laplace_subgradient": threshold_case("laplace", 0.2, gradient="subgradient"),
+    "thresholded_gaussian": threshold_case("gaussian", 1.1),
+    "thresholded_gaussian_gamma": threshold_case("gaussian", 1.1, 3.2),
+    "thresholded_laplace_gates": threshold_case("laplace", 0.9, gradient="gumbel_softmax"),
+    "thresholded_gaussian_gates": threshold_case("gaussian", 1.1, gradient="gumbel_softmax"),
+    "thresholded_gaussian_gamma_gates": threshold_case(
+        "gaussian", 1.1, 3.2, gradient="gumbel_softmax"
     ),
     "gaussian": continuous("gaussian", "gaussian", _GAUSSIAN),
     "gaussian_prior_laplace_posterior": continuous("gaussian", "laplace", _GAUSSIAN),
