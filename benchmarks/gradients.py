@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from sklearn_vsc import SparseVAE
+from sklearn_vsc._models.gate_gradients import NVILBaseline
+from sklearn_vsc._models.latent_variable import LatentVariableModel
+from sklearn_vsc._models.objectives import Objective, training_bound
 from sklearn_vsc.datasets import load_natural_patches
-from sklearn_vsc.gate_gradients import NVILBaseline
-from sklearn_vsc.model import LatentVariableModel
-from sklearn_vsc.objectives import Objective, training_bound
 
 N_COMPONENTS = 64
 BATCH_SIZE = 128

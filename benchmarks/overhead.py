@@ -24,8 +24,8 @@ import torch
 from skorch.callbacks import Callback
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
+from sklearn_vsc._models.objectives import Objective, training_bound
 from sklearn_vsc.datasets import load_natural_patches
-from sklearn_vsc.objectives import Objective, training_bound
 
 BATCH_SIZE = 128
 LEARNING_RATE = 1e-3

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import embedding, mse_loss, one_hot
 
 from sklearn_vsc import SparseVAE
-from sklearn_vsc.model import Heads, LatentVariableModel
+from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
 from sklearn_vsc.networks import N_CHANNELS, residual_decoder, residual_encoder
 from sklearn_vsc.networks._init import linear_layer
 

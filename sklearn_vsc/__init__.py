@@ -1,7 +1,7 @@
 """Sparse coding, classical and variational, as scikit-learn estimators on torch."""
 
+from ._persistence.state import load
 from .dictionary import FISTADictionaryLearner
-from .persistence import load
 from .scvae import SCVAE
 from .sparse_vae import SparseVAE
 from .thresholded import ThresholdedVSC

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from . import bounds
-from ._array_api import follows_fit, follows_input
-from ._arrays import (
+from ._base.coder import BaseSparseCoder, Posterior
+from ._models import bounds
+from ._models.latent_variable import LatentVariableModel
+from ._rows.array_api import follows_fit, follows_input
+from ._rows.arrays import (
     NUMBERS_AT_ONCE,
     draw_blocks,
     draw_seed,
@@ -27,14 +29,12 @@ from ._arrays import (
     to_numpy,
     to_tensor,
 )
-from ._base import BaseSparseCoder, Posterior
-from ._data_parallel import accelerate_state
-from ._numbers import check_count
-from ._row_sources import ArrayRows, RowSource
-from ._sparse_output import dense_rows, join_codes
+from ._rows.numbers import check_count
+from ._rows.sources import ArrayRows, RowSource
+from ._rows.sparse_output import dense_rows, join_codes
+from ._training.process_group import accelerate_state
 from .latents import Draws, LatentPosterior, Noise
 from .latents.cauchy import Cauchy
-from .model import LatentVariableModel
 
 
 class AmortisedCoder(BaseSparseCoder):

@@ -12,14 +12,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from ._array_api import follows_input
-from ._arrays import draw_seed, seeded_generator
 from ._construction import _probe
+from ._models.latent_variable import LatentVariableModel
+from ._models.objectives import Objective
+from ._models.sparse_autoencoder import SparseAutoencoder
 from ._neural import NeuralSparseCoder
 from ._read_off import start_sample
-from ._row_sources import RowSource
+from ._rows.array_api import follows_input
+from ._rows.arrays import draw_seed, seeded_generator
+from ._rows.sources import RowSource
 from .latents import Continuous, LatentFamily
-from .model import LatentVariableModel
 from .networks import (
     N_CHANNELS,
     DictionaryDecoder,
@@ -32,8 +34,6 @@ from .networks import (
     standardize_outputs,
 )
 from .networks._init import linear_layer
-from .objectives import Objective
-from .sparse_autoencoder import SparseAutoencoder
 
 # Length of latent vectors at the start, in thresholds: at least this, and one for each coordinate.
 # Shorter ones would code to zero, and stay there.

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._amortised import AmortisedCoder
-from ._images import check_image_shape
-from .gate_gradients import NVILBaseline
+from ._models.gate_gradients import NVILBaseline
+from ._models.latent_variable import Heads, LatentVariableModel
+from ._models.objectives import Objective
+from ._rows.images import check_image_shape
 from .latents import LatentFamily
 from .likelihoods import BernoulliLikelihood, GaussianLikelihood, Likelihood
-from .model import Heads, LatentVariableModel
 from .networks import (
     RANGES,
     AtomHeads,
@@ -35,7 +36,6 @@ from .networks import (
     mlp,
     mlp_decoder,
 )
-from .objectives import Objective
 
 # Share of the data's power that decoded draws of the prior start with.
 _INITIAL_POWER = 0.1

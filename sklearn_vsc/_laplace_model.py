@@ -13,20 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ._array_api import follows_fit, follows_input
-from ._arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
-from ._base import BaseSparseCoder, Posterior
-from ._numbers import check_count
+from ._base.coder import BaseSparseCoder, Posterior
+from ._rows.array_api import follows_fit, follows_input
+from ._rows.arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
+from ._rows.numbers import check_count
 from .latents.laplace import Laplace
-from .solvers.laplace_bound import (
+from .solvers.lasso.stopping import LassoResult
+from .solvers.missing import observed_residual
+from .solvers.posterior.laplace_bound import (
     CodeStatistics,
     LaplaceModel,
     atom_energies,
     lower_bounds,
     posterior_scales,
 )
-from .solvers.missing import observed_residual
-from .solvers.stopping import LassoResult
 
 # Rows whose bound is computed at once, in float64.
 _CHUNK_ROWS = 4096

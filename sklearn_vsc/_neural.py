@@ -18,24 +18,22 @@ from skorch import NeuralNet
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from ._array_api import learns_from_input
-from ._arrays import (
+from ._construction import TRAINING_SWEEPS
+from ._models.latent_variable import LatentVariableModel
+from ._read_off import TrainedModelReader, start_sample
+from ._rows.array_api import learns_from_input
+from ._rows.arrays import (
     FEW_ROWS,
     draw_seed,
     private_random_state,
     seeded_generator,
 )
-from ._compat import Interval, StrOptions, fit_context
-from ._construction import TRAINING_SWEEPS
-from ._data_parallel import ProcessGroup
-from ._fit_tasks import EpochTasks, FitTasks
-from ._interruption import HeldInterrupts, unchanged_on_error
-from ._missing import ObservedRows
-from ._precision import check_precision
-from ._read_off import TrainedModelReader, start_sample
-from ._row_sources import ArrayRows, NormalizedRows, RowSource, dataset_rows
-from .model import LatentVariableModel
-from .training import (
+from ._rows.compat import Interval, StrOptions, fit_context
+from ._rows.missing import ObservedRows
+from ._rows.sources import ArrayRows, NormalizedRows, RowSource, dataset_rows
+from ._training.fit_tasks import EpochTasks, FitTasks
+from ._training.interruption import HeldInterrupts, unchanged_on_error
+from ._training.network_fit import (
     StreamedRows,
     TrainingObjective,
     TrainingOptions,
@@ -43,6 +41,8 @@ from .training import (
     epochs_so_far,
     train,
 )
+from ._training.precision import check_precision
+from ._training.process_group import ProcessGroup
 
 # Networks are trained in float32, in units of the model: of a number beyond these its square, or
 # that of its inverse, would soon be none.

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import NUMBERS_AT_ONCE, to_numpy, to_tensor
 from ._construction import ModelBuilder
-from ._row_sources import ArrayRows, RowSource
+from ._models.latent_variable import LatentVariableModel
+from ._rows.arrays import NUMBERS_AT_ONCE, to_numpy, to_tensor
+from ._rows.sources import ArrayRows, RowSource
 from .likelihoods import GaussianLikelihood, squared_error
-from .model import LatentVariableModel
 from .networks import LinearDecoder
 from .solvers.least_squares import dictionary_of_moments, effective_dictionary
 

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
-from ._base import BaseSparseCoder
-from ._compat import ScoringMonitor
-from ._fit_tasks import EPOCH
-from ._numbers import check_count
+from ._base.coder import BaseSparseCoder
+from ._rows.compat import ScoringMonitor
+from ._rows.numbers import check_count
+from ._training.fit_tasks import EPOCH
 
 __all__ = ["EstimatorCheckpoint", "ScoreMonitor"]
 

@@ -18,8 +18,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
-from ._array_api import follows_input, learns_from_input
-from ._arrays import (
+from ._base.coder import check_size
+from ._laplace_model import LaplaceModelCoder
+from ._rows.array_api import follows_input, learns_from_input
+from ._rows.arrays import (
     draw_seed,
     few_rows,
     private_random_state,
@@ -29,25 +31,23 @@ from ._arrays import (
     to_numpy,
     to_tensor,
 )
-from ._base import check_size
-from ._compat import Interval, StrOptions, fit_context
-from ._fit_progress import FitProgress, SeenRows, shown
-from ._fit_tasks import FitTasks
-from ._interruption import HeldInterrupts, unchanged_on_error
-from ._laplace_model import LaplaceModelCoder
-from ._sparse_output import join_codes
-from .solvers.coders import Coder, block_coder
-from .solvers.dictionary_learning import (
+from ._rows.compat import Interval, StrOptions, fit_context
+from ._rows.sparse_output import join_codes
+from ._training.dictionary_fit import FitProgress, SeenRows, shown
+from ._training.fit_tasks import FitTasks
+from ._training.interruption import HeldInterrupts, unchanged_on_error
+from .solvers.dictionary.full_batch import (
     Epoch,
     FullBatchLearner,
     row_blocks,
 )
-from .solvers.dictionary_update import initial_dictionary, normalise_atoms
-from .solvers.lasso import default_tolerance, fastest_method, solve_lasso
-from .solvers.online_learning import OnlineLearner, OnlineStopping, forgetting
-from .solvers.sparse_codes import SparseCodes
-from .solvers.statistics import Statistics
-from .solvers.stopping import LassoResult
+from .solvers.dictionary.online import OnlineLearner, OnlineStopping, forgetting
+from .solvers.dictionary.sparse_codes import SparseCodes
+from .solvers.dictionary.statistics import Statistics
+from .solvers.dictionary.update import initial_dictionary, normalise_atoms
+from .solvers.lasso.coders import Coder, block_coder
+from .solvers.lasso.solve import default_tolerance, fastest_method, solve_lasso
+from .solvers.lasso.stopping import LassoResult
 
 # Names of coders that are not scikit-learn's, though it has some of the names.
 _OURS = ("auto", "fista", "cd", "lasso_cd")

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .masks import n_observed, observed
+from .solvers.missing import n_observed, observed
 
 _LOG_2PI = math.log(2 * math.pi)
 # A variance below this share of the data's power is rounding, not a model.

@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 
 from ._autoencoder_construction import AutoencoderBuilder
-from ._compat import Interval, StrOptions
 from ._neural import SCALE, WEIGHT
+from ._rows.compat import Interval, StrOptions
 
 # Parameters of the other neural estimators that a deterministic code has not, or not as they do.
 _NOT_SHARED = (

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
-from ._compat import Interval, StrOptions
+from ._models.objectives import SCORE_GRADIENTS, Objective
 from ._neural import DENSITY, SCALE, NeuralSparseCoder
+from ._rows.compat import Interval, StrOptions
 from .latents import Continuous, LatentFamily, SpikeSlab
-from .objectives import SCORE_GRADIENTS, Objective
 
 _DEFAULT_POSTERIORS = {
     "gaussian": "gaussian",

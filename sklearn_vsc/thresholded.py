@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ._compat import Interval, StrOptions
+from ._models.objectives import Objective
 from ._neural import DENSITY, SCALE, WEIGHT, NeuralSparseCoder
-from ._row_sources import RowSource
+from ._rows.compat import Interval, StrOptions
+from ._rows.sources import RowSource
 from .latents import Thresholded
-from .objectives import Objective
 
 # With codes rarer than this, nothing is left of them in floating point.
 _LEAST_INCLUSION = 1e-9

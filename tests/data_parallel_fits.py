@@ -18,7 +18,7 @@ import torch
 from skorch.callbacks import Callback, GradientNormClipping
 
 from sklearn_vsc import SCVAE, SparseVAE, ThresholdedVSC
-from sklearn_vsc._epoch_parts import PARTS
+from sklearn_vsc._training.loss_parts import PARTS
 from sklearn_vsc.datasets import make_sparse_coded
 from sklearn_vsc.latents.gaussian import Gaussian
 from sklearn_vsc.latents.laplace import Laplace

@@ -25,8 +25,8 @@ from sklearn.utils import estimator_checks, get_tags
 
 import sklearn_vsc
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc import _compat as compat
-from sklearn_vsc._array_api import Home, to_host
+from sklearn_vsc._rows import compat
+from sklearn_vsc._rows.array_api import Home, to_host
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning"),

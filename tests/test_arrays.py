@@ -5,8 +5,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_vsc import _arrays
-from sklearn_vsc._arrays import (
+from sklearn_vsc._rows import arrays as _arrays
+from sklearn_vsc._rows.arrays import (
     compute_dtype,
     draw_seed,
     resolve_device,

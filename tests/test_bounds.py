@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from sklearn_vsc.bounds import OBJECTIVES, elbo, iwae, max_elbo
+from sklearn_vsc._models.bounds import OBJECTIVES, elbo, iwae, max_elbo
 
 
 @pytest.fixture

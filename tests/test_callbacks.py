@@ -23,7 +23,7 @@ from skorch.callbacks import LoadInitState
 
 import sklearn_vsc
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc._base import BaseSparseCoder
+from sklearn_vsc._base.coder import BaseSparseCoder
 from sklearn_vsc.callbacks import EstimatorCheckpoint, ScoreMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")

@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 from sklearn.utils._param_validation import InvalidParameterError
 
-from sklearn_vsc import SparseVAE, ThresholdedVSC, _arrays
+from sklearn_vsc import SparseVAE, ThresholdedVSC
+from sklearn_vsc._rows import arrays as _arrays
 from sklearn_vsc.datasets import make_sparse_coded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")

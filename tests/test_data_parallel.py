@@ -14,7 +14,7 @@ from data_parallel_fits import AGREEING, TINY, X, outcome, weights
 
 import sklearn_vsc
 from sklearn_vsc import FISTADictionaryLearner, SparseVAE
-from sklearn_vsc._data_parallel import ProcessGroup
+from sklearn_vsc._training.process_group import ProcessGroup
 
 TESTS = Path(__file__).parent
 EXAMPLE = TESTS.parent / "examples" / "train_data_parallel.py"

@@ -21,7 +21,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
 from sklearn_vsc import FISTADictionaryLearner
-from sklearn_vsc.solvers import lasso
+from sklearn_vsc.solvers.lasso import solve as lasso
 
 DEAD = "ignore:.*atoms are used by no training row:UserWarning"
 OURS_AND_THEIRS = ["auto", "fista", "lasso_lars", "lasso_cd", "lars", "omp", "threshold"]

@@ -10,12 +10,12 @@ from numpy.testing import assert_allclose
 from scipy import integrate, special, stats
 from torch import nn
 
-from sklearn_vsc.gate_gradients import NVILBaseline, muprop, nvil, rebar, reinforce
+from sklearn_vsc._models.gate_gradients import NVILBaseline, muprop, nvil, rebar, reinforce
+from sklearn_vsc._models.latent_variable import LatentVariableModel
+from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective, training_bound
 from sklearn_vsc.latents import Noise, SpikeSlab, SpikeSlabPosterior
 from sklearn_vsc.likelihoods import GaussianLikelihood
-from sklearn_vsc.model import LatentVariableModel
 from sklearn_vsc.networks import LinearDecoder
-from sklearn_vsc.objectives import SCORE_GRADIENTS, Objective, training_bound
 
 RELAXED = ["gumbel_softmax", "straight_through"]
 

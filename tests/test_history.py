@@ -7,8 +7,8 @@ from numpy.testing import assert_allclose
 from skorch.callbacks import Callback
 
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
+from sklearn_vsc._models.objectives import Objective, training_bound
 from sklearn_vsc.datasets import make_sparse_coded
-from sklearn_vsc.objectives import Objective, training_bound
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 

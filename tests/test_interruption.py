@@ -21,10 +21,10 @@ from sklearn_vsc import (
     FISTADictionaryLearner,
     SparseVAE,
     ThresholdedVSC,
-    _arrays,
     _neural,
 )
-from sklearn_vsc._interruption import HeldInterrupts, unchanged_on_error
+from sklearn_vsc._rows import arrays as _arrays
+from sklearn_vsc._training.interruption import HeldInterrupts, unchanged_on_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 

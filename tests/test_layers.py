@@ -139,8 +139,8 @@ def test_imports_are_read_as_python_reads_them(tmp_path, monkeypatch):
         "torch.nn",
         "sklearn_vsc.latents.two",
         "sklearn_vsc.latents._base.Draws",
-        "sklearn_vsc.bounds",
-        "sklearn_vsc.model.Heads",
+        "sklearn_vsc._models.bounds",
+        "sklearn_vsc._models.latent_variable.Heads",
         "sklearn.utils.check_array",
     }
 

@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 
 import sklearn_vsc
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc._threads import fair_share_of_cores
+from sklearn_vsc._rows.threads import fair_share_of_cores
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning"),
@@ -134,7 +134,7 @@ def test_workers_share_the_threads_of_torch(monkeypatch, n_cores, n_workers, sha
             all_there.wait()
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_cores)
-    monkeypatch.setattr("sklearn_vsc._threads.ThreadpoolController", Recorder)
+    monkeypatch.setattr("sklearn_vsc._rows.threads.ThreadpoolController", Recorder)
     with ThreadPool(n_workers) as pool:
         pool.map(work, range(n_workers), chunksize=1)
     assert limits == [{"limits": share, "user_api": "openmp"}] * n_workers

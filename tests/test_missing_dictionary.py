@@ -13,8 +13,8 @@ from sklearn.linear_model import Lasso
 from sklearn.utils import get_tags
 
 from sklearn_vsc import FISTADictionaryLearner
-from sklearn_vsc._missing import check_observed
-from sklearn_vsc.solvers import dictionary_learning
+from sklearn_vsc._rows.missing import check_observed
+from sklearn_vsc.solvers.dictionary import full_batch as dictionary_learning
 
 DIGITS = load_digits().data[:600] / 16
 THEIRS = ["lasso_lars", "lars", "omp", "threshold"]

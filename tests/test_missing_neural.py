@@ -15,11 +15,11 @@ from sklearn.utils import get_tags
 from torch import nn
 
 from sklearn_vsc import SCVAE, SparseVAE, ThresholdedVSC
+from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
+from sklearn_vsc._models.objectives import Objective, training_bound
 from sklearn_vsc.datasets import make_sparse_coded
 from sklearn_vsc.latents import SpikeSlab, SpikeSlabPosterior
 from sklearn_vsc.likelihoods import BernoulliLikelihood, GaussianLikelihood
-from sklearn_vsc.masks import n_observed, observed
-from sklearn_vsc.model import Heads, LatentVariableModel
 from sklearn_vsc.networks import (
     EncoderInput,
     LinearDecoder,
@@ -27,10 +27,10 @@ from sklearn_vsc.networks import (
     UnrolledCoder,
     mlp,
 )
-from sklearn_vsc.objectives import Objective, training_bound
-from sklearn_vsc.solvers.collapsed import conditional_mean, log_evidence
-from sklearn_vsc.solvers.coordinate_ascent import SlabPrior, refine, refine_observed
 from sklearn_vsc.solvers.least_squares import effective_dictionary
+from sklearn_vsc.solvers.missing import n_observed, observed
+from sklearn_vsc.solvers.posterior.collapsed import conditional_mean, log_evidence
+from sklearn_vsc.solvers.posterior.coordinate_ascent import SlabPrior, refine, refine_observed
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sklearn_vsc import _model_folder
-from sklearn_vsc._model_folder import read_folder, write_folder
+from sklearn_vsc._persistence import folder as _model_folder
+from sklearn_vsc._persistence.folder import read_folder, write_folder
 
 OLD = {"name": "old"}, {"weight": torch.arange(6.0).reshape(2, 3)}
 NEW = {"name": "new"}, {"weight": torch.ones(4), "none": torch.zeros(0, 2, dtype=torch.int64)}

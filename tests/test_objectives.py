@@ -8,13 +8,14 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from sklearn_vsc import SparseVAE, training
-from sklearn_vsc.gate_gradients import NVILBaseline
+from sklearn_vsc import SparseVAE
+from sklearn_vsc._models.gate_gradients import NVILBaseline
+from sklearn_vsc._models.latent_variable import LatentVariableModel
+from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective, training_bound
+from sklearn_vsc._training import network_fit as training
 from sklearn_vsc.latents import Continuous, SpikeSlab
 from sklearn_vsc.likelihoods import GaussianLikelihood
-from sklearn_vsc.model import LatentVariableModel
 from sklearn_vsc.networks import LinearDecoder
-from sklearn_vsc.objectives import SCORE_GRADIENTS, Objective, training_bound
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from numpy.testing import assert_array_equal
 
-from sklearn_vsc._plain_data import _DTYPES, Decoder, Encoder
+from sklearn_vsc._persistence.plain_data import _DTYPES, Decoder, Encoder
 
 DTYPES = st.sampled_from(_DTYPES).map(np.dtype)
 ARRAYS = DTYPES.flatmap(lambda dtype: st_numpy.arrays(dtype, st_numpy.array_shapes(min_side=0)))

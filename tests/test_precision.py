@@ -11,7 +11,7 @@ from torch import nn
 
 import sklearn_vsc
 from sklearn_vsc import SCVAE, SparseVAE, ThresholdedVSC
-from sklearn_vsc._precision import check_precision, networks_in
+from sklearn_vsc._training.precision import check_precision, networks_in
 
 DIGITS = load_digits().data[:300]
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
+from sklearn_vsc._models.objectives import Objective, training_bound
 from sklearn_vsc.datasets import make_sparse_coded
-from sklearn_vsc.objectives import Objective, training_bound
 
 X = load_digits().data[:500]
 TRAINING = {"n_components": 24, "max_iter": 30, "random_state": 0}

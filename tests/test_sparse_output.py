@@ -95,7 +95,7 @@ def test_chunk_by_chunk(name, monkeypatch):
     """No chunk is as long as all rows, and only one is dense at a time."""
     model = fitted(name)
     dense = model.transform(ROWS)
-    monkeypatch.setattr("sklearn_vsc._arrays.NUMBERS_AT_ONCE", 24 * model._n_features_out)
+    monkeypatch.setattr("sklearn_vsc._rows.arrays.NUMBERS_AT_ONCE", 24 * model._n_features_out)
     monkeypatch.setattr(dictionary_module, "_CODES_AT_ONCE", 24 * 12)
     sizes, make = [], sparse.csr_matrix
 
@@ -103,7 +103,7 @@ def test_chunk_by_chunk(name, monkeypatch):
         sizes.append(len(chunk))
         return make(chunk)
 
-    monkeypatch.setattr("sklearn_vsc._sparse_output.sparse.csr_matrix", counted)
+    monkeypatch.setattr("sklearn_vsc._rows.sparse_output.sparse.csr_matrix", counted)
     codes = model.set_params(sparse_output=True).transform(ROWS)
     assert len(sizes) >= 4 and sum(sizes) == len(ROWS)
     assert_allclose(codes.toarray(), dense, rtol=1e-6, atol=1e-7)

@@ -17,8 +17,8 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 from torch import nn
 
 from sklearn_vsc import SparseVAE
+from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective
 from sklearn_vsc.datasets import make_sparse_coded
-from sklearn_vsc.objectives import SCORE_GRADIENTS, Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 

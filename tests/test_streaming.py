@@ -13,9 +13,9 @@ from sklearn.base import clone
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc._arrays import rows_at_once
-from sklearn_vsc._missing import ObservedRows
-from sklearn_vsc._row_sources import ArrayRows, dataset_rows
+from sklearn_vsc._rows.arrays import rows_at_once
+from sklearn_vsc._rows.missing import ObservedRows
+from sklearn_vsc._rows.sources import ArrayRows, dataset_rows
 from sklearn_vsc.datasets import make_sparse_coded
 from sklearn_vsc.solvers.least_squares import effective_dictionary
 
@@ -126,7 +126,7 @@ def test_learning_from_the_chunks_of_a_map(estimator, tmp_path):
 @pytest.mark.parametrize("holes", [False, True])
 def test_memory_of_a_fit_does_not_grow_with_the_rows(estimator, holes, tmp_path, monkeypatch):
     """NumPy's share of it: rows, missing entries, means, codes. Little is held at once here."""
-    monkeypatch.setattr("sklearn_vsc._arrays._ROWS_AT_ONCE", 256)
+    monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 256)
     for module in ("_arrays", "_read_off"):
         monkeypatch.setattr(f"sklearn_vsc.{module}.NUMBERS_AT_ONCE", 2**15)
     monkeypatch.setattr("sklearn_vsc._read_off._START_NUMBERS", 2**15)
@@ -208,7 +208,7 @@ def test_rows_at_once_are_bounded_by_rows_and_by_numbers():
 @pytest.mark.parametrize("estimator", [SparseVAE(**SMALL), SCVAE(**SMALL)])
 @pytest.mark.parametrize("holes", [False, True])
 def test_components_are_the_least_squares_dictionary_of_all_chunks(estimator, holes, monkeypatch):
-    monkeypatch.setattr("sklearn_vsc._arrays._ROWS_AT_ONCE", 64)
+    monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 64)
     rows = HOLED if holes else X
     model = clone(estimator).fit(rows)
     codes = model.transform(rows)
@@ -388,7 +388,7 @@ def test_a_dataset_without_length_is_refused():
 
 
 def test_entries_are_checked_as_those_of_arrays(monkeypatch):
-    monkeypatch.setattr("sklearn_vsc._arrays._ROWS_AT_ONCE", 64)
+    monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 64)
     for wrong, place, match in (
         (np.inf, (200, 3), r"X\[200, 3\] is inf"),
         (np.nan, (200,), "nothing observed in row 200:"),

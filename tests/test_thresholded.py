@@ -15,8 +15,8 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 from torch import nn
 
 from sklearn_vsc import ThresholdedVSC
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.datasets import make_sparse_coded
-from sklearn_vsc.objectives import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 

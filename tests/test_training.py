@@ -13,13 +13,14 @@ from skorch.callbacks import Callback, EarlyStopping
 from skorch.dataset import Dataset
 from torch import nn
 
-from sklearn_vsc import SparseVAE, ThresholdedVSC, training
+from sklearn_vsc import SparseVAE, ThresholdedVSC
+from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
+from sklearn_vsc._models.objectives import Objective
+from sklearn_vsc._training import network_fit as training
+from sklearn_vsc._training.network_fit import InMemoryBatches, TrainingOptions, train
 from sklearn_vsc.latents import Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
-from sklearn_vsc.model import Heads, LatentVariableModel
 from sklearn_vsc.networks import LinearDecoder
-from sklearn_vsc.objectives import Objective
-from sklearn_vsc.training import InMemoryBatches, TrainingOptions, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.utils import Bunch
 
-from .._numbers import check_count
+from .._rows.numbers import check_count
 from ._checks import check_sides
 
 _VALUES = {"-1": 0, "0": 0, "1": 1}

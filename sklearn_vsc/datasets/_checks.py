@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
-from .._numbers import is_number
+from .._rows.numbers import is_number
 
 
 def check_option(name: str, value: Any, options: tuple[str | None, ...]) -> None:

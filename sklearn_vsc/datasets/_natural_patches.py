@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy.fft import dctn, idctn
 from sklearn.datasets import load_sample_images
 
-from .._arrays import private_random_state
-from .._numbers import check_count
+from .._rows.arrays import private_random_state
+from .._rows.numbers import check_count
 from ._checks import check_option, check_sides
 
 _LUMA = np.array([0.299, 0.587, 0.114])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .._arrays import private_random_state
-from .._numbers import check_count, check_number
+from .._rows.arrays import private_random_state
+from .._rows.numbers import check_count, check_number
 from ._checks import check_option
 
 

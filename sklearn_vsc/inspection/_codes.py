@@ -9,8 +9,8 @@ import numpy.typing as npt
 from scipy.sparse import issparse
 from sklearn.utils.validation import check_array
 
-from .._array_api import to_host
-from .._numbers import check_count
+from .._rows.array_api import to_host
+from .._rows.numbers import check_count
 from ._checks import check_fitted, import_pyplot
 from ._layout import panels
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn.utils.validation import check_array, check_is_fitted
 
-from .._array_api import to_host
+from .._rows.array_api import to_host
 
 
 def check_table(array: ArrayLike, name: str, **options: Any) -> NDArray:

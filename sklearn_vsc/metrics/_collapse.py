@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._array_api import on_host, to_host
-from .._numbers import check_number
+from .._rows.array_api import on_host, to_host
+from .._rows.numbers import check_number
 from ._checks import check_estimator, check_table
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
-from .._numbers import check_number
+from .._rows.numbers import check_number
 from ..solvers import least_squares
 from ._checks import check_same_rows, check_table
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .._array_api import on_host, to_host
-from .._arrays import private_random_state
-from .._numbers import check_count
+from .._rows.array_api import on_host, to_host
+from .._rows.arrays import private_random_state
+from .._rows.numbers import check_count
 from ._checks import check_estimator
 
 # Where the mean is so many times the standard deviation there is rounding, and no noise.

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
-from .._images import check_image_shape
+from .._rows.images import check_image_shape
 
 # How far, in standard deviations, the Gaussian window of SSIM reaches.
 _WINDOW_REACH = 3.5

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.special import digamma, ndtri, rel_entr
 from scipy.stats import entropy
 
-from .._arrays import private_random_state
+from .._rows.arrays import private_random_state
 from ._checks import check_table
 
 # Of the published bins: their reach, and what is called zero.

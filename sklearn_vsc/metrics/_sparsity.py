@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 
-from .._array_api import to_host
-from .._arrays import row_slices, rows_at_once
-from .._numbers import check_number
+from .._rows.array_api import to_host
+from .._rows.arrays import row_slices, rows_at_once
+from .._rows.numbers import check_number
 from ._checks import check_table
 
 

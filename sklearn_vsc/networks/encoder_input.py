@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..masks import observed
+from ..solvers.missing import observed
 
 
 class EncoderInput(nn.Module):

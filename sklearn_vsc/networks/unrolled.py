@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, relu, softplus
 
-from ..solvers.fista import lipschitz_bound
+from ..solvers.lasso.fista import lipschitz_bound
 
 # Features of each atom that `AtomHeads` reads.
 _FEATURES = ("loc", "code", "size", "evidence", "log_scale", "one")

@@ -12,6 +12,18 @@ from torch import Tensor
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
 
 
+def observed(x: Tensor) -> Tensor | None:
+    """Return where rows are observed, a bool Tensor like them, or None where they all are."""
+    # A sum is much cheaper than a mask, and finds NaN as well.
+    return ~x.isnan() if x.sum().isnan() else None
+
+
+def n_observed(x: Tensor) -> Tensor | int:
+    """Return the number of observed entries: of each row (n,), or one number for all."""
+    mask = observed(x)
+    return x.shape[-1] if mask is None else mask.sum(-1)
+
+
 def rows_with_holes(X: Tensor) -> Tensor:
     """Return which rows have missing entries, without an array of the size of X."""
     return X.amax(1).isnan()

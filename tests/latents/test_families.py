@@ -13,10 +13,10 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 from torch import nn
 
-from sklearn_vsc import bounds
+from sklearn_vsc._models import bounds
+from sklearn_vsc._models.latent_variable import LatentVariableModel
 from sklearn_vsc.latents import Continuous, Draws, LatentFamily, Noise, SpikeSlab, Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
-from sklearn_vsc.model import LatentVariableModel
 from sklearn_vsc.networks import LinearDecoder
 
 # --- prior laws by SciPy: the log sub-density of codes that are not zero

@@ -7,14 +7,14 @@ import torch
 from numpy.testing import assert_allclose
 from torch.nn.functional import softshrink
 
+from sklearn_vsc._models.latent_variable import LatentVariableModel
+from sklearn_vsc._models.objectives import Objective, training_bound
 from sklearn_vsc.latents import Continuous, SpikeSlab, Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
-from sklearn_vsc.model import LatentVariableModel
 from sklearn_vsc.networks import AtomHeads, LinearDecoder, TiedEncoder, UnrolledCoder
 from sklearn_vsc.networks.unrolled import unit_atoms
-from sklearn_vsc.objectives import Objective, training_bound
-from sklearn_vsc.solvers.fista import lipschitz_bound
-from sklearn_vsc.solvers.lasso import solve_lasso
+from sklearn_vsc.solvers.lasso.fista import lipschitz_bound
+from sklearn_vsc.solvers.lasso.solve import solve_lasso
 
 
 def _normal(*shape, seed=0):

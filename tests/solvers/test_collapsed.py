@@ -10,12 +10,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from sklearn_vsc import bounds
+from sklearn_vsc._models import bounds
+from sklearn_vsc._models.latent_variable import LatentVariableModel
 from sklearn_vsc.latents import SpikeSlab
 from sklearn_vsc.likelihoods import BernoulliLikelihood, GaussianLikelihood
-from sklearn_vsc.model import LatentVariableModel
 from sklearn_vsc.networks import LinearDecoder
-from sklearn_vsc.solvers.collapsed import conditional_mean, log_evidence
+from sklearn_vsc.solvers.posterior.collapsed import conditional_mean, log_evidence
 
 NOISE, SCALE, DENSITY = 0.09, 1.3, 0.3
 N_ROWS, N_COMPONENTS, N_FEATURES = 5, 7, 4

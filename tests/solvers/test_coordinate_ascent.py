@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 
 from sklearn_vsc.latents import SpikeSlab, SpikeSlabPosterior, Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
-from sklearn_vsc.solvers.coordinate_ascent import SlabPrior, refine
+from sklearn_vsc.solvers.posterior.coordinate_ascent import SlabPrior, refine
 
 NOISE = 0.09
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_vsc.solvers.coordinate_descent import CoordinateDescent
-from sklearn_vsc.solvers.lasso import solve_lasso
-from sklearn_vsc.solvers.quadratic_fit import GramFit
-from sklearn_vsc.solvers.stopping import Stopping
+from sklearn_vsc.solvers.lasso.coordinate_descent import CoordinateDescent
+from sklearn_vsc.solvers.lasso.quadratic_fit import GramFit
+from sklearn_vsc.solvers.lasso.solve import solve_lasso
+from sklearn_vsc.solvers.lasso.stopping import Stopping
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_vsc.solvers import dictionary_learning
-from sklearn_vsc.solvers.accumulation import ObjectiveSums, objective_sums
-from sklearn_vsc.solvers.coders import block_coder
-from sklearn_vsc.solvers.dictionary_learning import FullBatchLearner, row_blocks
-from sklearn_vsc.solvers.dictionary_update import initial_dictionary
-from sklearn_vsc.solvers.lasso import solve_lasso
-from sklearn_vsc.solvers.online_learning import OnlineLearner, OnlineStopping, forgetting
-from sklearn_vsc.solvers.sparse_codes import SparseCodes
-from sklearn_vsc.solvers.statistics import Statistics
+from sklearn_vsc.solvers.dictionary import full_batch as dictionary_learning
+from sklearn_vsc.solvers.dictionary.accumulation import ObjectiveSums, objective_sums
+from sklearn_vsc.solvers.dictionary.full_batch import FullBatchLearner, row_blocks
+from sklearn_vsc.solvers.dictionary.online import OnlineLearner, OnlineStopping, forgetting
+from sklearn_vsc.solvers.dictionary.sparse_codes import SparseCodes
+from sklearn_vsc.solvers.dictionary.statistics import Statistics
+from sklearn_vsc.solvers.dictionary.update import initial_dictionary
+from sklearn_vsc.solvers.lasso.coders import block_coder
+from sklearn_vsc.solvers.lasso.solve import solve_lasso
 
 ALPHA = 0.3
 

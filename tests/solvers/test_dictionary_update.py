@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_vsc.solvers.dictionary_update import (
+from sklearn_vsc.solvers.dictionary.update import (
     initial_dictionary,
     normalise_atoms,
     renew_atoms,

@@ -7,7 +7,7 @@ from scipy.integrate import quad
 from scipy.optimize import minimize_scalar
 from scipy.special import erfcx
 
-from sklearn_vsc.solvers.laplace_bound import (
+from sklearn_vsc.solvers.posterior.laplace_bound import (
     CodeStatistics,
     LaplaceModel,
     coordinate_cost,

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 
-from sklearn_vsc.solvers.fista import lipschitz_bound
-from sklearn_vsc.solvers.lasso import default_tolerance, solve_lasso
+from sklearn_vsc.solvers.lasso.fista import lipschitz_bound
+from sklearn_vsc.solvers.lasso.solve import default_tolerance, solve_lasso
 
 RELATIVE = 1e-6
 # Where the optimum itself is asked for: coordinate descent stops where it is told to.

@@ -7,8 +7,8 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 
-from sklearn_vsc.solvers.coders import block_coder
-from sklearn_vsc.solvers.lasso import solve_lasso
+from sklearn_vsc.solvers.lasso.coders import block_coder
+from sklearn_vsc.solvers.lasso.solve import solve_lasso
 from sklearn_vsc.solvers.missing import fill_holes, natural_reach, observed_residual
 
 every_method = pytest.mark.parametrize("method", ["cd", "fista"])

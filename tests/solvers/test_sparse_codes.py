@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sklearn_vsc.solvers import sparse_codes
-from sklearn_vsc.solvers.sparse_codes import SparseCodes
+from sklearn_vsc.solvers.dictionary import sparse_codes
+from sklearn_vsc.solvers.dictionary.sparse_codes import SparseCodes
 
 
 @pytest.mark.parametrize("stretch", [1, 7, 2**19])

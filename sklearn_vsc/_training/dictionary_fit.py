@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._interruption import HeldInterrupts
-from .solvers.accumulation import ObjectiveSums
-from .solvers.dictionary_learning import Epoch
-from .solvers.statistics import Statistics
+from ..solvers.dictionary.accumulation import ObjectiveSums
+from ..solvers.dictionary.full_batch import Epoch
+from ..solvers.dictionary.statistics import Statistics
+from .interruption import HeldInterrupts
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ._arrays import row_slices, rows_at_once
+from .arrays import row_slices, rows_at_once
 
 # Rows or columns that an error lists by their index, at most.
 _MAX_LISTED = 5

@@ -16,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .missing import fill_holes
+from ..missing import fill_holes
 
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..lasso.coders import Coder
+from ..missing import fill_holes, natural_reach, observed_residual
 from .accumulation import ObjectiveSums, objective_sums
-from .coders import Coder
-from .dictionary_learning import Epoch
-from .dictionary_update import renew_atoms, update_dictionary
-from .missing import fill_holes, natural_reach, observed_residual
+from .full_batch import Epoch
 from .statistics import Statistics
+from .update import renew_atoms, update_dictionary
 
 # Distance of the codes of a mini-batch from their optimum, in units of alpha.
 _ACCURACY = 1e-2

@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..lasso.coders import Coder
+from ..missing import fill_holes, natural_reach, observed_residual, rows_with_holes
 from .accumulation import ObjectiveSums, objective_sums
-from .coders import Coder
-from .dictionary_update import renew_atoms, update_dictionary
-from .missing import fill_holes, natural_reach, observed_residual, rows_with_holes
 from .sparse_codes import SparseCodes
 from .statistics import Statistics
+from .update import renew_atoms, update_dictionary
 
 # Rows coded between two updates of the dictionary, at least.
 BLOCK_SIZE = 512

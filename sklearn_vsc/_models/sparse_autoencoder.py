@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.lr_scheduler import LambdaLR
 
-from .latents import Continuous, ContinuousPosterior
-from .likelihoods import Likelihood
-from .model import LatentVariableModel
-from .networks import DictionaryDecoder, UnrolledCoder, unit_atoms
+from ..latents import Continuous, ContinuousPosterior
+from ..likelihoods import Likelihood
+from ..networks import DictionaryDecoder, UnrolledCoder, unit_atoms
+from .latent_variable import LatentVariableModel
 
 # Share of the prior's scale that those of posteriors start from.
 _FIRST_SPREAD = 0.3

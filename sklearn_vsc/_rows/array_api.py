@@ -22,14 +22,14 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from ._arrays import to_numpy
-from ._compat import (
+from .arrays import to_numpy
+from .compat import (
     check_same_namespace,
     foreign_to_numpy,
     get_namespace_and_device,
     max_precision_float_dtype,
 )
-from ._threads import fair_share_of_cores
+from .threads import fair_share_of_cores
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .model import LatentVariableModel
-from .networks import BoundedDecoder
-from .sparse_autoencoder import SparseAutoencoder
+from .._models.latent_variable import LatentVariableModel
+from .._models.sparse_autoencoder import SparseAutoencoder
+from ..networks import BoundedDecoder
 
 
 def check_precision(precision: str, device: torch.device) -> None:

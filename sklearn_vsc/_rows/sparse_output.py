@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from ._compat import align_api_if_sparse
+from .compat import align_api_if_sparse
 
 
 def join_codes(chunks: Iterable[NDArray], *, sparse_output: bool) -> Any:

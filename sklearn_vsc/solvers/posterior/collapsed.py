@@ -22,7 +22,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._rows import over_rows
+from .._rows import over_rows
 
 _LOG_2PI = math.log(2 * math.pi)
 # Sums in any order, which vectorises them, and nothing else: NaN stays NaN.

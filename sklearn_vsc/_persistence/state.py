@@ -14,14 +14,14 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._array_api import on_host
-from ._arrays import seeded_generator
-from ._base import BaseSparseCoder
-from ._construction import ModelBuilder
-from ._fit_progress import SeenRows
-from ._model_folder import read_folder, write_folder
-from ._neural import NOT_BUILT_WITH
-from ._plain_data import Decoder, Encoder
+from .._base.coder import BaseSparseCoder
+from .._construction import ModelBuilder
+from .._neural import NOT_BUILT_WITH
+from .._rows.array_api import on_host
+from .._rows.arrays import seeded_generator
+from .._training.dictionary_fit import SeenRows
+from .folder import read_folder, write_folder
+from .plain_data import Decoder, Encoder
 
 # What fits set: of what type, or with dimensions that have one size each, or itself such a size.
 # With a question mark: only some fits set it.
@@ -183,7 +183,7 @@ def load(path: str | os.PathLike[str], **modules: nn.Module) -> BaseSparseCoder:
 def _class_named(name: str) -> type[BaseSparseCoder]:
     """Return one of the four classes; no other name stands for anything."""
     # Here, as this package must be there first.
-    from . import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
+    from .. import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
 
     classes = (FISTADictionaryLearner, ThresholdedVSC, SparseVAE, SCVAE)
     return {known.__name__: known for known in classes}[name]
@@ -191,7 +191,7 @@ def _class_named(name: str) -> type[BaseSparseCoder]:
 
 def _versions() -> dict[str, str]:
     """Versions in use, for whoever looks into the file; nothing depends on them."""
-    from . import __version__
+    from .. import __version__
 
     return {"sklearn-vsc": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
 

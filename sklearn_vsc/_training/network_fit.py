@@ -28,13 +28,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ._data_parallel import DataParallelNet, ProcessGroup
-from ._epoch_parts import PARTS, PartSums, RecordParts
-from ._interruption import HeldInterrupts
-from ._precision import networks_in
-from .model import LatentVariableModel
-from .networks import LinearDecoder
-from .objectives import Objective, training_bound
+from .._models.latent_variable import LatentVariableModel
+from .._models.objectives import Objective, training_bound
+from ..networks import LinearDecoder
+from .interruption import HeldInterrupts
+from .loss_parts import PARTS, PartSums, RecordParts
+from .precision import networks_in
+from .process_group import DataParallelNet, ProcessGroup
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ._arrays import row_slices, rows_at_once
-from .training import StreamedRows
+from .._training.network_fit import StreamedRows
+from .arrays import row_slices, rows_at_once
 
 
 class RowSource(ABC):

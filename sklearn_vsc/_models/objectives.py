@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..latents import ContinuousPosterior, Draws, LatentPosterior, SpikeSlabPosterior
+from ..likelihoods import GaussianLikelihood
+from ..solvers.missing import n_observed
 from . import gate_gradients
 from .bounds import OBJECTIVES, iwae
-from .latents import ContinuousPosterior, Draws, LatentPosterior, SpikeSlabPosterior
-from .likelihoods import GaussianLikelihood
-from .masks import n_observed
-from .model import LatentVariableModel
+from .latent_variable import LatentVariableModel
 from .sparse_autoencoder import SparseAutoencoder
 
 # The noise variance is pulled up over the last twentieth of the way to the prior's density, and at

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from .networks._init import linear_layer
+from ..networks._init import linear_layer
 
 # How much of its running statistics a baseline keeps with each batch.
 _NVIL_DECAY = 0.9

@@ -25,7 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._rows import over_rows
+from .._rows import over_rows
 
 # A noise variance of zero divides to infinity, as in torch, and training says that it diverged.
 _compiled = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")

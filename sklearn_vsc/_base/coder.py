@@ -15,10 +15,10 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
-from ._array_api import converted, to_host
-from ._compat import CallbackSupportMixin, validate_data
-from ._missing import check_observed
-from ._row_sources import refuse_dataset
+from .._rows.array_api import converted, to_host
+from .._rows.compat import CallbackSupportMixin, validate_data
+from .._rows.missing import check_observed
+from .._rows.sources import refuse_dataset
 
 # Above this share of unused atoms a fit warns.
 _MANY_DEAD = 0.2
@@ -142,7 +142,7 @@ class BaseSparseCoder(
             Where the folder cannot be written, or holds something other than a saved model.
         """
         # That module stands on top of this one.
-        from . import persistence
+        from .._persistence import state as persistence
 
         persistence.save(self, path)
 

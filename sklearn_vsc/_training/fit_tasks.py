@@ -8,7 +8,7 @@ from typing import Any
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
-from ._base import BaseSparseCoder
+from .._base.coder import BaseSparseCoder
 
 # Name of the task of an epoch.
 EPOCH = "epoch"

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..missing import rows_with_holes
 from .active_set import active_set_search
 from .coordinate_descent import CoordinateDescent
 from .fista import Fista
 from .masked_descent import MaskedDescent
-from .missing import rows_with_holes
 from .quadratic_fit import Atoms, Certificate, Fit
 from .stopping import BestCodes, LassoResult, Stopping
 

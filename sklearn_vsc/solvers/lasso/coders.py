@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..missing import rows_with_holes
 from .coordinate_descent import CoordinateDescent
-from .lasso import solve_lasso
 from .masked_descent import MaskedDescent
-from .missing import rows_with_holes
+from .solve import solve_lasso
 from .stopping import Stopping
 
 # Maps rows, dictionary, codes to start from and a distance, in units of alpha, to codes.

@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._rows import over_rows
+from .._rows import over_rows
 from .quadratic_fit import MaskedFit
 from .stopping import LassoResult, Stopping
 

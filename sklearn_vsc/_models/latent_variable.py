@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..latents import Draws, LatentFamily, LatentPosterior, SpikeSlabPosterior
+from ..likelihoods import GaussianLikelihood, Likelihood, squared_error
+from ..networks import LinearDecoder, TiedEncoder
+from ..networks._init import linear_layer
+from ..solvers.missing import n_observed, observed
+from ..solvers.posterior.collapsed import conditional_mean, log_evidence
+from ..solvers.posterior.coordinate_ascent import SlabPrior, refine, refine_observed
 from .gate_gradients import NVILBaseline
-from .latents import Draws, LatentFamily, LatentPosterior, SpikeSlabPosterior
-from .likelihoods import GaussianLikelihood, Likelihood, squared_error
-from .masks import n_observed, observed
-from .networks import LinearDecoder, TiedEncoder
-from .networks._init import linear_layer
-from .solvers.collapsed import conditional_mean, log_evidence
-from .solvers.coordinate_ascent import SlabPrior, refine, refine_observed
 
 # A KL term that warms up from nothing: with none at all the best posterior is a point.
 _LEAST_KL_WEIGHT = 1e-3

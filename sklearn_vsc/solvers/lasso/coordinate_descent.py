@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._rows import over_rows
+from .._rows import over_rows
 from .quadratic_fit import Fit, GramFit
 from .stopping import LassoResult, Stopping
 

@@ -1,0 +1,1 @@
+"""What the estimators share: checks, tags, and calls on a fitted model."""

@@ -1,0 +1,1 @@
+"""Latent-variable models, their bounds and their training objectives, torch only."""

@@ -1,0 +1,1 @@
+"""Saving without pickle: plain data, the folder of a model, and what a class keeps."""

@@ -1,0 +1,1 @@
+"""Dictionary learning: codes and atoms in turn, pure functions of tensors."""

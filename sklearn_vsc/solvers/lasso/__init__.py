@@ -1,0 +1,1 @@
+"""Solvers of the lasso with a fixed dictionary: pure functions of tensors."""

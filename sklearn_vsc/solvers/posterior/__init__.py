@@ -1,0 +1,1 @@
+"""Posteriors of codes under a linear decoder with Gaussian noise."""
