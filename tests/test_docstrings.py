@@ -30,18 +30,17 @@ class Entry(NamedTuple):
 
     def without(self, what):
         """What is left of the entry without its own sentences and its own type or default."""
-        left = "" if "type" in what else self.type
-        if "default" in what:
-            left = re.sub(r", default=.*", "", left)
-        return left, [s for s in self.sentences if not s.startswith(tuple(what))]
+        type_, _, default = self.type.partition(", default=")
+        left = "type" in what or type_, "default" in what or default
+        return *left, [s for s in self.sentences if not s.startswith(tuple(what))]
 
 
 class Own(NamedTuple):
     """What may differ in an entry.
 
     ``camps`` names the classes by letter: those in one word must agree, those in different words
-    may differ in ``what``, which are openings of sentences, "type" (the line of the type, besides
-    its default) or "default".
+    may differ in ``what``, which are openings of sentences, "type" (what precedes the default) or
+    "default".
     """
 
     camps: str
@@ -70,7 +69,11 @@ OWN = {
     ],
     "decoder": [
         Own("V S", ("default",), "the published models"),
-        Own("VS C", ("type", "Network", "A module", "'auto':"), "it decodes sums of atoms"),
+        Own(
+            "VS C",
+            ("type", "default", "Network", "A module", "'auto':"),
+            "it decodes sums of atoms",
+        ),
     ],
     "max_iter": [Own("V SC F", ("default",), "closed forms and the lasso learn at other speeds")],
     "prior_scale": [Own("V S", ("It is the scale",), "more priors")],
@@ -90,7 +93,9 @@ OWN = {
     "n_draws": [Own("VS C", ("Each training step", "Training decodes"), MOVED["n_draws"])],
     "objective": [Own("V S", ("Unbiased gradients",), "SparseVAE alone has such gradients")],
     "batch_size": [
-        Own("VSC F", ("type", "'auto':", "With mini-batches", "None:"), "full batches by default")
+        Own(
+            "VSC F", ("type", "default", "'auto':", "With mini", "None:"), "full batches by default"
+        )
     ],
     "learning_rate_init": [Own("VS C", ("default",), "measured")],
     "tol": [Own("VSC F", ("default", "Smallest", "Full batch:", "Mini-batch:"), "another rule")],
@@ -213,10 +218,9 @@ def test_no_exception_is_idle(name, own):
     found = {key: ENTRIES[key][name] for camp in camps for key in camp}
 
     def part(key, what):
-        if what == "type":
-            return re.sub(r", default=.*", "", found[key].type)
-        if what == "default":
-            return found[key].type.partition(", default=")[2]
+        type_, _, default = found[key].type.partition(", default=")
+        if what in ("type", "default"):
+            return type_ if what == "type" else default
         return [s for s in found[key].sentences if s.startswith(what)]
 
     for what in own.what:
