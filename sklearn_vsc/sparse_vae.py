@@ -119,7 +119,7 @@ class SparseVAE(NeuralSparseCoder):
 
     gradient : str, default='auto'
         How training differentiates the bound. 'exact': the gradient of the ELBO in closed form,
-        without draws. It needs a linear decoder and a Gaussian likelihood, and applies to every
+        without draws. It needs a linear decoder and a Gaussian likelihood. It applies to every
         prior except Cauchy. The others are ways in which gradients reach the gates of a spike and
         slab. 'gumbel_softmax' (relaxed gates) and 'straight_through' (hard gates, relaxed gradient)
         are biased. 'reinforce' (with ``n_draws`` above 1 the baseline of each draw is the mean of

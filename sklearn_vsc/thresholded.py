@@ -128,7 +128,7 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     gradient : str, default='auto'
         How training differentiates the bound. 'exact': the gradient of the ELBO in closed form,
-        without draws. It needs a linear decoder and a Gaussian likelihood, and does not apply to a
+        without draws. It needs a linear decoder and a Gaussian likelihood. It does not apply to a
         Gaussian base distribution with Gamma thresholds. 'gumbel_softmax': relaxed draws of whether
         a code is on, separate from its value; biased, but less so as the temperature falls, from 1
         to 0.5 over the steps of ``fit``. 'straight_through', as published: passes the decoder's
