@@ -205,10 +205,11 @@ class BaseSparseCoder(
         self._check_usable()
         with np.errstate(over="ignore", invalid="ignore"):
             Z = check_array(Z, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="Z")
-        if Z.shape[1] != self._n_features_out:
+        n_codes = self._n_features_out
+        if Z.shape[1] != n_codes:
             raise ValueError(
-                f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of "
-                f"{self._n_features_out} columns."
+                f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of {n_codes} "
+                "columns."
             )
         return Z
 
