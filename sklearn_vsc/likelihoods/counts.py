@@ -28,6 +28,7 @@ _MOST_INVERSE_DISPERSION = 1e6
 _FIRST_INVERSE_DISPERSIONS = (1e-2, 1e3)
 # torch draws Poisson variates as 64-bit integers.
 _LARGEST_DRAWN_MEAN = 1e15
+_LARGEST_EXPONENT = 60.0
 # From here on Stirling's series has all digits of float64.
 _STIRLING_FROM = 12.0
 
@@ -274,12 +275,12 @@ class NegativeBinomialLikelihood(_CountLikelihood):
         positive = x > 0
         count = torch.where(positive, x, 1)
         log_count, total = count.log(), count + r
-        distance = count * (log_count - log_mean) - total * _log_ratio(count, r, log_mean, log_r)
+        distance = count * _log_odds_ratio(count, r, log_mean, log_r)
+        distance = distance - r * _log_ratio(count, r, log_mean, log_r)
         constant = _HALF_LOG_2PI + 0.5 * (log_count + (count / r).log1p())
         remainder = _stirling(total) - _stirling(r) - _stirling(count)
-        return torch.where(
-            positive, remainder - distance - constant, -r * softplus(log_mean - log_r)
-        )
+        of_zero = -r * softplus(log_mean - log_r)
+        return torch.where(positive, remainder - distance - constant, of_zero)
 
     def sample(self, output: Tensor, generator: torch.Generator) -> Tensor:
         """Draw counts at the exposure that was given, or at 1."""
@@ -299,12 +300,24 @@ def _poisson(mean: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _log_ratio(count: Tensor, r: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
-    """Log of (count + r) / (mean + r), accurate near one and for a large or small r."""
+    """Log of (count + r) / (mean + r), accurate near one and for any r."""
     mean = log_mean.exp()
-    relative = (count - mean) / (mean + r)
-    near = relative.abs() < 0.5
     far = (count + r).log() - torch.logaddexp(log_mean, log_r)
-    return torch.where(near, relative.clamp(-0.5, 0.5).log1p(), far)
+    return _log1p((count - mean) / (mean + r), far)
+
+
+def _log_odds_ratio(count: Tensor, r: Tensor, log_mean: Tensor, log_r: Tensor) -> Tensor:
+    """Log of (1 + r / mean) / (1 + r / count), accurate near one and for any r."""
+    # The limit keeps gradients finite; beyond it the other form is used.
+    surplus = (count.log() - log_mean).clamp_max(_LARGEST_EXPONENT).expm1()
+    far = softplus(log_r - log_mean) - (r / count).log1p()
+    return _log1p(r / (count + r) * surplus, far)
+
+
+def _log1p(value: Tensor, far: Tensor) -> Tensor:
+    """Return log(1 + value), which ``far`` is too, more accurately where value is not small."""
+    near = value.clamp(-0.5, 0.5).log1p()
+    return torch.where(value.abs() < 0.5, near, far)
 
 
 def _stirling(y: Tensor) -> Tensor:
