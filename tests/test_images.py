@@ -112,9 +112,9 @@ def test_zero_codes_start_at_the_mean_image(cls, params):
 def test_a_decoder_of_convolutions_is_not_linear():
     for encoder in ("conv", "mlp"):
         model = small(SparseVAE, encoder, prior="spike_slab").fit(DIGITS)
-        assert not model._trains_exactly() and not model.module_.has_closed_likelihood
+        assert not model._describe().trains_exactly and not model.module_.has_closed_likelihood
         assert not hasattr(model, "intercept_")
-    assert small(SparseVAE, "conv", "linear")._trains_exactly()
+    assert small(SparseVAE, "conv", "linear")._describe().trains_exactly
     message = "decoder='conv'"
     for params in [
         {"gradient": "exact"},

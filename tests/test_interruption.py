@@ -21,9 +21,9 @@ from sklearn_vsc import (
     FISTADictionaryLearner,
     SparseVAE,
     ThresholdedVSC,
-    _neural,
 )
 from sklearn_vsc._rows import arrays as _arrays
+from sklearn_vsc._training import model_fit
 from sklearn_vsc._training.interruption import HeldInterrupts, unchanged_on_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
@@ -169,8 +169,9 @@ def test_ctrl_c_at_many_random_moments(cls, n_presses):
 @pytest.mark.parametrize("partly", [False, True])
 def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
     """The first look at the trained model is cut, before or after it changed something."""
-    name = "_summarise" if cls is FISTADictionaryLearner else "_settle_noise_variance"
-    look, sizes = getattr(cls, name), []
+    is_learner = cls is FISTADictionaryLearner
+    owner, name = (cls, "_summarise") if is_learner else (model_fit, "settle")
+    look, sizes = getattr(owner, name), []
 
     def cut(self, rows, *args, **kwargs):
         sizes.append(len(rows))
@@ -180,8 +181,8 @@ def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
             press()
         return look(self, rows, *args, **kwargs)
 
-    monkeypatch.setattr(cls, name, cut)
-    for module in (_arrays, _neural):
+    monkeypatch.setattr(owner, name, cut)
+    for module in (_arrays, model_fit):
         monkeypatch.setattr(module, "FEW_ROWS", 20)
     model = make(cls)
     with pytest.warns(UserWarning, match=r"interrupted.* 3 "):
@@ -210,13 +211,13 @@ def test_a_second_ctrl_c_does_no_harm(cls, monkeypatch):
             if training and len(net.history) == 2:
                 press()
 
-    settle = cls._settle_noise_variance
+    settle = model_fit.settle
 
-    def pressed_again(self, *args):
+    def pressed_again(*args):
         press()
-        return settle(self, *args)
+        return settle(*args)
 
-    monkeypatch.setattr(cls, "_settle_noise_variance", pressed_again)
+    monkeypatch.setattr(model_fit, "settle", pressed_again)
     model = make(cls, callbacks=[Twice()])
     with pytest.warns(UserWarning, match="last whole epoch, 1 of 3"):
         model.fit(X)

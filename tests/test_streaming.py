@@ -127,9 +127,9 @@ def test_learning_from_the_chunks_of_a_map(estimator, tmp_path):
 def test_memory_of_a_fit_does_not_grow_with_the_rows(estimator, holes, tmp_path, monkeypatch):
     """NumPy's share of it: rows, missing entries, means, codes. Little is held at once here."""
     monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 256)
-    for module in ("_arrays", "_read_off"):
+    for module in ("_rows.arrays", "_inference.settling"):
         monkeypatch.setattr(f"sklearn_vsc.{module}.NUMBERS_AT_ONCE", 2**15)
-    monkeypatch.setattr("sklearn_vsc._read_off._START_NUMBERS", 2**15)
+    monkeypatch.setattr("sklearn_vsc._rows.sources._START_NUMBERS", 2**15)
     n_rows = 4_000
     rows = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.float32, (n_rows, 256))
     rows[:] = np.random.RandomState(0).standard_normal((1, 256))
@@ -218,7 +218,7 @@ def test_components_are_the_least_squares_dictionary_of_all_chunks(estimator, ho
 
 
 def test_with_holes_the_dictionary_rests_on_what_fits_into_memory(monkeypatch):
-    monkeypatch.setattr("sklearn_vsc._read_off.NUMBERS_AT_ONCE", 9 * 100)
+    monkeypatch.setattr("sklearn_vsc._inference.settling.NUMBERS_AT_ONCE", 9 * 100)
     model = SparseVAE(**SMALL).fit(HOLED)
     codes = model.transform(HOLED[::3])
     wanted = effective_dictionary(torch.from_numpy(HOLED[::3]), torch.from_numpy(codes))

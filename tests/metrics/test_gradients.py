@@ -27,7 +27,7 @@ def decoder_ratios(model, X, n_draws):
     (a z - r) z and (a z - r), over the noise variance and the number of rows.
     """
     with torch.no_grad():
-        x = (torch.from_numpy(X) - torch.from_numpy(model._offset)) / model._unit
+        x = model._units.to_model(X, torch.device("cpu"))
         q = model.module_.posterior(x)
         m, s = q.mean.numpy(), q.scale.numpy()
         a, b = model.module_.decoder.weight.numpy(), model.module_.decoder.bias.numpy()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch.nn.functional import softshrink
+from training_bounds import training_bound
 
 from sklearn_vsc._models.latent_variable import LatentVariableModel
-from sklearn_vsc._models.objectives import Objective, training_bound
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.latents import Continuous, SpikeSlab, Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.networks import AtomHeads, LinearDecoder, TiedEncoder, UnrolledCoder

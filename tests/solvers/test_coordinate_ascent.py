@@ -102,7 +102,7 @@ def test_a_gamma_threshold_is_the_same_spike_and_slab():
     family = Thresholded("laplace", prior_scale=0.8, density=0.2, gamma_shape=3.0)
     heads = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(2)).double()
     q = family.posterior(heads)
-    same = q.as_spike_slab()
+    same = q.as_gated()
     assert_allclose(same.inclusion, q.inclusion, rtol=1e-10)
     assert_allclose(same.mean, q.mean, rtol=1e-10)
     assert_allclose(same.variance, q.variance, rtol=1e-10)
