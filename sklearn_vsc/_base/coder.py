@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from .._rows.array_api import converted, to_host
 from .._rows.compat import CallbackSupportMixin, validate_data
 from .._rows.missing import check_observed
 from .._rows.sources import refuse_dataset
+from .._rows.user_warnings import warn_user
 
 # Above this share of unused atoms a fit warns.
 _MANY_DEAD = 0.2
@@ -191,11 +191,9 @@ class BaseSparseCoder(
         self.component_usage_ = usage
         self.n_dead_ = int(np.count_nonzero(usage == 0))
         if warn and self.n_dead_ > _MANY_DEAD * len(usage):
-            warnings.warn(
+            warn_user(
                 f"{self.n_dead_} of {len(usage)} atoms are used by no training row. "
-                f"{self._dead_atoms_cure()}",
-                UserWarning,
-                stacklevel=3,
+                f"{self._dead_atoms_cure()}"
             )
 
     def _dead_atoms_cure(self) -> str:

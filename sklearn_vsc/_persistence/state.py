@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -19,6 +18,7 @@ from .._construction import ModelBuilder
 from .._neural import NOT_BUILT_WITH
 from .._rows.array_api import on_host
 from .._rows.arrays import seeded_generator
+from .._rows.user_warnings import warn_user
 from .._training.dictionary_fit import SeenRows
 from .folder import read_folder, write_folder
 from .plain_data import Decoder, Encoder
@@ -96,10 +96,8 @@ def save(estimator: BaseSparseCoder, path: str | os.PathLike[str]) -> None:
     parameters = estimator.get_params(deep=False)
     state = {name: value for name, value in vars(estimator).items() if name not in parameters}
     if left_out := [name for name in _CALLBACKS if parameters.get(name) or state.pop(name, None)]:
-        warnings.warn(
-            f"{' and '.join(left_out)} hold code and are not saved: set them again after load.",
-            UserWarning,
-            stacklevel=3,
+        warn_user(
+            f"{' and '.join(left_out)} hold code and are not saved: set them again after load."
         )
     parameters |= {name: None for name in left_out if name in parameters}
     if "_built_with" in state:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 
 from .._models.latent_variable import LatentVariableModel
 from .._models.objectives import Objective, training_bound
+from .._rows.user_warnings import warn_user
 from ..networks import LinearDecoder
 from .interruption import HeldInterrupts
 from .loss_parts import PARTS, PartSums, RecordParts
@@ -423,12 +423,10 @@ def _warn_of_rise(history: Any, options: TrainingOptions, n_features: int) -> No
     first = history[0]["batches"][0]["train_loss"]
     last = median(batch["train_loss"] for batch in history[-1]["batches"])
     if last > _RISE * max(abs(first), n_features) * max(1.0, options.objective.kl_weight):
-        warnings.warn(
+        warn_user(
             f"Training went astray: the loss rose from {first:.3g} nats a row at the start to "
             f"{last:.3g} in the last epoch. Try a smaller 'learning_rate_init' or a "
-            "larger 'batch_size'.",
-            UserWarning,
-            stacklevel=6,
+            "larger 'batch_size'."
         )
 
 
