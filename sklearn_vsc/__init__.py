@@ -4,20 +4,20 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from ._persistence.state import load
-from ._versions import show_versions
+from ._show_versions import show_versions
+from ._version import __version__
 from .dictionary import FISTADictionaryLearner
+from .loading import load
 from .scvae import SCVAE
 from .sparse_vae import SparseVAE
 from .thresholded import ThresholdedVSC
-
-__version__ = "0.1.0"
 
 __all__ = [
     "SCVAE",
     "FISTADictionaryLearner",
     "SparseVAE",
     "ThresholdedVSC",
+    "__version__",
     "load",
     "show_versions",
 ]
@@ -54,4 +54,4 @@ else:
 
 def __dir__() -> list[str]:
     """List what users need; modules behind the estimators are importable but not listed."""
-    return sorted([*__all__, *_PUBLIC_MODULES, "__version__"])
+    return sorted([*__all__, *_PUBLIC_MODULES])

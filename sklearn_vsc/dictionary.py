@@ -552,8 +552,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     def _n_features_out(self) -> int:
         return len(self.components_) * (2 if self.split_sign else 1)
 
-    def _dead_atoms_cure(self) -> str:
-        return "Lower alpha or n_components, or train on more rows."
+    _dead_atoms_cure = "Lower alpha or n_components, or train on more rows."
 
     def _check_size(self, X: NDArray, *, reset: bool) -> None:
         """Check the size of X, whose squares are taken as it stands."""

@@ -12,6 +12,8 @@ import numba
 import torch
 from threadpoolctl import threadpool_info
 
+from ._version import __version__
+
 # Distributions by the names of pyproject.toml: what is always installed, what the extras add, and
 # what users often combine with the estimators.
 _REQUIRED = (
@@ -44,9 +46,6 @@ def show_versions() -> None:
     >>> sklearn_vsc.show_versions()  # doctest: +ELLIPSIS
     sklearn-vsc: ...
     """
-    # The package imports this module before it sets its version.
-    from . import __version__
-
     print(f"sklearn-vsc: {__version__}")
     _print_section("System", _system())
     _print_section("Dependencies", _installed(_REQUIRED))
