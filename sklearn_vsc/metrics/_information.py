@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from numbers import Integral
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy.special import digamma, ndtri, rel_entr
 from scipy.stats import entropy
 
 from .._rows.arrays import private_random_state
+from .._rows.user_warnings import warn_user
 from ._checks import check_table
 
 # Of the published bins: their reach, and what is called zero.
@@ -154,13 +154,11 @@ def _plug_in(codes: NDArray, edges: NDArray) -> float:
     )
     most = math.log2(n_rows)
     if joint > _SATURATED * most:
-        warnings.warn(
+        warn_user(
             f"The joint entropy of {n_rows} rows in {codes.shape[1]} columns is {joint:.2f} bits, "
             f"of log2 {n_rows} = {most:.2f} at most: nearly every row has a cell of its own. What "
             f"is returned is the sum of the marginal entropies, {marginal:.1f} bits, less that: it "
-            "says nothing of how codes depend on each other. Use method='copula'.",
-            UserWarning,
-            stacklevel=3,
+            "says nothing of how codes depend on each other. Use method='copula'."
         )
     return marginal - joint
 
