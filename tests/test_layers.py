@@ -18,7 +18,7 @@ ESTIMATORS = (FISTADictionaryLearner, ThresholdedVSC, SparseVAE, SCVAE)
 # The layers from the bottom to the top. A module imports from its own layer and from those below,
 # never from those above. A layer is a list of modules and folders.
 LAYERS = [
-    ["_version"],
+    ["_version", "_show_versions"],
     ["latents", "solvers", "_rows"],
     ["likelihoods", "networks", "_persistence", "metrics", "inspection", "datasets"],
     ["_models"],
