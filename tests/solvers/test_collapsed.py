@@ -219,7 +219,7 @@ def test_log_weights_average_to_the_collapsed_elbo(model, n_sweeps):
 
 @torch.no_grad()
 def test_importance_weighted_bound_rises_to_the_evidence(model):
-    """The gates are random: a refined mean field misses supports, so its bound rises more slowly."""
+    """The gates are random: a refined mean field misses supports, so its bound rises slower."""
     rows, posterior, log_p, log_q = _problem(model, 0)
     evidence = torch.logsumexp(log_p, 0)
     draws = _draws(posterior, 2**15)
