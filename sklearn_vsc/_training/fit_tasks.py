@@ -1,4 +1,4 @@
-"""Epochs as scikit-learn's callbacks see them: subtasks of a fit."""
+"""Epochs as subtasks of a fit, for scikit-learn's callbacks."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from skorch.callbacks import Callback
 
 from .._base.coder import BaseSparseCoder
 
-# Name of the task of an epoch.
+# Task name of an epoch.
 EPOCH = "epoch"
 
 
 class FitTasks:
-    """Tells scikit-learn's callbacks of a fit, and of each of its epochs.
+    """Notifies scikit-learn's callbacks of a fit and each of its epochs.
 
     Parameters
     ----------
     estimator : BaseSparseCoder
-        Told about.
+        The estimator being fitted.
     X, y : array-like or Dataset
-        As given to ``fit``.
+        Data as given to ``fit``.
     max_iter : int
-        Largest number of epochs.
+        Maximum number of epochs.
     """
 
     def __init__(self, estimator: BaseSparseCoder, X: Any, y: Any, max_iter: int) -> None:
@@ -33,14 +33,14 @@ class FitTasks:
         self._fit.call_on_fit_task_begin(**self._about)
 
     def begin_epoch(self) -> None:
-        """Tell that an epoch begins."""
+        """Notify callbacks that an epoch begins."""
         self._epoch = self._fit.subcontext(task_name=EPOCH)
         self._epoch.call_on_fit_task_begin(**self._about)
 
     def end_epoch(self, fitted: Callable[[], BaseSparseCoder]) -> bool:
-        """Tell that an epoch is done, and return whether a callback wants the fit to stop.
+        """Notify callbacks that an epoch has ended; return whether one of them stops the fit.
 
-        Callbacks that ask for it see what ``fitted`` returns: the estimator as if the fit had
+        Callbacks that request it receive the result of ``fitted``: the estimator as if the fit had
         ended here.
         """
         return self._epoch.call_on_fit_task_end(
@@ -48,21 +48,21 @@ class FitTasks:
         )
 
     def end(self) -> None:
-        """Tell that the fit is done."""
+        """Notify callbacks that the fit has ended."""
         self._fit.call_on_fit_task_end(**self._about, reconstruction_attributes={})
 
 
 class EpochTasks(Callback):
-    """The same from inside a skorch net, whose callbacks find ``net.fitted_estimator()``.
+    """Does the same from within a skorch net, whose callbacks get ``net.fitted_estimator()``.
 
     Parameters
     ----------
     tasks : FitTasks or None
-        Told about each epoch.
+        Notified of each epoch.
     fitted : callable
-        Of the net; makes the estimator as if training had ended with the epoch that is done.
+        Called with the net; returns the estimator as if training had ended after this epoch.
     n_iter_before : int
-        Epochs of the estimator before those of the net.
+        Number of epochs of the estimator before this net's.
     """
 
     def __init__(
@@ -77,21 +77,21 @@ class EpochTasks(Callback):
         self.stopped_ = False
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Show the estimator to the callbacks of the net."""
+        """Make the estimator available to the callbacks of the net."""
         net.fitted_estimator = lambda: self.fitted(net)
         net.n_iter_before = self.n_iter_before
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Tell of it."""
+        """Notify callbacks that an epoch begins."""
         if self.tasks is not None:
             self.tasks.begin_epoch()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Tell of it, and stop if asked to."""
+        """Notify callbacks that an epoch has ended, and stop if one of them asks to."""
         if self.tasks is not None and self.tasks.end_epoch(net.fitted_estimator):
             self.stopped_ = True
             raise KeyboardInterrupt
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Leave no circle of references, which would keep the memory of a device."""
+        """Break reference cycles, which would keep device memory allocated."""
         del net.fitted_estimator

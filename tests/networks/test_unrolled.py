@@ -101,7 +101,7 @@ def test_error_falls_with_the_number_of_steps():
 
 @pytest.mark.parametrize("n_components", [19, 20])
 def test_forms_agree(n_components):
-    """With a mask, the residual form is used; without one, 19 atoms use the Gram form, 20 do not."""
+    """A mask takes the residual form; without one, 19 atoms take the Gram form and 20 do not."""
     x, dictionary = _normal(7, 10), _normal(n_components, 10, seed=1)
     coder = _coder(n_components, 8, thresholds=(0.3, 0.3))
     plain = coder(x, dictionary)
