@@ -402,14 +402,14 @@ def test_what_cannot_be_is_refused(estimator):
     X = HOLED.copy()
     X[7] = np.nan
     for call in (clone(estimator).fit, clone(estimator).partial_fit, model.transform, model.score):
-        with pytest.raises(ValueError, match=r"nothing observed in row 7\b"):
+        with pytest.raises(ValueError, match=r"no observed entries in row 7\b"):
             call(X)
-    with pytest.raises(ValueError, match="nothing observed in row 0"):
+    with pytest.raises(ValueError, match="no observed entries in row 0"):
         model.posterior(X[7:8])
     X = HOLED.copy()
     X[:, 5] = np.nan
     for call in (clone(estimator).fit, clone(estimator).partial_fit):
-        with pytest.raises(ValueError, match=r"nothing observed in column 5\b"):
+        with pytest.raises(ValueError, match=r"no observed entries in column 5\b"):
             call(X)
     # Of rows to code none needs the others.
     assert np.isfinite(model.transform(X)).all() and np.isfinite(model.score(X))
