@@ -110,7 +110,7 @@ def main(names, only, n_rows):
         print(f"log likelihood of probabilistic PCA, held out: {exact:.1f} nats a row\n")
         print(
             "| ThresholdedVSC | score, nats | non-zero | explained | squared error | dead atoms | "
-            "fit, s | us a row |"
+            "fit, s | us per row |"
         )
         print("| --- " + "| ---: " * 7 + "|")
         for variant in only or VARIANTS:

@@ -65,7 +65,7 @@ def collapsed(X, X_test, epochs, n_components):
         n_components, prior="spike_slab", decoder="linear", max_iter=epochs, random_state=0
     ).fit(X)
     print("\nSparseVAE(prior='spike_slab', decoder='linear'), nats a row:\n")
-    print("| sweeps now | elbo | collapsed_elbo, 30 draws | iwae, 30 draws |")
+    print("| sweeps at inference | elbo | collapsed_elbo, 30 draws | iwae, 30 draws |")
     print("| ---: | ---: | ---: | ---: |")
     for now in (0, 3, 10, 20, 100):
         model.set_params(n_refine=now, score_draws=30)
@@ -85,7 +85,7 @@ def main(n_rows, epochs, n_components=144):
     exact = PCA(n_components - 1).fit(X).score(X_test)
     print(f"{n_rows} patches of {X.shape[1]} pixels, {n_components} atoms, {epochs} epochs")
     print(f"Exact log likelihood of probabilistic PCA, held out: {exact:.1f} nats a row\n")
-    print("| encoder | sweeps in training | now | score, nats | non-zero | explained | us a row |")
+    print("| encoder | sweeps in training | sweeps at inference | score, nats | non-zero | explained | us per row |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     refined(X, X_test, epochs, n_components)
     lasso = MiniBatchDictionaryLearning(
