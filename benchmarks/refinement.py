@@ -85,7 +85,10 @@ def main(n_rows, epochs, n_components=144):
     exact = PCA(n_components - 1).fit(X).score(X_test)
     print(f"{n_rows} patches of {X.shape[1]} pixels, {n_components} atoms, {epochs} epochs")
     print(f"Exact log likelihood of probabilistic PCA, held out: {exact:.1f} nats a row\n")
-    print("| encoder | sweeps in training | sweeps at inference | score, nats | non-zero | explained | us per row |")
+    print(
+        "| encoder | sweeps in training | sweeps at inference | score, nats | non-zero | explained "
+        "| us per row |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     refined(X, X_test, epochs, n_components)
     lasso = MiniBatchDictionaryLearning(
