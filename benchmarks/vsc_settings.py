@@ -46,8 +46,8 @@ class PublishedOptimizer(Callback):
     The published encoder minimises the mean squared error over pixels plus BETA times the KL, which
     is BETA times our loss, by SGD with Nesterov momentum. The dictionary minimises half the sum of
     squared errors, which is our loss times the noise variance, by plain gradient steps. Neither
-    clips its gradients. Our locations are multiples of the prior's scale, unlike the published ones.
-    To compensate, the head's initial weights and its gradient are scaled up accordingly. With
+    clips its gradients. Our locations are multiples of the prior's scale, unlike the published
+    ones. To compensate, the head's initial weights and its gradient are scaled up accordingly. With
     ``from_noise`` atoms start as published, as noise of unit norm; otherwise they start as patches.
     """
 
