@@ -1,11 +1,10 @@
 """Sparse coding, classical and variational, as scikit-learn estimators on torch."""
 
-from ._persistence.state import load
+from ._version import __version__
 from .dictionary import FISTADictionaryLearner
+from .loading import load
 from .scvae import SCVAE
 from .sparse_vae import SparseVAE
 from .thresholded import ThresholdedVSC
 
-__version__ = "0.1.0"
-
-__all__ = ["SCVAE", "FISTADictionaryLearner", "SparseVAE", "ThresholdedVSC", "load"]
+__all__ = ["SCVAE", "FISTADictionaryLearner", "SparseVAE", "ThresholdedVSC", "__version__", "load"]
