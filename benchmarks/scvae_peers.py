@@ -1,4 +1,4 @@
-"""What `scvae.py` compares SCVAE with: a VAE and a VQ-VAE of the same residual networks."""
+"""Models that `scvae.py` compares with SCVAE: a VAE and a VQ-VAE with the same networks."""
 
 import math
 
@@ -14,7 +14,7 @@ from sklearn_vsc.networks._init import linear_layer
 
 
 def grid_networks(task, generator):
-    """The encoder to features at each position, and the decoder, that SCVAE starts from."""
+    """Return the initial encoder (features at each position) and decoder of SCVAE."""
     encoder = residual_encoder(task.image_shape, task.n_downsamplings, generator)
     decoder = residual_decoder(task.image_shape, task.n_downsamplings, task.latent_size, generator)
     with torch.no_grad():
@@ -23,7 +23,7 @@ def grid_networks(task, generator):
 
 
 class GridHeads(nn.Module):
-    """Heads of a latent vector at each position; the positions share them."""
+    """Posterior parameters of a latent vector at each position, with weights shared."""
 
     def __init__(self, n_heads, latent_size, generator):
         super().__init__()
@@ -34,7 +34,7 @@ class GridHeads(nn.Module):
 
 
 class GridVAE(SparseVAE):
-    """SparseVAE whose posterior has a latent vector at each position."""
+    """A SparseVAE whose posterior has a latent vector at each position."""
 
     def _build(self, rows, generator):
         family = self._make_family()
@@ -50,7 +50,7 @@ class GridVAE(SparseVAE):
 
 
 def make_vae(task, is_grid, **parameters):
-    """A plain VAE, of one latent vector at each position or one for the image."""
+    """Return a plain VAE with a latent vector at each position, or one for the image."""
     generator = torch.Generator().manual_seed(parameters["random_state"])
     encoder, decoder = grid_networks(task, generator)
     n_numbers = task.n_positions * task.latent_size
@@ -70,13 +70,13 @@ class VQVAE(nn.Module):
     """Vector-quantised autoencoder: a codebook of moving averages, straight-through gradients.
 
     van den Oord, Vinyals and Kavukcuoglu (2017), Neural Discrete Representation Learning. Entries
-    that hardly any vector is closest to start again at one of the batch.
+    that are rarely the closest to any vector are reset to a random vector of the batch.
     """
 
     n_entries = 512
     decay = 0.99
     commitment = 0.25
-    # Vectors of a batch, on average, that an entry needs to stay.
+    # An entry with a smaller average number of vectors per batch is reset.
     least_count = 0.1
 
     def __init__(self, task, *, max_iter, batch_size, learning_rate_init, random_state, device):
@@ -96,7 +96,7 @@ class VQVAE(nn.Module):
         self.register_buffer("counts", torch.zeros(self.n_entries))
 
     def fit(self, X, clock):
-        """Train on rows, with the schedule of SCVAE, and tell a clock of each epoch."""
+        """Train on rows with SCVAE's schedule, and notify a clock of each epoch."""
         self.offset, self.unit = X.mean(0), float((X - X.mean(0)).std())
         rows = self.normalized(X)
         self.to(self.device).train()
@@ -125,18 +125,18 @@ class VQVAE(nn.Module):
         return self
 
     def normalized(self, X):
-        """Rows in the units of the networks."""
+        """Return rows in the units of the networks."""
         return torch.from_numpy((X - self.offset) / self.unit).to(self.device)
 
     def quantized(self, rows):
-        """Vectors of the encoder (n, P, L), and the entries that are closest to them."""
+        """Return the encoder's vectors (n, P, L), and the indices of the closest entries."""
         vectors = self.encoder(rows)
         with torch.no_grad():
             entries = torch.cdist(vectors.flatten(0, 1), self.codebook).argmin(1)
         return vectors, entries.view(vectors.shape[:2])
 
     def loss(self, rows):
-        """Squared error and commitment; the codebook moves along."""
+        """Return squared error plus commitment loss, and update the codebook."""
         vectors, entries = self.quantized(rows)
         chosen = embedding(entries, self.codebook)
         self.update(vectors.detach().flatten(0, 1), entries.flatten())
@@ -154,14 +154,14 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def restart(self, vectors, are_dead):
-        """Put entries where vectors of the batch are."""
+        """Reset dead entries to random vectors of the batch."""
         n_dead = int(are_dead.sum())
         picked = torch.randint(len(vectors), (n_dead,), generator=self.generator)
         self.codebook[are_dead] = self.sums[are_dead] = vectors[picked.to(vectors.device)]
         self.counts[are_dead] = 1.0
 
     def decoded(self, X):
-        """Reconstructions of rows, and the entries that they use."""
+        """Return the reconstructions of rows, and the entries that they use."""
         parts = []
         with torch.no_grad():
             for rows in self.normalized(X).split(500):

@@ -1,4 +1,4 @@
-"""The layers of the package: who may import whom, how long class chains are, and what import costs."""
+"""The layers of the package: who may import whom, how long chains are, what import costs."""
 
 import ast
 import inspect
