@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from sklearn_vsc.solvers.dictionary.renewal import idle_rows, renew_atoms, worst_rows
 from sklearn_vsc.solvers.dictionary.update import (
     initial_dictionary,
     normalise_atoms,
-    renew_atoms,
     update_dictionary,
 )
 
@@ -145,3 +145,17 @@ def test_renewal_without_badly_coded_rows_gives_unit_vectors(positive):
     torch.testing.assert_close(renewed.norm(dim=1), torch.ones(8, dtype=torch.float64))
     assert torch.linalg.matrix_rank(renewed) == 8
     assert not positive or (renewed >= 0).all()
+
+
+def test_idle_rows_count_from_the_last_use():
+    codes = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -2.0]])
+    assert idle_rows(torch.tensor([5, 5, 5]), codes).tolist() == [7, 0, 0]
+    assert idle_rows(torch.tensor([5, 5, 5]), torch.zeros(4, 3)).tolist() == [9, 9, 9]
+
+
+@pytest.mark.parametrize("n_rows", [2, 9])
+def test_worst_rows_have_the_largest_energy(n_rows):
+    residual = torch.randn(5, 4, generator=generator(), dtype=torch.float64)
+    found = worst_rows(residual, n_rows)
+    energies = sorted(residual.square().sum(1).tolist(), reverse=True)[:n_rows]
+    torch.testing.assert_close(found.square().sum(1).tolist(), energies)

@@ -21,9 +21,10 @@ from torch import Tensor
 from ..lasso.coders import Coder
 from ..missing import fill_missing, natural_reach, observed_residual, rows_with_missing
 from .accumulation import ObjectiveSums, objective_sums
+from .renewal import renew_atoms
 from .sparse_codes import SparseCodes
 from .statistics import Statistics
-from .update import renew_atoms, update_dictionary
+from .update import update_dictionary
 
 # Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512

@@ -19,8 +19,9 @@ from ..lasso.coders import Coder
 from ..missing import fill_missing, natural_reach, observed_residual
 from .accumulation import ObjectiveSums, objective_sums
 from .full_batch import Epoch
+from .renewal import idle_rows, renew_atoms
 from .statistics import Statistics
-from .update import renew_atoms, update_dictionary
+from .update import update_dictionary
 
 # Allowed distance of the codes of a mini-batch from their optimum, in units of alpha.
 _ACCURACY = 1e-2
@@ -57,8 +58,7 @@ class OnlineLearner:
         self.statistics.scale(forgetting(self.n_steps, len(X)))
         target = fill_missing(X, codes, self.dictionary, natural_reach(X))
         self.statistics.add(Statistics.change(target, None, codes))
-        used = (codes != 0).any(0)
-        self.idle = torch.where(used, 0, self.idle + len(X))
+        self.idle = idle_rows(self.idle, codes)
         self._renew(X, codes)
         self.dictionary = update_dictionary(
             self.dictionary,
