@@ -13,12 +13,12 @@ import warnings
 
 import numpy as np
 import torch
+from data import fashion_mnist, natural_patches
 from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from sklearn_vsc import FISTADictionaryLearner
-from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
 try:
     import spams
@@ -38,14 +38,8 @@ SETTINGS = (
 def load(data, n_rows):
     """Return training rows and rows to code."""
     if data == "fashion-mnist":
-        train, test = (
-            fetch_fashion_mnist(subset=subset, return_X_y=True)[0] for subset in ("train", "test")
-        )
-        return train[:20_000], test[:n_rows]
-    return (
-        load_natural_patches(20_000, subset="train", random_state=0),
-        load_natural_patches(n_rows, subset="test", random_state=0),
-    )
+        return fashion_mnist(20_000, n_rows)
+    return natural_patches(20_000, n_rows)
 
 
 def seconds_of(function, repeats):

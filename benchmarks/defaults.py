@@ -13,12 +13,10 @@ import time
 import warnings
 
 import numpy as np
-from sklearn.datasets import load_digits
+from data import digits, fashion_mnist, natural_patches
 from sklearn.decomposition import PCA
-from sklearn.model_selection import train_test_split
 
 from sklearn_vsc import ThresholdedVSC
-from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
 # A straight-through gradient may raise its own loss while it learns, which must not stop it.
 STRAIGHT_THROUGH = {"gradient": "straight_through", "n_iter_no_change": 1000}
@@ -49,29 +47,12 @@ VARIANTS |= {
 }
 
 
-def digits(_):
-    """Return handwritten digits of 8x8 pixels, in raw units."""
-    X = load_digits().data.astype(np.float32)
-    return 64, *train_test_split(X, test_size=500, random_state=0)
-
-
-def patches(n_rows):
-    """Return whitened patches from non-overlapping halves of the photographs."""
-    train, test = (
-        load_natural_patches(n, patch_size=16, subset=subset, random_state=0)
-        for n, subset in ((n_rows, "train"), (2_000, "test"))
-    )
-    mean, std = train.mean(0), train.std(0)
-    return 256, (train - mean) / std, (test - mean) / std
-
-
-def fashion(n_rows):
-    """Return Fashion-MNIST images of 28x28 pixels in [0, 1]."""
-    train, test = (fetch_fashion_mnist(subset=s).data for s in ("train", "test"))
-    return 256, train[:n_rows], test[:2_000]
-
-
-DATA = {"digits": digits, "patches": patches, "fashion": fashion}
+# Number of atoms, training rows and held-out rows, given how many rows were asked for.
+DATA = {
+    "digits": lambda _: (64, *(X.astype(np.float32) for X in digits(test_size=500))),
+    "patches": lambda n: (256, *natural_patches(n, patch_size=16, standardised=True)),
+    "fashion": lambda n: (256, *fashion_mnist(n)),
+}
 
 
 def measure(model, X, X_test):

@@ -15,33 +15,20 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
+from data import fashion_mnist, natural_patches
 from sklearn.decomposition import PCA, MiniBatchDictionaryLearning, sparse_encode
 
 from sklearn_vsc import FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
 N_COMPONENTS = 256
 DENSITIES = (0.02, 0.05, 0.1, 0.2)
 N_NONZERO = (5, 13, 26, 51)
 
 
-def patches(n_rows):
-    """Return whitened patches, each pixel standardised, from non-overlapping halves."""
-    train, test = (
-        load_natural_patches(n, patch_size=16, subset=subset, random_state=0).astype(np.float64)
-        for n, subset in ((n_rows, "train"), (2_000, "test"))
-    )
-    mean, std = train.mean(0), train.std(0)
-    return (train - mean) / std, (test - mean) / std
-
-
-def fashion(n_rows):
-    """Return Fashion-MNIST images of 28x28 pixels in [0, 1]."""
-    train, test = (fetch_fashion_mnist(subset=s).data for s in ("train", "test"))
-    return train[:n_rows].astype(np.float64), test[:2_000].astype(np.float64)
-
-
-DATA = {"patches": patches, "fashion": fashion}
+DATA = {
+    "patches": lambda n: natural_patches(n, patch_size=16, standardised=True, dtype=np.float64),
+    "fashion": lambda n: [X.astype(np.float64) for X in fashion_mnist(n)],
+}
 
 
 def least_squares_refit(X, code, dictionary):

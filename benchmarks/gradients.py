@@ -23,12 +23,12 @@ import warnings
 
 import numpy as np
 import torch
+from data import natural_patches
 
 from sklearn_vsc import SparseVAE
 from sklearn_vsc._models.gate_gradients import NVILBaseline
 from sklearn_vsc._models.latent_variable import LatentVariableModel
-from sklearn_vsc._models.objectives import Objective, training_bound
-from sklearn_vsc.datasets import load_natural_patches
+from sklearn_vsc._models.objectives import Objective
 
 N_COMPONENTS = 64
 BATCH_SIZE = 128
@@ -97,7 +97,7 @@ def gradient_at(model, x, posterior, name, objective, generator):
     """Return the gradient of each row's bound with respect to one parameter of its posterior."""
     parameter = getattr(posterior, name).detach().requires_grad_()
     model = HeldPosterior(model, dataclasses.replace(posterior, **{name: parameter}))
-    bound = training_bound(model, x, objective, generator, kl_weight=1.0)
+    bound = model.training_step(x, objective, generator, kl_weight=1.0).bound
     (gradient,) = torch.autograd.grad(bound.sum(), parameter)
     return gradient
 
@@ -143,7 +143,8 @@ def milliseconds(model, batch, objective, n_repeats=50):
     for _ in range(n_repeats):
         model.zero_grad()
         start = time.process_time()
-        training_bound(model, batch, objective, generator, kl_weight=1.0).mean().backward()
+        step = model.training_step(batch, objective, generator, kl_weight=1.0)
+        step.bound.mean().backward()
         times.append(time.process_time() - start)
     return 1e3 * statistics.median(times)
 
@@ -157,7 +158,8 @@ def train_baseline(model, rows, n_steps=1000):
     for _ in range(n_steps):
         batch = rows[torch.randint(len(rows), (BATCH_SIZE,), generator=generator)]
         optimizer.zero_grad()
-        (-training_bound(model, batch, objective, generator, kl_weight=1.0)).mean().backward()
+        step = model.training_step(batch, objective, generator, kl_weight=1.0)
+        (-step.bound).mean().backward()
         optimizer.step()
     model.gate_baseline.eval()
 
@@ -166,7 +168,7 @@ def print_gates(X, X_held, n_draws, n_epochs):
     """Print bias, signal and cost of each estimator of the gradient of gates."""
     fitted = fit(X, n_epochs, prior="spike_slab")
     model, cpu = fitted.module_, torch.device("cpu")
-    rows, x = (fitted._normalize(data, cpu) for data in (X, X_held))
+    rows, x = (fitted._units.to_model(data, cpu) for data in (X, X_held))
     train_baseline(model, rows)
     with torch.no_grad():
         posterior = model.posterior(x)
@@ -218,7 +220,7 @@ def print_importance_weights(X, X_held, n_draws, n_epochs):
     """Print the signal-to-noise ratios for importance-weighted bounds."""
     fitted = fit(X, n_epochs, prior="laplace")
     model = fitted.module_
-    x = fitted._normalize(X_held, torch.device("cpu"))
+    x = fitted._units.to_model(X_held, torch.device("cpu"))
     with torch.no_grad():
         posterior = model.posterior(x)
     print(f"\nSignal to noise of the gradient of the IWAE bound; {n_draws} estimates.\n")
@@ -238,9 +240,8 @@ def print_importance_weights(X, X_held, n_draws, n_epochs):
 def main(n_rows, n_draws, n_epochs):
     """Load the data and print the tables."""
     torch.set_num_threads(1)
-    options = {"patch_size": 8, "random_state": 0, "dtype": np.float64}
-    X = load_natural_patches(10_000, subset="train", **options)
-    X_test = load_natural_patches(2_000, subset="test", **options)
+    options = {"patch_size": 8, "dtype": np.float64}
+    X, X_test = natural_patches(10_000, **options)
     print_gates(X, X_test[:n_rows], n_draws, n_epochs)
     print_fits(X, X_test, n_epochs)
     print_importance_weights(X, X_test[:n_rows], min(n_draws, 4096), n_epochs)

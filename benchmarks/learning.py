@@ -18,12 +18,12 @@ import warnings
 
 import numpy as np
 import torch
+from data import fashion_mnist, natural_patches
 from sklearn.decomposition import DictionaryLearning, MiniBatchDictionaryLearning
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from sklearn_vsc import FISTADictionaryLearner
-from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
 try:
     import spams
@@ -105,14 +105,8 @@ def held_out(records, X, alpha):
 def load(name, n_rows, n_held_out):
     """Return training rows and held-out rows."""
     if name == "fashion-mnist":
-        rows, held_out = (
-            fetch_fashion_mnist(subset=subset, return_X_y=True)[0] for subset in ("train", "test")
-        )
-        return rows[:n_rows], held_out[:n_held_out]
-    return (
-        load_natural_patches(n_rows, subset="train", random_state=0),
-        load_natural_patches(n_held_out, subset="test", random_state=0),
-    )
+        return fashion_mnist(n_rows, n_held_out)
+    return natural_patches(n_rows, n_held_out)
 
 
 def report(runs, losses):

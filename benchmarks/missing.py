@@ -25,15 +25,13 @@ import warnings
 
 import numpy as np
 import torch
+from data import digits, natural_patches
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer
-from sklearn.model_selection import train_test_split
 
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import load_natural_patches
 
 CHOICES = {
     "FISTADictionaryLearner": ("alpha", (0.05, 0.1, 0.2, 0.4, 0.8)),
@@ -169,17 +167,15 @@ def compare_penalties(X, X_test, shares, n_components):
         print(f"| {share:.0%} | {' | '.join(cells)} |", flush=True)
 
 
-def digits(n_rows):
+def held_out_digits(n_rows):
     """Return training rows and held-out rows of the digits; a quarter is held out."""
-    X, X_test = train_test_split(load_digits().data, test_size=0.25, random_state=0)
+    X, X_test = digits()
     return X[:n_rows], X_test
 
 
-def patches(n_rows):
-    """Return 12 by 12 patches of the left halves of photographs, and of the right halves."""
-    settings = {"patch_size": 12, "whitening": None, "random_state": 0}
-    X = load_natural_patches(n_rows, subset="train", **settings)
-    return X, load_natural_patches(500, subset="test", **settings)
+def raw_patches(n_rows):
+    """Return 12 by 12 patches, not whitened."""
+    return natural_patches(n_rows, 500, patch_size=12, whitening=None)
 
 
 def main(which, shares, n_seeds, n_rows, n_components, n_epochs):
@@ -187,7 +183,7 @@ def main(which, shares, n_seeds, n_rows, n_components, n_epochs):
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*atoms")  # some are unused, which is expected
     warnings.filterwarnings("ignore", category=ConvergenceWarning)  # five rounds are deliberate
-    for name, load in {"digits": digits, "patches": patches}.items():
+    for name, load in {"digits": held_out_digits, "patches": raw_patches}.items():
         if which not in (name, "all"):
             continue
         X, X_test = load(n_rows)

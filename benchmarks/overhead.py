@@ -25,7 +25,7 @@ import torch
 from skorch.callbacks import Callback
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
-from sklearn_vsc._models.objectives import Objective, training_bound
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.datasets import load_natural_patches
 
 BATCH_SIZE = 128
@@ -83,7 +83,7 @@ def our_loss(n_refine):
     generator = torch.Generator().manual_seed(0)
 
     def loss(module, x):
-        return -training_bound(module, x, objective, generator, kl_weight=1.0).mean()
+        return -module.training_step(x, objective, generator, kl_weight=1.0).bound.mean()
 
     return loss
 
@@ -173,7 +173,7 @@ def models(n_components, n_refine):
 def measure(model, by_hand, X, n_epochs, n_repeats, clock):
     """Print one row of the table."""
     model.set_params(max_iter=1, device="cpu").fit(X)
-    rows, n_refine = model._normalize(X, torch.device("cpu")), model.n_refine
+    rows, n_refine = model._units.to_model(X, torch.device("cpu")), model.n_refine
     losses = {"our loss": our_loss(n_refine)}
     if not n_refine:
         losses["by hand"] = by_hand

@@ -21,13 +21,12 @@ import warnings
 
 import numpy as np
 import torch
+from data import digits, natural_patches
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 
 from sklearn_vsc import FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import load_natural_patches
 
 # One network for all models; some models also with their default, refined posteriors.
 PLAIN = {"encoder": "mlp", "n_refine": 0}
@@ -161,32 +160,20 @@ def compare_densities(X, X_test, n_components, n_epochs):
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def patches(n_rows):
-    """Return whitened patches of the left halves of photographs, and of the right halves."""
-    X = load_natural_patches(n_rows, patch_size=8, subset="train", random_state=0)
-    X_test = load_natural_patches(2_000, patch_size=8, subset="test", random_state=0)
-    return X, X_test
-
-
-def digits(n_rows):
-    """Return dequantised digits in [0, 1], with a quarter held out.
-
-    Each of the 17 grey levels is spread uniformly over its interval. Otherwise the density of
-    pixels that are always zero would be unbounded.
-    """
-    X = load_digits().data[:n_rows]
-    X = ((X + np.random.default_rng(0).random(X.shape)) / 17).astype(np.float32)
-    return train_test_split(X, test_size=0.25, random_state=0)
-
-
 def main(n_rows, n_epochs, n_digits_epochs, which):
     """Print the tables."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*atoms")  # some are unused, which is expected
     runs = {
-        "patches": (patches, 64, n_epochs, (0.03, 0.06, 0.12, 0.25), ("linear", "MLP")),
+        "patches": (
+            lambda n: natural_patches(n, patch_size=8),
+            64,
+            n_epochs,
+            (0.03, 0.06, 0.12, 0.25),
+            ("linear", "MLP"),
+        ),
         "digits": (
-            digits,
+            lambda n: digits(n, dequantised=True),
             64,
             n_digits_epochs,
             (0.01, 0.02, 0.05, 0.1, 0.2),

@@ -149,7 +149,7 @@ def fit(task, prior):
 def code_kl(model, X):
     """Return the KL of each code from its prior, in nats, of shape (n_samples, n_components)."""
     with torch.no_grad():
-        rows = model._normalize(X, torch.device("cpu"))
+        rows = model._units.to_model(X, torch.device("cpu"))
         return model.module_.posterior(rows).kl().numpy()
 
 

@@ -12,11 +12,11 @@ import time
 import warnings
 
 import numpy as np
+from data import natural_patches
 from sklearn.decomposition import PCA, MiniBatchDictionaryLearning
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import load_natural_patches
 
 
 def seconds_of(function, repeats=5):
@@ -80,8 +80,7 @@ def main(n_rows, epochs, n_components=144):
     """Fit with and without sweeps, and score with different numbers of sweeps."""
     warnings.simplefilter("ignore", ConvergenceWarning)
     warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
-    X = load_natural_patches(n_rows, patch_size=12, subset="train", random_state=0)
-    X_test = load_natural_patches(2000, patch_size=12, subset="test", random_state=0)
+    X, X_test = natural_patches(n_rows, patch_size=12)
     exact = PCA(n_components - 1).fit(X).score(X_test)
     print(f"{n_rows} patches of {X.shape[1]} pixels, {n_components} atoms, {epochs} epochs")
     print(f"Exact log likelihood of probabilistic PCA, held out: {exact:.1f} nats per row\n")

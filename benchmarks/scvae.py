@@ -37,15 +37,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from data import digits, fashion_mnist
 from scvae_peers import VQVAE, make_vae
-from sklearn.datasets import load_digits, load_sample_images
+from sklearn.datasets import load_sample_images
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.image import extract_patches_2d
-from sklearn.model_selection import train_test_split
 from skorch.callbacks import Callback
 
 from sklearn_vsc import SCVAE
-from sklearn_vsc.datasets import fetch_fashion_mnist
 from sklearn_vsc.metrics import psnr, ssim
 from sklearn_vsc.networks import grid_shape
 
@@ -90,12 +89,10 @@ TASKS = {
 def images(name, n_rows):
     """Return training images and held-out images as rows."""
     if name == "digits":
-        X = (load_digits().data / 16).astype(np.float32)
-        X, X_test = train_test_split(X, test_size=500, random_state=0)
+        X, X_test = ((X / 16).astype(np.float32) for X in digits(test_size=500))
         return X[:n_rows], X_test
     if name == "fashion":
-        X, X_test = (fetch_fashion_mnist(subset=s).data for s in ("train", "test"))
-        return X[:n_rows], X_test[:500]
+        return fashion_mnist(n_rows, 500)
     return crops(64, n_rows, "left"), crops(64, 200, "right")
 
 

@@ -1,6 +1,7 @@
 """Models that `scvae.py` compares with SCVAE: a VAE and a VQ-VAE with the same networks."""
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 from torch.nn.functional import embedding, mse_loss, one_hot
 
 from sklearn_vsc import SparseVAE
-from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
+from sklearn_vsc._models.construction import VariationalDescription
+from sklearn_vsc._models.latent_variable import Heads
 from sklearn_vsc.networks import N_CHANNELS, residual_decoder, residual_encoder
 from sklearn_vsc.networks._init import linear_layer
 
@@ -33,20 +35,23 @@ class GridHeads(nn.Module):
         return self.heads(features.unflatten(1, (-1, N_CHANNELS))).transpose(1, 2).flatten(2)
 
 
-class GridVAE(SparseVAE):
-    """A SparseVAE whose posterior has a latent vector at each position."""
+class GridDescription(VariationalDescription):
+    """A model whose posterior has a latent vector at each position."""
 
-    def _build(self, rows, generator):
-        family = self._make_family()
-        encoder, n_hidden = self._make_encoder(rows, generator)
-        latent_size = self._n_components * N_CHANNELS // n_hidden
-        return LatentVariableModel(
-            encoder,
-            GridHeads(family.n_heads, latent_size, generator),
-            self._make_decoder(rows, family, generator),
-            self._make_likelihood(),
-            family,
-        )
+    def build(self, start, generator):
+        model = super().build(start, generator)
+        n_hidden = model.heads.linear.in_features
+        latent_size = model.n_components * N_CHANNELS // n_hidden
+        model.heads = GridHeads(model.family.n_heads, latent_size, generator)
+        return model
+
+
+class GridVAE(SparseVAE):
+    """A SparseVAE with such a model."""
+
+    def _describe(self):
+        described = super()._describe()
+        return GridDescription(**{f.name: getattr(described, f.name) for f in fields(described)})
 
 
 def make_vae(task, is_grid, **parameters):

@@ -7,12 +7,12 @@ import itertools
 import math
 
 import torch
+from data import natural_patches
 from skorch.callbacks import Callback
 from torch import nn
 from torch.nn.functional import normalize
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import load_natural_patches
 
 N_COMPONENTS = 256
 N_FEATURES = 256
@@ -32,12 +32,7 @@ LAST_WARMUP_STEP = 6_000
 
 def patches(n_rows, n_test):
     """Return whitened patches, each pixel standardised, from non-overlapping halves."""
-    train, test = (
-        load_natural_patches(n, patch_size=16, subset=subset, random_state=0)
-        for n, subset in ((n_rows, "train"), (n_test, "test"))
-    )
-    mean, std = train.mean(0), train.std(0)
-    return (train - mean) / std, (test - mean) / std
+    return natural_patches(n_rows, n_test, patch_size=16, standardised=True)
 
 
 class PublishedOptimizer(Callback):
