@@ -3,8 +3,8 @@
 Each row x of X has its own problem, min over u of 0.5 ||x - u V||^2 + alpha ||u||_1 for a
 dictionary V whose rows are the atoms. Entries of x that are NaN are missing, and the sum of
 squares leaves them out. One of two iterations solves it, and an exact
-active-set search finishes what the iteration only creeps up to. A code does not depend on
-the rows beside it.
+search over supports finishes the rows on which the iteration converges slowly. A code does not
+depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from .coordinate_descent import CoordinateDescent
 from .fista import Fista
 from .masked_descent import MaskedDescent
 from .quadratic_fit import Atoms, Certificate, Fit
+from .sign_search import sign_search
 from .stopping import BestCodes, LassoResult, Stopping
 
 # Numbers in a block of codes: what stays in a CPU's cache, what keeps a GPU busy.
 _BLOCK_NUMEL = {"cpu": 2**18, "other": 2**24}
 # Iterations before the first trial of the exact finish on rows that have not converged.
 _STAGE = 100
+# The same where the trial is compiled, and so cheap.
+_SHORT_STAGE = 25
 # Most linear systems solved for a row in one trial of the exact finish.
 _FINISH_STEPS = 100
 
@@ -65,9 +68,11 @@ def solve_lasso(
         Atoms, of any norm.
     alpha : float
         Weight of the l1 norm. Zero asks for the limit of a vanishing weight.
-    method : {'auto', 'cd', 'fista'}, default='auto'
+    method : {'auto', 'cd', 'fista', 'search'}, default='auto'
         Compiled coordinate descent, which runs on the CPU, or batched FISTA; by default the
-        first for rows on a CPU, the second for others.
+        first for rows on a CPU, the second for others. 'search' is coordinate descent that a
+        compiled search over supports takes over early: for few rows, and for atoms that are
+        nearly collinear.
     code_init : Tensor of shape (n_rows, n_components), optional
         Codes to start from; zero by default. A row is never left worse than its start.
     tol : float, optional
@@ -111,6 +116,10 @@ def solve_lasso(
         form = "masked"
     if method == "auto":
         method = fastest_method(X.device)
+    # The search needs one Gram matrix for all rows.
+    early = method == "search" and form != "masked"
+    if method == "search":
+        method = "cd"
     if alpha == 0:
         X, unit = _in_own_units(X, dictionary)
         alpha = torch.finfo(X.dtype).eps ** 0.625
@@ -122,8 +131,11 @@ def solve_lasso(
     elif positive:
         code_init = code_init.clamp_min(0)
     stopping = Stopping(alpha, default_tolerance(X.dtype) if tol is None else tol, positive)
-    atoms = Atoms.of(dictionary, "gram" if method == "cd" and form != "masked" else form)
-    solver = _Solver(_iteration(method, atoms, stopping), stopping)
+    form = "gram" if method == "cd" and form != "masked" else form
+    atoms = Atoms.of(dictionary, form, symmetric=early)
+    iterate = _iteration(method, atoms, stopping)
+    search, stage = (sign_search, _SHORT_STAGE) if early else (active_set_search, _STAGE)
+    solver = _Solver(iterate, stopping, search, stage)
     result = _join(
         [
             solver.solve(X[rows], atoms, code_init[rows], max_iter, finish)
@@ -151,6 +163,9 @@ class _Solver:
     # The form of the fit is the one that the iteration wants.
     iterate: Callable[[Any, Tensor, int], LassoResult]
     stopping: Stopping
+    search: Callable[..., Tensor]
+    # Iterations before the first search.
+    first_stage: int
 
     def solve(
         self, X: Tensor, atoms: Atoms, codes: Tensor, max_iter: int, finish: bool
@@ -159,9 +174,9 @@ class _Solver:
         fit = atoms.fit(X)
         if not finish:
             return self.iterate(fit, codes, max_iter)
-        # The exact finish may solve at once what the iteration only creeps up to, so that it
-        # is tried now and then on the way.
-        stage = min(max_iter, _STAGE)
+        # The exact finish may solve at once what the iteration approaches slowly, so it is
+        # tried now and then on the way.
+        stage = min(max_iter, self.first_stage)
         result = self.iterate(fit, codes, stage)
         while True:
             left = (~result.converged).nonzero().squeeze(1)
@@ -179,13 +194,13 @@ class _Solver:
     def _finish(
         self, X: Tensor, fit: Fit, atoms: Atoms, result: LassoResult, rows: Tensor
     ) -> LassoResult:
-        """Replace codes by what the active-set search makes of them, where that is better."""
+        """Replace codes by what the search makes of them, where that is better."""
         dtype, part = X.dtype, fit.select(rows)
         # The last step is worth its precision; MPS has none to offer.
         coarse = dtype == torch.float64 or X.device.type == "mps"
         fine = part if coarse else atoms.double().fit(X[rows].double())
         codes = result.codes[rows].to(fine.energy.dtype)
-        polished = active_set_search(
+        polished = self.search(
             fine,
             codes,
             self.stopping.alpha,
