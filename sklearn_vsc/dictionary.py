@@ -64,82 +64,44 @@ _CALLBACK_EVERY = 5
 class FISTADictionaryLearner(LaplaceModelCoder):
     r"""Dictionary learning with lasso codes by compiled coordinate descent or batched FISTA.
 
-    Minimises over codes :math:`U` and a dictionary :math:`V` of unit-norm atoms
+    It minimises over codes :math:`U` and a dictionary :math:`V` of unit-norm atoms
 
     .. math:: \tfrac12 \|X - U V\|_F^2 + \alpha \|U\|_1 .
 
-    It takes every parameter of :class:`sklearn.decomposition.DictionaryLearning` and
+    The class has every parameter of :class:`sklearn.decomposition.DictionaryLearning` and
     :class:`sklearn.decomposition.MiniBatchDictionaryLearning`, with the same meaning. Rows are
-    coded block by block, from their codes of the last pass: on a CPU by coordinate descent
-    that moves several codes at a time, on a GPU by accelerated proximal gradient with
-    adaptive restart. After each block the dictionary is updated by block coordinate descent
-    from accumulated statistics. Of the codes only what is not zero is kept. Atoms that no row
-    uses are renewed from rows that are badly coded.
+    coded block by block, starting from their codes of the last pass: on a CPU by coordinate
+    descent that moves several codes at a time, on a GPU by accelerated proximal gradient descent
+    with adaptive restart. After each block the dictionary is updated by block coordinate descent
+    from accumulated statistics. Only the non-zero codes are stored. Atoms that no row uses are
+    replaced by rows that are badly coded.
 
-    NaN in X means missing: fit, codes and scores count what is observed and nothing else, and
-    ``inverse_transform(transform(X))`` fills the holes.
+    NaN in X marks a missing entry: the fit, the codes and the scores use observed entries only,
+    and ``inverse_transform(transform(X))`` imputes the missing ones.
+
+    The parameters come in this order:
+
+    * **Most used**: ``n_components``, ``alpha``, ``max_iter``.
+    * **Model**: ``positive_code``, ``positive_dict``.
+    * **Training**: ``fit_algorithm``, ``dict_init``, ``code_init``, ``batch_size``, ``shuffle``,
+      ``tol``, ``max_no_improvement``.
+    * **Inference**: ``transform_algorithm``, ``transform_alpha``, ``transform_n_nonzero_coefs``,
+      ``transform_tol``, ``transform_max_iter``, ``split_sign``.
+    * **Running**: ``random_state``, ``verbose``, ``callback``, ``n_jobs``, ``sparse_output``,
+      ``device``.
 
     Parameters
     ----------
     n_components : int, default=None
-        Number of atoms. None: as many as ``dict_init`` has, or else as there are features.
+        Number of components K. None: as many as ``dict_init`` has atoms; without ``dict_init``, as
+        many as features.
 
-    alpha : float, default=1
-        Weight of the l1 norm, in units of X. Zero leaves no prior, and thus no score.
+    alpha : float, default=1.0
+        Weight of the l1 norm of the codes: a higher one makes them sparser. It has the unit of X.
+        With ``alpha=0`` there is no prior, and thus no score.
 
     max_iter : int, default=1000
-        Largest number of passes over the rows.
-
-    tol : float, default=1e-8
-        Full batch: stop when the objective falls in a pass by less than ``tol`` times its
-        value, once codes are solved as closely as that asks for. Mini-batch: stop when the
-        Frobenius norm of the dictionary's change in a step, over the number of atoms, is at
-        most ``tol``; zero never stops.
-
-    fit_algorithm : {'auto', 'fista', 'lars', 'cd'}, default='auto'
-        Coder used in ``fit``. 'cd' is compiled coordinate descent, which runs on the CPU,
-        'fista' batched FISTA, and 'auto' the faster of the two: 'cd' on a CPU, 'fista' on
-        other devices. 'lars' is scikit-learn's.
-
-    transform_algorithm : str, default='auto'
-        Coder used in ``transform``. 'auto', 'lasso_cd' and 'fista' solve the lasso, by the
-        methods of ``fit_algorithm``, with an exact active-set finish for rows that are slow
-        to converge; 'lasso_lars', 'lars', 'omp' and 'threshold' are scikit-learn's
-        (:func:`sklearn.decomposition.sparse_encode`).
-
-    transform_n_nonzero_coefs : int, default=None
-        Number of non-zero codes that 'lars' and 'omp' aim at; None: a tenth of the features
-        that are observed.
-
-    transform_alpha : float, default=None
-        Weight of the l1 norm in ``transform``, or the threshold of 'threshold'. None:
-        ``alpha``.
-
-    n_jobs : int, default=None
-        Number of jobs of scikit-learn's coders. Ours use torch's threads.
-
-    code_init : ndarray of shape (n_samples, n_components), default=None
-        Codes of the training rows that a full-batch fit starts from.
-
-    dict_init : ndarray of shape (n_components, n_features), default=None
-        Dictionary to start from; its atoms are scaled to unit norm. None: random distinct
-        rows of X, so scaled.
-
-    callback : callable, default=None
-        Called with one dict. Full batch: every five iterations, with ``ii`` (number of the
-        iteration, from 0), ``errors`` (list of objectives), ``dictionary``. Mini-batch: at
-        each step, with ``i`` (its number, from 0), ``batch_cost``, ``dictionary``.
-
-    verbose : bool or int, default=False
-        Whether to show a progress bar, with the mean objective of the last pass.
-
-    split_sign : bool, default=False
-        Whether ``transform`` gives positive and negative parts of the codes side by side, as
-        2 ``n_components`` non-negative columns.
-
-    random_state : int, RandomState instance or None, default=None
-        Seed of the first dictionary, the order of rows, renewed atoms, and of what
-        ``sample`` and ``sample_posterior`` draw.
+        Maximum number of epochs, that is, of passes over the rows.
 
     positive_code : bool, default=False
         Whether codes must be non-negative.
@@ -147,109 +109,160 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     positive_dict : bool, default=False
         Whether atoms must be non-negative.
 
-    transform_max_iter : int, default=1000
-        Largest number of iterations of a lasso solve. One of coordinate descent is as many
-        moves of a code as there are atoms.
+    fit_algorithm : {'auto', 'fista', 'lars', 'cd'}, default='auto'
+        Coder used in ``fit``. 'cd': compiled coordinate descent, which runs on the CPU. 'fista':
+        batched FISTA. 'auto': the faster of these two, which is 'cd' on a CPU and 'fista' on other
+        devices. 'lars': scikit-learn's coder.
+
+    dict_init : ndarray of shape (n_components, n_features), default=None
+        Initial dictionary; its atoms are scaled to unit norm. None: distinct random rows of X,
+        scaled likewise.
+
+    code_init : ndarray of shape (n_samples, n_components), default=None
+        Initial codes of the training rows in a full-batch fit.
 
     batch_size : int, default=None
-        Rows in a mini-batch, learned from online with statistics that forget. None: full
-        batch.
+        Number of rows per training step. With mini-batches the dictionary is learned online, from
+        statistics that gradually forget earlier rows. None: full batch.
 
     shuffle : bool, default=True
-        Whether each pass visits the rows, or their blocks, in a new random order.
+        Whether each pass visits the rows, or the blocks of rows, in a new random order.
+
+    tol : float, default=1e-8
+        Full batch: stop when a pass lowers the objective by less than ``tol`` times its value, once
+        codes are solved as closely as that requires. Mini-batch: stop when the Frobenius norm of
+        the dictionary's change in a step, divided by the number of atoms, is at most ``tol``; with
+        zero it never stops.
 
     max_no_improvement : int, default=10
-        Mini-batch: stop after so many steps in a row without a new minimum of the smoothed
-        cost; None never stops.
+        Mini-batch: number of consecutive steps without a new minimum of the smoothed cost after
+        which the fit stops. None: it never stops for this reason.
+
+    transform_algorithm : str, default='auto'
+        Coder used in ``transform``. 'auto', 'lasso_cd' and 'fista' solve the lasso by the methods
+        of ``fit_algorithm``, and solve rows that are slow to converge exactly, by an active-set
+        method. 'lasso_lars', 'lars', 'omp' and 'threshold' are scikit-learn's
+        (:func:`sklearn.decomposition.sparse_encode`).
+
+    transform_alpha : float, default=None
+        Weight of the l1 norm in ``transform``, or the threshold of 'threshold'. None: ``alpha``.
+
+    transform_n_nonzero_coefs : int, default=None
+        Number of non-zero codes that 'lars' and 'omp' aim at. None: a tenth of the number of
+        observed features.
 
     transform_tol : float, default=None
-        A row's lasso code is done when its duality gap is at most ``transform_tol`` times
-        its objective. The gap bounds how far the objective is from its minimum, and mostly
-        exceeds that by far: where it is 1e-4 of the objective, the excess is mostly below
+        The lasso code of a row is done when its duality gap is at most ``transform_tol`` times its
+        objective. The gap is an upper bound on the distance of the objective from its minimum, and
+        usually far larger: where the gap is 1e-4 of the objective, the distance is mostly below
         1e-7. None: 1e-6 in float64, 1e-5 in float32.
 
+    transform_max_iter : int, default=1000
+        Maximum number of iterations of a lasso solve. One iteration of coordinate descent moves as
+        many codes as there are atoms.
+
+    split_sign : bool, default=False
+        Whether ``transform`` returns the positive and negative parts of the codes side by side, as
+        2 ``n_components`` non-negative columns.
+
+    random_state : int, RandomState instance or None, default=None
+        Seed of the initial model, the order of the rows and all draws. The rows that replace unused
+        atoms depend on it, too.
+
+    verbose : bool or int, default=False
+        Whether to show a progress bar. The bar gives the mean objective of the last pass.
+
+    callback : callable, default=None
+        Called with one dict. Full batch: every five iterations, with ``ii`` (number of the
+        iteration, from 0), ``errors`` (list of objectives) and ``dictionary``. Mini-batch: at each
+        step, with ``i`` (number of the step, from 0), ``batch_cost`` and ``dictionary``.
+
+    n_jobs : int, default=None
+        Number of jobs of scikit-learn's coders. Our coders use torch's threads.
+
     sparse_output : bool, default=False
-        Whether ``transform`` returns a SciPy CSR matrix in place of an array.
+        Whether ``transform`` returns a SciPy CSR matrix instead of an array.
 
     device : str, default='auto'
-        Where to compute: 'auto' (CUDA if there is one, else MPS, else CPU) or the name of a
-        torch device. Results come back as NumPy arrays.
+        Where to compute: 'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch
+        device. Results come back as NumPy arrays or, with scikit-learn's ``array_api_dispatch``, as
+        arrays of the same namespace and device as X.
 
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        Dictionary of unit-norm atoms.
+        The dictionary. Its atoms have unit norm.
+
+    component_usage_ : ndarray of shape (n_components,)
+        Share of the training rows that use each atom. A row uses an atom where its lasso code is
+        not zero. After an interrupted fit up to 4096 rows are counted; after ``partial_fit`` all
+        rows seen, with the codes that they had then.
+
+    n_dead_ : int
+        Number of atoms that no training row uses: the zeros of ``component_usage_``.
+
+    noise_variance_ : float
+        Variance of the Gaussian likelihood, in squared units of X. It is s2 in the model of the
+        score, and maximises the mean bound of the training rows (of up to 4096 of them).
+
+    prior_scale_ : float
+        Scale b = s2 / alpha of the Laplace prior in the model of the score; infinite where
+        ``alpha`` is zero.
 
     error_ : ndarray of shape (`n_iter_`,)
-        Objective of all rows, over what is observed, after each pass; never rises in a
-        full-batch fit with our coders. Mini-batch: sum of the costs that the rows had in
-        their steps.
+        Objective of all rows, over observed entries, after each pass; in a full-batch fit with our
+        coders it never rises. Mini-batch: sum of the costs that the rows had in their steps.
+
+    history_ : list of dict
+        One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is
+        the mean objective of a row, with its two parts: ``reconstruction``, half the squared error,
+        and ``penalty``, ``alpha`` times the l1 norm of the codes. ``density`` is the share of codes
+        that are not zero. Full batch: these values are taken at the end of the pass, when codes are
+        half a pass old on average. Mini-batch: they are taken in the steps of the pass.
 
     n_iter_ : int
-        Number of passes over the rows; calls of ``partial_fit`` count as one each.
+        Number of epochs; each call of ``partial_fit`` counts as one.
 
     n_steps_ : int
         Number of dictionary updates.
 
-    noise_variance_ : float
-        Variance s2 of the observation noise under the score's model, where the mean bound of
-        the training rows (up to 4096 of them) is highest.
-
-    prior_scale_ : float
-        Scale b = s2 / alpha of the Laplace prior of the score's model; infinite for a zero
-        ``alpha``.
-
-    component_usage_ : ndarray of shape (n_components,)
-        Share of the training rows whose lasso code uses each atom. After an interrupted fit
-        up to 4096 rows are looked at; after ``partial_fit`` all rows seen, at their codes
-        then.
-
-    n_dead_ : int
-        Number of atoms that none of those rows uses.
-
-    history_ : list of dict
-        One record a pass: ``epoch`` (from 1), ``loss`` (mean objective of a row) with its two
-        parts ``reconstruction`` (half the squared error) and ``penalty`` (``alpha`` times the
-        l1 norm of the codes), ``density`` (share of the codes that are not zero), ``duration``
-        (seconds). Full batch: at the end of the pass, where codes are half a pass old, on
-        average; mini-batch: in the steps of the pass.
-
     n_features_in_ : int
-        Number of features seen in ``fit``.
+        Number of features seen during ``fit``.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of the features, where all are strings.
+        Names of the features, where X has names that are all strings.
 
     See Also
     --------
-    sklearn.decomposition.DictionaryLearning : The same objective, atoms of norm at most one.
+    sklearn.decomposition.DictionaryLearning : The same objective, with atoms of norm at most one.
     sklearn.decomposition.MiniBatchDictionaryLearning : Its online variant.
 
     Notes
     -----
-    ``score_samples`` takes the fit as the model z ~ Laplace(0, b), x given z ~ N(z V, s2 I)
-    with alpha = s2 / b, of which the lasso code is the posterior mode. Around that code a
-    product of Laplace laws, with the scales that maximise the bound, gives a lower bound on
-    log p(x) in closed form. Codes have a density under this model, so that their posterior
-    probability of not being zero is one. ``positive_code`` restricts the lasso codes, not
-    this model.
+    ``score_samples`` regards the fit as the model z ~ Laplace(0, b), x given z ~ N(z V, s2 I)
+    with alpha = s2 / b. The lasso code is the mode of its posterior. A product of Laplace
+    distributions around that code, with the scales that maximise the bound, gives a lower bound
+    on log p(x) in closed form. Codes have a density under this model, so their posterior
+    probability of being non-zero is one. ``positive_code`` restricts the lasso codes, not this
+    model.
 
-    An interrupted ``fit`` (Ctrl-C) warns and leaves the dictionary of the last full pass,
-    or the first dictionary where no pass was finished. An interrupted ``partial_fit`` raises
+    An interrupted ``fit`` (Ctrl-C) warns and leaves the dictionary of the last full pass, or the
+    initial dictionary if no pass was finished. An interrupted ``partial_fit`` raises
     KeyboardInterrupt and changes nothing.
 
-    The codes that rows hold in a full-batch fit are half a pass old, on average. From the
-    second pass on, the statistics that the dictionary is updated from run ahead to where the
-    latest blocks say that they are going; a pass after which the objective is not lower is
-    taken back and repeated without. The blocks are drawn once, and ``shuffle`` changes their
-    order.
+    The codes of the rows in a full-batch fit are half a pass old on average. From the second
+    pass on, the statistics that update the dictionary are therefore extrapolated along the trend
+    of the latest blocks. If the objective is not lower after such a pass, the pass is undone and
+    repeated without extrapolation. The rows are divided into blocks once, at random; ``shuffle``
+    changes the order of the blocks.
 
-    With missing values, which differ from row to row, each row has inner products of atoms of
-    its own. Coordinate descent then keeps those of the few atoms that a row comes to use, and
-    the statistics are those of rows whose holes hold what the codes made of them: a bound on
-    the objective that touches it at the dictionary at hand. Its step is too short by the share
-    of what is observed; so residuals are scaled up by that share, and a pass after which the
-    objective is not lower is repeated without. A full-batch fit keeps a copy of X for this.
+    Where values are missing, the pattern differs from row to row, and so do the inner products
+    of the atoms. Coordinate descent then keeps those of the few atoms that a row comes to use.
+    The statistics are computed from rows whose missing entries are imputed from their codes,
+    which gives an upper bound on the objective that touches it at the current dictionary. The
+    step that minimises this bound is too short, by the share of observed entries; residuals are
+    therefore scaled up to make up for that share, and a pass after which the objective is not
+    lower is repeated without scaling. A full-batch fit keeps a copy of X for this.
 
     References
     ----------

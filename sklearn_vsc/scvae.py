@@ -23,166 +23,191 @@ _NOT_SHARED = (
 class SCVAE(AutoencoderBuilder):
     """Deep autoencoder whose latent vectors are sparse sums of learned atoms.
 
-    An encoder maps a row to a latent vector; a fixed number of steps of accelerated ISTA find
-    the sparse code that explains it by a learned dictionary; a decoder maps the sparse sum of
-    atoms back to a row [1]_. All is trained together.
+    An encoder maps a row to a latent vector. A fixed number of steps of accelerated ISTA finds
+    the sparse code that represents this vector in a learned dictionary. A decoder maps the
+    sparse sum of atoms back to a row [1]_. All parts are trained together.
+
+    The parameters come in this order:
+
+    * **Most used**: ``n_components``, ``alpha``, ``likelihood``, ``encoder``, ``decoder``,
+      ``max_iter``.
+    * **Model**: ``noise_variance``, ``hidden_layer_sizes``, ``n_unrolled``, ``latent_size``,
+      ``image_shape``, ``n_downsamplings``, ``output_activation``.
+    * **Training**: ``latent_weight``, ``batch_size``, ``learning_rate_init``, ``early_stopping``,
+      ``validation_fraction``, ``n_iter_no_change``, ``tol``, ``warm_start``.
+    * **Inference**: ``n_draws``, ``transform_method``, ``score_method``, ``score_draws``.
+    * **Running**: ``random_state``, ``verbose``, ``callbacks``, ``sparse_output``, ``device``,
+      ``precision``.
 
     Parameters
     ----------
     n_components : int, default=None
-        Number of atoms K; None: as many as features.
+        Number of components K. None: as many as features.
 
     alpha : float, default=1.0
-        Penalty of the l1 norm of the latent code, and threshold of the unrolled steps: higher
-        means sparser. Latent vectors grow as far as the rows' likelihood asks for, at this
-        price in nats, whatever the unit of X.
+        Weight of the l1 norm of the codes: a higher one makes them sparser. It is also the
+        threshold of the unrolled steps. Latent vectors grow as far as the likelihood of the rows
+        asks for, at this price in nats, whatever the unit of X.
 
-    latent_size : int, default=None
-        Length of a latent vector; None: half of ``n_components``.
-
-    n_unrolled : int, default=8
-        Steps of the unrolled coder.
-
-    image_shape : tuple of three ints, default=None
-        Channels, height and width of a row that is an image, for 'conv'. X may then be of shape
-        (n_samples, channels, height, width) too.
-
-    n_downsamplings : int, default=2
-        How often 'conv' halves the sides of an image: the grid of latent vectors is as much
-        smaller than the image.
-
-    latent_weight : 'attention' or float, default='attention'
-        Weight in the loss of half the squared distance between latent vectors and their sparse
-        sums. 'attention': the positions of an image share a weight of one, and those coded
-        worst have most of it; a row has one position, and this is 1.
-
-    likelihood : {'gaussian', 'bernoulli'}, default='gaussian'
-        Law of a row given its code; 'bernoulli' needs X in [0, 1].
-
-    noise_variance : 'learned' or float, default='learned'
-        Variance of the Gaussian likelihood, in squared units of X.
+    likelihood : {'gaussian', 'bernoulli', 'poisson', 'negative_binomial'} \
+            or Likelihood, default='gaussian'
+        Distribution of a row given its code. 'bernoulli' needs X in [0, 1]; 'poisson' and
+        'negative_binomial' need whole non-negative numbers (counts) and decode to log rates. An
+        object: a :class:`~sklearn_vsc.likelihoods.Likelihood`, such as
+        ``PoissonLikelihood(exposure='row_sums')``; it is copied, not changed.
 
     encoder : {'auto', 'mlp', 'conv'} or nn.Module, default='auto'
-        Network that reads a row. 'conv': convolutions of stride two and residual blocks, with a
-        latent vector at each position of a grid; it needs ``image_shape``. A module maps
-        (n, n_features) to (n, any number), from where a linear layer goes on to one latent
-        vector. 'auto': 'conv' with an ``image_shape``, else 'mlp'.
-
-    decoder : {'auto', 'mlp', 'conv'} or nn.Module, default='auto'
-        Network that decodes sparse sums of atoms. 'conv' mirrors a 'conv' encoder; a module maps
-        the latent vectors of a row, position by position, (n, n_positions * latent_size), to
-        (n, n_features), and for 'bernoulli' gives log-odds. 'auto': 'conv' where the encoder is,
+        Network that reads a row. A module maps (n, n_features) to (n, any number). A linear layer
+        then makes one latent vector of what the module returns. 'conv': convolutions of stride 2
+        over rows that are images of shape ``image_shape``. Residual blocks follow, and give a
+        latent vector at each position of a grid. 'auto': 'conv' if there is an ``image_shape``,
         else 'mlp'.
 
-    output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
-        Activation of the decoder's output, in the units of X. 'auto': identity for the
-        Gaussian likelihood; the Bernoulli's mean is always a sigmoid.
-
-    hidden_layer_sizes : int or array-like of int, default=(512,)
-        Hidden layers of the MLP encoder, mirrored in an MLP decoder.
-
-    n_draws : int, default=1
-        Draws of the posterior that ``transform_method='max_elbo'`` chooses from. Training
-        decodes the code itself.
-
-    transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
-        The code that ``transform`` returns. 'map' and 'mean': that of the unrolled coder, with
-        exact zeros. 'max_elbo': of ``n_draws`` seeded draws of the posterior the one with the
-        highest ELBO. 'sample': one seeded draw.
-
-    score_method : {'elbo', 'iwae'}, default='elbo'
-        Bound that ``score`` and ``score_samples`` return: the ELBO, or the importance-weighted
-        bound of ``score_draws`` draws, which is tighter on average.
-
-    score_draws : int, default=64
-        Draws by which the bound is estimated.
+    decoder : {'auto', 'mlp', 'conv'} or nn.Module, default='auto'
+        Network that decodes the sparse sums of atoms. A module maps the latent vectors of a row,
+        position by position, (n, n_positions * latent_size), to (n, n_features). Its outputs are
+        log-odds for 'bernoulli', and log rates for 'poisson' and 'negative_binomial'. 'conv': the
+        mirror image of the 'conv' encoder. 'auto': 'conv' with a 'conv' encoder, else 'mlp'.
 
     max_iter : int, default=100
-        Number of epochs.
+        Maximum number of epochs, that is, of passes over the rows.
+
+    noise_variance : 'learned' or float, default='learned'
+        Variance of the Gaussian likelihood, in squared units of X. 'learned': estimated from the
+        training rows.
+
+    hidden_layer_sizes : int or array-like of int, default=(512,)
+        Sizes of the hidden layers of the MLP encoder; an MLP decoder has them in reverse order.
+
+    n_unrolled : int, default=8
+        Number of unrolled steps of ISTA.
+
+    latent_size : int, default=None
+        Length of a latent vector. None: half of ``n_components``.
+
+    image_shape : tuple of three ints, default=None
+        Channels, height and width of a row that is an image, for 'conv' networks. With it, X may
+        also have the shape (n_samples, channels, height, width).
+
+    n_downsamplings : int, default=2
+        Number of times that a 'conv' encoder halves the sides of an image. Each side of the grid of
+        latent vectors is smaller by a factor of ``2 ** n_downsamplings``.
+
+    output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
+        Activation of the decoder's output under the Gaussian likelihood, in the units of X. 'auto':
+        'identity'. Other likelihoods have a fixed activation: 'bernoulli' a sigmoid, 'poisson' and
+        'negative_binomial' an exponential.
+
+    latent_weight : 'attention' or float, default='attention'
+        Weight in the loss of half the squared distance between latent vectors and their sparse sums
+        of atoms. 'attention': the positions of an image share a weight of one, most of which goes
+        to those coded worst; a row with one position has weight 1.
 
     batch_size : int or 'auto', default='auto'
-        Rows per training step; 'auto' is min(128, n_samples).
+        Number of rows per training step. 'auto': min(128, n_samples).
 
     learning_rate_init : float, default=0.003
-        Highest learning rate of Adam; it rises over the first steps of ``fit`` and then falls
-        along a cosine.
+        Highest learning rate of Adam: it rises over the first steps of ``fit`` and then falls along
+        a cosine.
 
     early_stopping : bool, default=False
-        Whether to set ``validation_fraction`` of the rows aside, stop when their loss no
+        Whether to set aside ``validation_fraction`` of the rows, stop when the loss on them no
         longer improves, and keep the best epoch.
 
     validation_fraction : float, default=0.1
-        Share of rows set aside by ``early_stopping``.
+        Share of the rows that ``early_stopping`` sets aside.
 
     n_iter_no_change : int, default=10
-        Epochs without improvement of the training loss (validation loss with
+        Number of epochs without an improvement of the training loss (of the validation loss with
         ``early_stopping``) after which training stops.
 
     tol : float, default=1e-4
-        Smallest improvement of the loss that counts, in nats a row.
+        Smallest improvement of the loss that counts, in nats per row.
 
     warm_start : bool, default=False
-        Whether ``fit`` goes on from the last fit.
+        Whether ``fit`` continues from the last fit.
+
+    n_draws : int, default=1
+        Number of posterior draws J per row. ``transform_method='max_elbo'`` chooses the best of
+        them. Training decodes the code itself.
+
+    transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
+        The code that ``transform`` returns. 'map' and 'mean': the code of the unrolled coder, which
+        has exact zeros. 'max_elbo': the draw with the highest ELBO among ``n_draws`` seeded draws.
+        'sample': one seeded draw.
+
+    score_method : {'elbo', 'iwae'}, default='elbo'
+        Bound that ``score`` and ``score_samples`` return. 'elbo': the evidence lower bound. 'iwae':
+        the importance-weighted bound of ``score_draws`` draws, which on average is at least as
+        tight.
+
+    score_draws : int, default=64
+        Number of draws that estimate the bound where it has no closed form.
 
     random_state : int, RandomState instance or None, default=None
-        Decides initial weights, order of rows, and all draws.
+        Seed of the initial model, the order of the rows and all draws.
 
     verbose : bool or int, default=False
         Whether to show a progress bar.
 
     callbacks : list or None, default=None
-        skorch callbacks, passed through to the training loop.
+        skorch callbacks, passed on to the training loop.
 
     sparse_output : bool, default=False
-        Whether ``transform`` returns a SciPy CSR matrix in place of an array.
+        Whether ``transform`` returns a SciPy CSR matrix instead of an array.
+
     device : str, default='auto'
-        'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch device.
-        'accelerate': the one that `accelerate launch` gives each of its processes, which then
-        share the batches of ``fit`` and ``partial_fit``; it needs the extra ``accelerate``.
+        Where to compute: 'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch
+        device. Results come back as NumPy arrays or, with scikit-learn's ``array_api_dispatch``, as
+        arrays of the same namespace and device as X. 'accelerate': the device that
+        ``accelerate launch`` gives to each of its processes, which then share the batches of
+        ``fit`` and ``partial_fit``; needs the extra ``accelerate``.
 
     precision : {'float32', 'bf16'}, default='float32'
-        Numbers that networks multiply in while they are trained. 'bf16': bfloat16, on CPUs and
-        on CUDA devices that have it. Weights, densities and all that a fitted model answers
-        keep their precision.
+        Precision of the multiplications inside networks during training. 'bf16': bfloat16, on CPUs
+        and on CUDA devices that have it. Weights, densities and everything that a fitted model
+        returns keep their own precision.
 
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        The least-squares linear dictionary of the training codes [2]_: what the atoms stand
-        for in rows, as far as a linear map can say. Of grids the codes are summed over
-        positions.
+        The dictionary. Where the decoder is not linear, it is the least-squares linear dictionary
+        of the training codes [2]_. It shows what the atoms stand for in rows, as far as a linear
+        map can. Codes on a grid are summed over positions.
 
     grid_shape_ : tuple of two ints
-        Height and width of the grid of codes; (1, 1) but for ``encoder='conv'``.
+        Height and width of the grid of codes. It is (1, 1) unless the encoder is 'conv'.
 
     component_usage_ : ndarray of shape (n_components,)
-        Share of training rows that use each atom, by its code.
+        Share of the training rows that use each atom. A row uses an atom where its 'map' code is
+        not zero.
 
     n_dead_ : int
-        Number of atoms that no training row uses.
+        Number of atoms that no training row uses: the zeros of ``component_usage_``.
 
     noise_variance_ : float
-        Variance of the Gaussian likelihood, in squared units of X; NaN for 'bernoulli'.
+        Variance of the Gaussian likelihood, in squared units of X. NaN for any other likelihood.
 
     history_ : list of dict
-        For each epoch ``epoch``, ``loss`` (nats a row, in the units of the model),
-        ``valid_loss`` with early stopping, and ``duration`` in seconds. Besides, as means over
-        the rows in the steps of the epoch, the two parts of the loss, which is
-        ``penalty - log_likelihood``: the log likelihood of the rows, half at their codes and
-        half at draws around them, and what ``alpha`` and ``latent_weight`` weigh, both nats a
-        row; and ``density``, the share of codes that are not zero.
+        One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is in
+        nats per row, in the units of the model; with early stopping there is ``valid_loss``, too.
+        The other values are means over the rows in the steps of the epoch. The loss is
+        ``penalty - log_likelihood``. ``log_likelihood`` is the log likelihood of the rows, half at
+        their codes and half at draws around them, and ``penalty`` is the sum of the terms that
+        ``alpha`` and ``latent_weight`` weigh, both in nats per row. ``density`` is the share of
+        codes that are not zero.
 
     module_ : torch.nn.Module
         The trained model, on the CPU.
 
     n_iter_ : int
-        Number of epochs.
+        Number of epochs; each call of ``partial_fit`` counts as one.
 
     n_features_in_ : int
         Number of features seen during ``fit``.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features, where X has names that are all strings.
+        Names of the features, where X has names that are all strings.
 
     See Also
     --------
@@ -191,16 +216,17 @@ class SCVAE(AutoencoderBuilder):
 
     Notes
     -----
-    The published method has no likelihood. Here the score is a lower bound on log p(x) under
-    independent Laplace laws for all codes and the decoder's mean with Gaussian noise. The
-    posterior of a code is a Laplace law too, centred on what ``transform`` returns; its scales,
-    one for each atom, maximise the bound. Such a law has no mass at zero: ``inclusion`` of
-    ``posterior(X)`` is one throughout, and no draw is exactly zero; ``mean`` has the zeros.
-    Codes are in units of the scale of their prior.
+    The published method has no likelihood. Here the score is a lower bound on log p(x) under a
+    model with independent Laplace priors on all codes and, by default, Gaussian noise around the
+    decoder's output. The posterior of a code is a Laplace distribution, too. It is centred on
+    what ``transform`` returns, and its scales, one for each atom, maximise the bound. Such a
+    distribution has no mass at zero: ``inclusion`` of ``posterior(X)`` is one everywhere, and no
+    draw is exactly zero, but ``mean`` has exact zeros. Codes are in units of the scale of their
+    prior.
 
-    Against the published code, the first step is as long as the others, steps are never longer
-    than the inverse of the dictionary's squared spectral norm, the l1 norm is part of the loss,
-    and no gradient passes through the attention weights.
+    This differs from the published code in four ways: the first step is as long as the others,
+    steps are never longer than the inverse of the dictionary's squared spectral norm, the l1
+    norm is part of the loss, and no gradient passes through the attention weights.
 
     References
     ----------

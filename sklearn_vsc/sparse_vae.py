@@ -26,234 +26,266 @@ _RELAXED_GRADIENTS = ("gumbel_softmax", "straight_through")
 class SparseVAE(NeuralSparseCoder):
     """Variational autoencoder with a prior that favours sparse codes.
 
-    The priors are Gaussian (the plain VAE), Laplace and Cauchy [1]_, and spike-and-slab [2]_,
-    whose codes have exact zeros. A network infers the posterior of each row; a decoder, an MLP
-    by default, maps codes to rows.
+    The priors are Gaussian (the plain VAE), Laplace and Cauchy [1]_, and spike-and-slab [3]_,
+    whose codes have exact zeros. A network infers the posterior of each row, and a decoder, an
+    MLP by default, maps codes to rows.
+
+    The parameters come in this order:
+
+    * **Most used**: ``n_components``, ``prior``, ``density``, ``likelihood``, ``encoder``,
+      ``decoder``, ``max_iter``.
+    * **Model**: ``prior_scale``, ``slab``, ``posterior_family``, ``noise_variance``,
+      ``hidden_layer_sizes``, ``n_unrolled``, ``image_shape``, ``output_activation``.
+    * **Training**: ``gradient``, ``temperature``, ``n_draws``, ``objective``,
+      ``gradient_of_bound``, ``kl_weight``, ``kl_warmup``, ``batch_size``, ``learning_rate_init``,
+      ``early_stopping``, ``validation_fraction``, ``n_iter_no_change``, ``tol``, ``warm_start``.
+    * **Inference**: ``n_refine``, ``transform_method``, ``score_method``, ``score_draws``.
+    * **Published settings** (to reproduce a paper): ``decoder_penalty``.
+    * **Running**: ``random_state``, ``verbose``, ``callbacks``, ``sparse_output``, ``device``,
+      ``precision``.
 
     Parameters
     ----------
     n_components : int, default=None
-        Number of codes K; None: as many as features.
+        Number of components K. None: as many as features.
 
-    prior : {'laplace', 'gaussian', 'cauchy', 'spike_slab'}, default='laplace'
-        Law of a code.
-
-    prior_scale : float, default=1.0
-        Standard deviation of a Gaussian prior, scale of a Laplace or Cauchy one, and of the
-        slab of a spike and slab.
+    prior : {'laplace', 'gaussian', 'cauchy', 'spike_slab'} or LatentFamily, default='laplace'
+        Prior distribution of a code. An object: a :class:`~sklearn_vsc.latents.LatentFamily` of
+        your own; the parameters that describe a named prior then do not apply.
 
     density : float, default=0.1
-        For 'spike_slab': prior probability that a code is not zero.
+        Prior probability that a code is not zero, which is the expected share of non-zero codes.
+        Used by ``prior='spike_slab'``.
 
-    slab : {'gaussian', 'laplace'}, default='gaussian'
-        For 'spike_slab': law of a code that is not zero.
-
-    posterior_family : str, default='auto'
-        Law of a code given its row: 'gaussian', 'laplace', 'cauchy' or 'spike_slab'. 'auto':
-        'gaussian' for the Gaussian and Laplace priors, else that of the prior. A posterior
-        whose KL from the prior is infinite is refused.
-
-    gradient : str, default='auto'
-        How gradients reach the gates of a spike and slab: 'gumbel_softmax' (relaxed gates) and
-        'straight_through' (hard gates, relaxed gradient) are biased; 'reinforce' (with
-        ``n_draws`` above 1 each draw's baseline is the mean of the others), 'nvil', 'muprop'
-        and 'rebar' are not. 'exact', for every prior but Cauchy: the ELBO in closed form,
-        without draws; it needs a linear decoder and a Gaussian likelihood. 'auto': 'exact'
-        where it applies and ``n_draws=1`` and ``objective='elbo'``, else 'gumbel_softmax'.
-
-    temperature : float or tuple of two floats, default=(1.0, 0.5)
-        Of relaxed gates: a constant, or first and last value of an exponential schedule over
-        the steps of ``fit``; ``partial_fit`` stays at the last.
-
-    n_draws : int, default=1
-        Draws J of the posterior per row and training step.
-
-    objective : {'elbo', 'max_elbo', 'iwae'}, default='elbo'
-        What training makes of the draws: their mean, the best one, or the log of the mean
-        importance weight. Unbiased gradients of the gates exist for 'elbo' alone.
-
-    gradient_of_bound : {'auto', 'standard', 'dreg'}, default='auto'
-        For ``objective='iwae'``: the gradient as it stands, whose signal fades as draws are
-        added, or the doubly reparameterised one [3]_, for priors other than 'spike_slab'.
-        'auto': the latter where it applies.
-
-    kl_weight : float, default=1.0
-        Weight of the KL in training; the score always uses 1.
-
-    likelihood : {'gaussian', 'bernoulli'}, default='gaussian'
-        Law of a row given its code; 'bernoulli' needs X in [0, 1].
-
-    noise_variance : 'learned' or float, default='learned'
-        Variance of the Gaussian likelihood, in squared units of X. A learned one stays large
-        enough, where posteriors are refined, for codes of the training rows to be no denser
-        than the prior's ``density``.
+    likelihood : {'gaussian', 'bernoulli', 'poisson', 'negative_binomial'} \
+            or Likelihood, default='gaussian'
+        Distribution of a row given its code. 'bernoulli' needs X in [0, 1]; 'poisson' and
+        'negative_binomial' need whole non-negative numbers (counts) and decode to log rates. An
+        object: a :class:`~sklearn_vsc.likelihoods.Likelihood`, such as
+        ``PoissonLikelihood(exposure='row_sums')``; it is copied, not changed.
 
     encoder : {'auto', 'lista', 'mlp', 'conv'} or nn.Module, default='auto'
-        Network that reads a row; a module maps (n, n_features) to (n, any number). 'lista':
-        ``n_unrolled`` steps of an accelerated ISTA with the atoms of the decoder, which must be
-        linear, under a Gaussian likelihood. 'conv': convolutions of stride 2 over rows that
-        are images of shape ``image_shape``. 'auto': 'lista' where the gradient is exact and
-        the prior is a spike and slab, else 'mlp'.
+        Network that reads a row. A module maps (n, n_features) to (n, any number). 'conv':
+        convolutions of stride 2 over rows that are images of shape ``image_shape``. 'lista':
+        ``n_unrolled`` steps of accelerated ISTA with the atoms of the decoder, which must be
+        linear, and a Gaussian likelihood. 'auto': 'lista' where the gradient is exact and the prior
+        is a spike and slab, else 'mlp'.
 
-    decoder : {'mlp', 'linear', 'conv'} or nn.Module, default='mlp'
-        Network that decodes a code; a module maps (n, n_components) to (n, n_features), and
-        for 'bernoulli' gives log-odds. 'conv': the 'conv' encoder mirrored.
-
-    image_shape : tuple of three ints, default=None
-        (channels, height, width) of a row, for ``encoder='conv'`` and ``decoder='conv'``; no
-        other network uses it.
-
-    output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
-        Activation of the decoder's output, in the units of X. 'auto': identity for the
-        Gaussian likelihood; the Bernoulli's mean is always a sigmoid.
-
-    hidden_layer_sizes : int or array-like of int, default=(512,)
-        Hidden layers of the MLP encoder, mirrored in an MLP decoder.
-
-    n_unrolled : int, default=8
-        Steps of ``encoder='lista'``.
-
-    decoder_penalty : float, default=0.0
-        Weight, in nats a row, of the squared Frobenius norm of the decoder's weights.
-
-    n_refine : int or 'auto', default='auto'
-        Sweeps of coordinate ascent that refine the encoder's posterior of each row, in
-        ``transform``, ``posterior`` and ``score``; no sweep lowers the ELBO of any row. With
-        the exact gradient the decoder learns from posteriors refined by at most 5 sweeps. They
-        need ``prior='spike_slab'``, a linear decoder and a Gaussian likelihood. 'auto': 20
-        where they apply and the gradient is exact, else 0.
-
-    transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
-        The code that ``transform`` returns. 'map': for a spike and slab the codes that are more
-        likely non-zero than zero, at the slab's location or, where the posterior is refined, at
-        the best linear estimate given these codes; for the other posteriors, which have no atom
-        at zero, their location. 'mean': the posterior mean. 'max_elbo': of
-        ``n_draws`` seeded draws the one with the highest ELBO. 'sample': one seeded draw.
-
-    score_method : {'elbo', 'collapsed_elbo', 'iwae'}, default='elbo'
-        Bound that ``score`` and ``score_samples`` return; on average each is at least as tight
-        as the one before. 'collapsed_elbo', for a spike and slab with a Gaussian slab, a
-        linear decoder and a Gaussian likelihood: the ELBO of the gates alone, the slabs
-        integrated out. 'iwae': the importance-weighted bound of ``score_draws`` draws, of
-        gates alone where 'collapsed_elbo' applies.
-
-    score_draws : int, default=64
-        Number of draws where the bound is not in closed form.
-
-    kl_warmup : float, default=0.0
-        Share of the training steps over which the KL weight grows from zero.
+    decoder : {'linear', 'mlp', 'conv'} or nn.Module, default='mlp'
+        Network that decodes a code. A module maps (n, n_components) to (n, n_features). Its outputs
+        are log-odds for 'bernoulli', and log rates for 'poisson' and 'negative_binomial'. 'conv':
+        the mirror image of the 'conv' encoder.
 
     max_iter : int, default=100
-        Number of epochs.
+        Maximum number of epochs, that is, of passes over the rows.
+
+    prior_scale : float, default=1.0
+        Scale of the prior: the standard deviation of a Gaussian, the scale b0 of a Laplace
+        distribution. It is the scale of a Cauchy prior, too; with a spike and slab it is the scale
+        of the slab.
+
+    slab : {'gaussian', 'laplace'}, default='gaussian'
+        Distribution of a code that is not zero. Used by ``prior='spike_slab'``.
+
+    posterior_family : {'auto', 'gaussian', 'laplace', 'cauchy', 'spike_slab'}, default='auto'
+        Distribution of a code given its row. 'auto': 'gaussian' for the Gaussian and Laplace
+        priors, else the same as the prior. A posterior with an infinite KL divergence from the
+        prior raises an error.
+
+    noise_variance : 'learned' or float, default='learned'
+        Variance of the Gaussian likelihood, in squared units of X. 'learned': estimated from the
+        training rows. Where posteriors are refined, a learned variance stays large enough that the
+        codes of the training rows are no denser than the prior's ``density``.
+
+    hidden_layer_sizes : int or array-like of int, default=(512,)
+        Sizes of the hidden layers of the MLP encoder; an MLP decoder has them in reverse order.
+
+    n_unrolled : int, default=8
+        Number of unrolled steps of ISTA. Used by ``encoder='lista'``.
+
+    image_shape : tuple of three ints, default=None
+        Channels, height and width of a row that is an image, for 'conv' networks. No other network
+        uses it.
+
+    output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
+        Activation of the decoder's output under the Gaussian likelihood, in the units of X. 'auto':
+        'identity'. Other likelihoods have a fixed activation: 'bernoulli' a sigmoid, 'poisson' and
+        'negative_binomial' an exponential.
+
+    gradient : str, default='auto'
+        How training differentiates the bound. 'exact': the gradient of the ELBO in closed form,
+        without draws. It needs a linear decoder and a Gaussian likelihood, and applies to every
+        prior except Cauchy. The others are ways in which gradients reach the gates of a spike and
+        slab. 'gumbel_softmax' (relaxed gates) and 'straight_through' (hard gates, relaxed gradient)
+        are biased. 'reinforce' (with ``n_draws`` above 1 the baseline of each draw is the mean of
+        the others), 'nvil', 'muprop' and 'rebar' are unbiased. 'auto': 'exact' where it applies,
+        ``n_draws=1`` and ``objective='elbo'``, else 'gumbel_softmax'.
+
+    temperature : float or tuple of two floats, default=(1.0, 0.5)
+        Temperature of relaxed gates: a constant, or the first and last value of an exponential
+        schedule over the steps of ``fit``. ``partial_fit`` stays at the last value.
+
+    n_draws : int, default=1
+        Number of posterior draws J per row. ``transform_method='max_elbo'`` chooses the best of
+        them. Each training step with a sampled gradient uses as many.
+
+    objective : {'elbo', 'max_elbo', 'iwae'}, default='elbo'
+        What training maximises: the mean ELBO of the draws, the highest one, or the log of their
+        mean importance weight. Unbiased gradients of the gates exist only for 'elbo'.
+
+    gradient_of_bound : {'auto', 'standard', 'dreg'}, default='auto'
+        Gradient used with ``objective='iwae'``. 'standard': the plain gradient, whose
+        signal-to-noise ratio falls as draws are added. 'dreg': the doubly reparameterised gradient
+        [4]_, for priors other than 'spike_slab'. 'auto': 'dreg' where it applies, else 'standard'.
+
+    kl_weight : float, default=1.0
+        Weight of the KL divergence in training. The score always uses 1.
+
+    kl_warmup : float, default=0.0
+        Share of the training steps over which the weight of the KL divergence grows from zero.
 
     batch_size : int or 'auto', default='auto'
-        Rows per training step; 'auto' is min(128, n_samples).
+        Number of rows per training step. 'auto': min(128, n_samples).
 
     learning_rate_init : float, default=0.001
-        Highest learning rate of Adam; it rises over the first steps of ``fit`` and then falls
-        along a cosine.
+        Highest learning rate of Adam: it rises over the first steps of ``fit`` and then falls along
+        a cosine.
 
     early_stopping : bool, default=False
-        Whether to set ``validation_fraction`` of the rows aside, stop when their loss no
+        Whether to set aside ``validation_fraction`` of the rows, stop when the loss on them no
         longer improves, and keep the best epoch.
 
     validation_fraction : float, default=0.1
-        Share of rows set aside by ``early_stopping``.
+        Share of the rows that ``early_stopping`` sets aside.
 
     n_iter_no_change : int, default=10
-        Epochs without improvement of the training loss (validation loss with
+        Number of epochs without an improvement of the training loss (of the validation loss with
         ``early_stopping``) after which training stops.
 
     tol : float, default=1e-4
-        Smallest improvement of the loss that counts, in nats a row.
+        Smallest improvement of the loss that counts, in nats per row.
 
     warm_start : bool, default=False
-        Whether ``fit`` goes on from the last fit.
+        Whether ``fit`` continues from the last fit.
+
+    n_refine : int or 'auto', default='auto'
+        Number of sweeps of coordinate ascent that refine the encoder's posterior of each row, in
+        ``transform``, ``posterior`` and ``score``. No sweep lowers the ELBO of any row. With the
+        exact gradient, the decoder learns from posteriors refined by at most 5 sweeps. Sweeps need
+        ``prior='spike_slab'``, a linear decoder and a Gaussian likelihood. 'auto': 20 where sweeps
+        apply and the gradient is exact, else 0.
+
+    transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
+        The code that ``transform`` returns. 'map': a point estimate, sparse with a spike and slab.
+        It then keeps the codes that are more likely non-zero than zero, at the location of the slab
+        or, where the posterior is refined, at the best linear estimate given which codes are kept.
+        Other posteriors have no atom at zero, and 'map' is their location. 'mean': the posterior
+        mean, which is not sparse. 'max_elbo': the draw with the highest ELBO among ``n_draws``
+        seeded draws. 'sample': one seeded draw.
+
+    score_method : {'elbo', 'collapsed_elbo', 'iwae'}, default='elbo'
+        Bound that ``score`` and ``score_samples`` return. 'elbo': the evidence lower bound. 'iwae':
+        the importance-weighted bound of ``score_draws`` draws, which on average is at least as
+        tight. 'collapsed_elbo', on average between the two: the ELBO of the gates alone, with the
+        slabs integrated out. It needs a spike and slab with a Gaussian slab, a linear decoder and a
+        Gaussian likelihood; there 'iwae' draws gates alone, too.
+
+    score_draws : int, default=64
+        Number of draws that estimate the bound where it has no closed form.
+
+    decoder_penalty : float, default=0.0
+        Weight of the squared Frobenius norm of the decoder's weights in the loss, in nats per row.
 
     random_state : int, RandomState instance or None, default=None
-        Decides initial weights, order of rows, and all draws.
+        Seed of the initial model, the order of the rows and all draws.
 
     verbose : bool or int, default=False
         Whether to show a progress bar.
 
     callbacks : list or None, default=None
-        skorch callbacks, passed through to the training loop.
+        skorch callbacks, passed on to the training loop.
 
     sparse_output : bool, default=False
-        Whether ``transform`` returns a SciPy CSR matrix in place of an array.
+        Whether ``transform`` returns a SciPy CSR matrix instead of an array.
+
     device : str, default='auto'
-        'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch device.
-        'accelerate': the one that `accelerate launch` gives each of its processes, which then
-        share the batches of ``fit`` and ``partial_fit``; it needs the extra ``accelerate``.
+        Where to compute: 'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch
+        device. Results come back as NumPy arrays or, with scikit-learn's ``array_api_dispatch``, as
+        arrays of the same namespace and device as X. 'accelerate': the device that
+        ``accelerate launch`` gives to each of its processes, which then share the batches of
+        ``fit`` and ``partial_fit``; needs the extra ``accelerate``.
 
     precision : {'float32', 'bf16'}, default='float32'
-        Numbers that networks multiply in while they are trained. 'bf16': bfloat16, on CPUs and
-        on CUDA devices that have it. Weights, densities and all that a fitted model answers
-        keep their precision.
+        Precision of the multiplications inside networks during training. 'bf16': bfloat16, on CPUs
+        and on CUDA devices that have it. Weights, densities and everything that a fitted model
+        returns keep their own precision.
 
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        The dictionary; where the decoder is not linear, the least-squares linear dictionary
-        of the training codes [4]_.
+        The dictionary. Where the decoder is not linear, it is the least-squares linear dictionary
+        of the training codes [2]_.
 
     intercept_ : ndarray of shape (n_features,)
-        What a linear decoder adds to ``code @ components_``; only with a linear decoder.
+        What a linear decoder adds to ``code @ components_``. It exists only with a linear decoder.
 
     component_usage_ : ndarray of shape (n_components,)
-        Share of training rows that use each atom, by the 'map' code.
+        Share of the training rows that use each atom. A row uses an atom where its 'map' code is
+        not zero.
 
     n_dead_ : int
-        Number of atoms that no training row uses.
+        Number of atoms that no training row uses: the zeros of ``component_usage_``.
 
     noise_variance_ : float
-        Variance of the Gaussian likelihood, in squared units of X; NaN for 'bernoulli'.
+        Variance of the Gaussian likelihood, in squared units of X. NaN for any other likelihood.
 
     history_ : list of dict
-        For each epoch ``epoch``, ``loss`` (nats a row, in the units of the model),
-        ``valid_loss`` with early stopping, and ``duration`` in seconds. Besides, as means over
-        the rows in the steps of the epoch, nats a row, the expected log likelihood of the rows
-        under the posterior, ``log_likelihood``, and the KL term without its weight, ``kl``: the
-        loss is ``kl_weight * kl - log_likelihood``, but for warm-ups and ``decoder_penalty``.
-        With ``objective='max_elbo'`` the two are those of the chosen draws, and with 'iwae'
-        those of the ELBO, which that bound exceeds. Log likelihoods are those at the draws that
-        training takes, relaxed ones too. With ``prior='spike_slab'`` there is ``density``, the
-        share of codes that are not zero, under the posterior or in its draws.
+        One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is in
+        nats per row, in the units of the model; with early stopping there is ``valid_loss``, too.
+        The other values are means over the rows in the steps of the epoch. ``log_likelihood`` is
+        the expected log likelihood of the rows under the posterior, in nats per row, taken at the
+        draws of training where there are any, relaxed ones included. ``kl`` is the KL divergence
+        without its weight, in nats per row. The loss is ``kl_weight * kl - log_likelihood``, apart
+        from warm-ups and ``decoder_penalty``. With ``objective='max_elbo'`` these two terms are
+        taken at the chosen draws; with 'iwae' they are the terms of the ELBO, which that bound
+        exceeds. ``density`` is the share of codes that are not zero, under the posterior or in its
+        draws. It is recorded with ``prior='spike_slab'``.
 
     module_ : torch.nn.Module
         The trained model, on the CPU.
 
     n_iter_ : int
-        Number of epochs.
+        Number of epochs; each call of ``partial_fit`` counts as one.
 
     n_features_in_ : int
         Number of features seen during ``fit``.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features, where X has names that are all strings.
+        Names of the features, where X has names that are all strings.
 
     See Also
     --------
-    ThresholdedVSC : Codes that are zero by a threshold.
+    ThresholdedVSC : Variational sparse coding in which a threshold sets codes to zero.
 
     Notes
     -----
-    A Cauchy law has no mean. Its posterior therefore needs a decoder with bounded output
-    (``output_activation='sigmoid'`` or ``'tanh'`` with the Gaussian likelihood, or a module of
-    your own whose output is bounded): with any other the ELBO is minus infinity, and ``fit``
-    says so. ``posterior(X)`` gives the location as its mean and an infinite standard deviation.
+    A Cauchy distribution has no mean. A Cauchy posterior therefore needs a decoder with bounded
+    output: ``output_activation='sigmoid'`` or ``'tanh'`` with the Gaussian likelihood, or a
+    module of your own whose output is bounded. With any other decoder the ELBO is minus
+    infinity, and ``fit`` raises an error. ``posterior(X)`` gives the location in place of the
+    mean, and an infinite standard deviation.
 
     References
     ----------
     .. [1] Pyle, S. A Sparse VAE.
-    .. [2] Tonolini, F., Jensen, B. S. and Murray-Smith, R. (2020). Variational Sparse Coding.
-       Uncertainty in Artificial Intelligence.
-    .. [3] Tucker, G., Lawson, D., Gu, S. and Maddison, C. (2019). Doubly Reparameterized
-       Gradient Estimators for Monte Carlo Objectives. International Conference on Learning
-       Representations.
-    .. [4] Isely, G., Hillar, C. and Sommer, F. (2010). Deciphering subsampled data: adaptive
+    .. [2] Isely, G., Hillar, C. and Sommer, F. (2010). Deciphering subsampled data: adaptive
        compressive sampling as a principle of brain communication. Advances in Neural
        Information Processing Systems.
+    .. [3] Tonolini, F., Jensen, B. S. and Murray-Smith, R. (2020). Variational Sparse Coding.
+       Uncertainty in Artificial Intelligence.
+    .. [4] Tucker, G., Lawson, D., Gu, S. and Maddison, C. (2019). Doubly Reparameterized
+       Gradient Estimators for Monte Carlo Objectives. International Conference on Learning
+       Representations.
 
     Examples
     --------

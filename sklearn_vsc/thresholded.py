@@ -29,222 +29,261 @@ _TEMPERATURES = (1.0, 0.5)
 class ThresholdedVSC(NeuralSparseCoder):
     """Variational sparse coding with thresholded samples.
 
-    Each code z_k is a base draw, Laplace or Gaussian, kept beyond a threshold and shrunken by
-    it, else exactly zero; a network infers its posterior from the row; a decoder, linear by
-    default, maps codes to rows. The score is a lower bound on log p(x) of this model, with
-    the KL of the *thresholded* laws.
+    Each code z_k starts as a draw from a base distribution, Laplace or Gaussian. A draw beyond a
+    threshold is shrunk by the threshold; any other becomes exactly zero. A network infers the
+    posterior of the codes from the row, and a decoder, linear by default, maps codes to rows. The
+    score is a lower bound on log p(x) under this model, with the KL divergence between the
+    *thresholded* distributions.
+
+    The parameters come in this order:
+
+    * **Most used**: ``n_components``, ``prior``, ``density``, ``likelihood``, ``encoder``,
+      ``decoder``, ``max_iter``.
+    * **Model**: ``prior_scale``, ``threshold``, ``threshold_prior``, ``threshold_shape``,
+      ``noise_variance``, ``hidden_layer_sizes``, ``n_unrolled``, ``image_shape``,
+      ``output_activation``.
+    * **Training**: ``gradient``, ``n_draws``, ``objective``, ``kl_weight``, ``kl_warmup``,
+      ``batch_size``, ``learning_rate_init``, ``early_stopping``, ``validation_fraction``,
+      ``n_iter_no_change``, ``tol``, ``warm_start``.
+    * **Inference**: ``n_refine``, ``transform_method``, ``score_method``, ``score_draws``.
+    * **Published settings** (to reproduce a paper): ``kl``, ``threshold_kl_weight``,
+      ``decoder_penalty``, ``noise_warmup``.
+    * **Running**: ``random_state``, ``verbose``, ``callbacks``, ``sparse_output``, ``device``,
+      ``precision``.
 
     Parameters
     ----------
     n_components : int, default=None
-        Number of codes K; None: as many as features.
+        Number of components K. None: as many as features.
 
-    prior : {'laplace', 'gaussian'}, default='laplace'
-        Law of a code before thresholding.
-
-    prior_scale : float, default=1.0
-        Scale b0 of the Laplace, standard deviation of the Gaussian.
-
-    threshold : float, default=None
-        Threshold lambda in units of the code, or the mean of its Gamma prior; None: chosen so
-        that the prior has ``density`` non-zero codes.
+    prior : {'laplace', 'gaussian'} or LatentFamily, default='laplace'
+        Prior distribution of a code. A name stands for the base distribution, before thresholding.
+        An object: a :class:`~sklearn_vsc.latents.LatentFamily` of your own; the parameters that
+        describe a named prior then do not apply.
 
     density : float, default=0.1
-        Expected share of non-zero codes under the prior where ``threshold`` is None.
+        Prior probability that a code is not zero, which is the expected share of non-zero codes.
+        Used where ``threshold`` is None.
+
+    likelihood : {'gaussian', 'bernoulli', 'poisson', 'negative_binomial'} \
+            or Likelihood, default='gaussian'
+        Distribution of a row given its code. 'bernoulli' needs X in [0, 1]; 'poisson' and
+        'negative_binomial' need whole non-negative numbers (counts) and decode to log rates. An
+        object: a :class:`~sklearn_vsc.likelihoods.Likelihood`, such as
+        ``PoissonLikelihood(exposure='row_sums')``; it is copied, not changed.
+
+    encoder : {'auto', 'lista', 'mlp', 'conv'} or nn.Module, default='auto'
+        Network that reads a row. A module maps (n, n_features) to (n, any number). 'conv':
+        convolutions of stride 2 over rows that are images of shape ``image_shape``. 'lista':
+        ``n_unrolled`` steps of accelerated ISTA with the atoms of the decoder, which must be
+        linear, and a Gaussian likelihood. 'auto': 'lista' where the gradient is exact and
+        thresholds have a Gamma prior, else 'mlp'.
+
+    decoder : {'linear', 'mlp', 'conv'} or nn.Module, default='linear'
+        Network that decodes a code. A module maps (n, n_components) to (n, n_features). Its outputs
+        are log-odds for 'bernoulli', and log rates for 'poisson' and 'negative_binomial'. 'conv':
+        the mirror image of the 'conv' encoder.
+
+    max_iter : int, default=50
+        Maximum number of epochs, that is, of passes over the rows.
+
+    prior_scale : float, default=1.0
+        Scale of the prior: the standard deviation of a Gaussian, the scale b0 of a Laplace
+        distribution.
+
+    threshold : float, default=None
+        Threshold lambda, in the unit of the codes; with a Gamma prior, the mean of that prior.
+        None: the threshold at which the prior has a share ``density`` of non-zero codes.
 
     threshold_prior : {'gamma'} or None, default='gamma'
-        None: the threshold is fixed. 'gamma': it is inferred for each row and code, so that
-        whether a code is on no longer hangs on how uncertain it is. Under a Laplace base it is
-        integrated out in closed form.
+        None: the threshold is fixed. 'gamma': it is inferred for each row and code, so that whether
+        a code is on no longer depends on how uncertain the code is. With a Laplace base
+        distribution the threshold is integrated out in closed form.
 
     threshold_shape : float, default=3.0
         Shape of the Gamma prior.
 
-    threshold_kl_weight : float, default=1.0
-        Weight in training of the KL of the thresholds, where it is a term of its own: with
-        ``kl='base'``, or with a Gaussian base.
-
-    gradient : str, default='auto'
-        'exact' trains the ELBO in closed form, without draws; it needs a linear decoder, a
-        Gaussian likelihood, and not a Gaussian base with Gamma thresholds. 'gumbel_softmax'
-        draws whether a code is on, relaxed, apart from its value (biased, less so as the
-        temperature falls, from 1 to 0.5 over the steps of ``fit``). 'straight_through', as
-        published, hands the decoder's gradient past the threshold to the location and scale of
-        every code, zero or not (a biased heuristic); 'subgradient' follows the thresholded draw,
-        which is blind to the jump at the threshold. 'auto': 'exact' where it applies and
-        ``n_draws=1`` and ``objective='elbo'``, else 'gumbel_softmax'.
-
-    n_draws : int, default=1
-        Draws J of the posterior per row and training step.
-
-    objective : {'elbo', 'max_elbo', 'iwae'}, default='elbo'
-        What training makes of the draws: their mean, the best one, or the log of the mean
-        importance weight.
-
-    kl : {'auto', 'thresholded', 'base'}, default='auto'
-        Laws whose KL training uses. 'base': those before thresholding, as published; never
-        smaller. 'auto': 'thresholded', but 'base' with 'straight_through' and 'subgradient':
-        the thresholded KL leaves the location of a zero code free, and a straight-through
-        gradient then drives it off.
-
-    kl_weight : float, default=1.0
-        Weight of the KL in training; the score always uses 1.
-
-    likelihood : {'gaussian', 'bernoulli'}, default='gaussian'
-        Law of a row given its code; 'bernoulli' needs X in [0, 1].
-
     noise_variance : 'learned' or float, default='learned'
-        Variance of the Gaussian likelihood, in squared units of X. A learned one stays large
-        enough, where posteriors are refined, for codes of the training rows to be no denser
-        than the prior's ``density``.
-
-    encoder : {'auto', 'lista', 'mlp', 'conv'} or nn.Module, default='auto'
-        Network that reads a row; a module maps (n, n_features) to (n, any number). 'lista':
-        ``n_unrolled`` steps of an accelerated ISTA with the atoms of the decoder, which must be
-        linear, under a Gaussian likelihood. 'conv': convolutions of stride 2 over rows that
-        are images of shape ``image_shape``. 'auto': 'lista' where the gradient is exact and
-        thresholds have their Gamma, else 'mlp'.
-
-    decoder : {'linear', 'mlp', 'conv'} or nn.Module, default='linear'
-        Network that decodes a code; a module maps (n, n_components) to (n, n_features), and
-        for 'bernoulli' gives log-odds. 'conv': the 'conv' encoder mirrored.
-
-    image_shape : tuple of three ints, default=None
-        (channels, height, width) of a row, for ``encoder='conv'`` and ``decoder='conv'``; no
-        other network uses it.
-
-    output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
-        Activation of the decoder's output, in the units of X. 'auto': identity for the
-        Gaussian likelihood; the Bernoulli's mean is always a sigmoid.
+        Variance of the Gaussian likelihood, in squared units of X. 'learned': estimated from the
+        training rows. Where posteriors are refined, a learned variance stays large enough that the
+        codes of the training rows are no denser than the prior's ``density``.
 
     hidden_layer_sizes : int or array-like of int, default=(512,)
-        Hidden layers of the MLP encoder, mirrored in an MLP decoder.
+        Sizes of the hidden layers of the MLP encoder; an MLP decoder has them in reverse order.
 
     n_unrolled : int, default=8
-        Steps of ``encoder='lista'``.
+        Number of unrolled steps of ISTA. Used by ``encoder='lista'``.
 
-    decoder_penalty : float, default=0.0
-        Weight, in nats a row, of the squared Frobenius norm of the decoder's weights.
+    image_shape : tuple of three ints, default=None
+        Channels, height and width of a row that is an image, for 'conv' networks. No other network
+        uses it.
 
-    n_refine : int or 'auto', default='auto'
-        Sweeps of coordinate ascent that refine the encoder's posterior of each row, in
-        ``transform``, ``posterior`` and ``score``; no sweep lowers the ELBO of any row. With
-        the exact gradient the decoder learns from posteriors refined by at most 5 sweeps. They
-        need a Laplace base with Gamma thresholds, a linear decoder and a Gaussian likelihood.
-        'auto': 20 where they apply and the gradient is exact, else 0.
+    output_activation : {'auto', 'identity', 'sigmoid', 'tanh'}, default='auto'
+        Activation of the decoder's output under the Gaussian likelihood, in the units of X. 'auto':
+        'identity'. Other likelihoods have a fixed activation: 'bernoulli' a sigmoid, 'poisson' and
+        'negative_binomial' an exponential.
 
-    transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
-        The code that ``transform`` returns. 'map', the sparse point estimate: with Gamma
-        thresholds the codes that are more likely non-zero than zero, at the posterior's
-        location or, where it is refined, at the best linear estimate given these codes;
-        with a fixed threshold, which keeps all inclusions low, the posterior mean where the
-        location lies beyond the threshold. 'mean': the posterior mean, not sparse. 'max_elbo':
-        of ``n_draws`` seeded draws the one with the highest ELBO. 'sample': one seeded draw.
+    gradient : str, default='auto'
+        How training differentiates the bound. 'exact': the gradient of the ELBO in closed form,
+        without draws. It needs a linear decoder and a Gaussian likelihood, and does not apply to a
+        Gaussian base distribution with Gamma thresholds. 'gumbel_softmax': relaxed draws of whether
+        a code is on, separate from its value; biased, but less so as the temperature falls, from 1
+        to 0.5 over the steps of ``fit``. 'straight_through', as published: passes the decoder's
+        gradient past the threshold to the location and scale of every code, zero or not; a biased
+        heuristic. 'subgradient': the gradient of the thresholded draw, which does not see the jump
+        at the threshold. 'auto': 'exact' where it applies, ``n_draws=1`` and ``objective='elbo'``,
+        else 'gumbel_softmax'.
 
-    score_method : {'elbo', 'iwae'}, default='elbo'
-        Bound that ``score`` and ``score_samples`` return.
+    n_draws : int, default=1
+        Number of posterior draws J per row. ``transform_method='max_elbo'`` chooses the best of
+        them. Each training step with a sampled gradient uses as many.
 
-    score_draws : int, default=64
-        Number of draws where the bound is not in closed form.
+    objective : {'elbo', 'max_elbo', 'iwae'}, default='elbo'
+        What training maximises: the mean ELBO of the draws, the highest one, or the log of their
+        mean importance weight.
 
-    noise_warmup : float, default=0.0
-        Share of the training steps over which the noise of the draws grows from a tenth to
-        its full size.
+    kl_weight : float, default=1.0
+        Weight of the KL divergence in training. The score always uses 1.
 
     kl_warmup : float, default=0.0
-        Share of the training steps over which the KL weight grows from zero.
-
-    max_iter : int, default=50
-        Number of epochs.
+        Share of the training steps over which the weight of the KL divergence grows from zero.
 
     batch_size : int or 'auto', default='auto'
-        Rows per training step; 'auto' is min(128, n_samples).
+        Number of rows per training step. 'auto': min(128, n_samples).
 
     learning_rate_init : float, default=0.001
-        Highest learning rate of Adam; it rises over the first steps of ``fit`` and then falls
-        along a cosine.
+        Highest learning rate of Adam: it rises over the first steps of ``fit`` and then falls along
+        a cosine.
 
     early_stopping : bool, default=False
-        Whether to set ``validation_fraction`` of the rows aside, stop when their loss no
+        Whether to set aside ``validation_fraction`` of the rows, stop when the loss on them no
         longer improves, and keep the best epoch.
 
     validation_fraction : float, default=0.1
-        Share of rows set aside by ``early_stopping``.
+        Share of the rows that ``early_stopping`` sets aside.
 
     n_iter_no_change : int, default=10
-        Epochs without improvement of the training loss (validation loss with
+        Number of epochs without an improvement of the training loss (of the validation loss with
         ``early_stopping``) after which training stops.
 
     tol : float, default=1e-4
-        Smallest improvement of the loss that counts, in nats a row.
+        Smallest improvement of the loss that counts, in nats per row.
 
     warm_start : bool, default=False
-        Whether ``fit`` goes on from the last fit.
+        Whether ``fit`` continues from the last fit.
+
+    n_refine : int or 'auto', default='auto'
+        Number of sweeps of coordinate ascent that refine the encoder's posterior of each row, in
+        ``transform``, ``posterior`` and ``score``. No sweep lowers the ELBO of any row. With the
+        exact gradient, the decoder learns from posteriors refined by at most 5 sweeps. Sweeps need
+        a Laplace base distribution with Gamma thresholds, a linear decoder and a Gaussian
+        likelihood. 'auto': 20 where sweeps apply and the gradient is exact, else 0.
+
+    transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
+        The code that ``transform`` returns. 'map': a sparse point estimate. With Gamma thresholds
+        it keeps the codes that are more likely non-zero than zero, at the location of the posterior
+        or, where the posterior is refined, at the best linear estimate given which codes are kept.
+        With a fixed threshold, which keeps all inclusion probabilities low, it is the posterior
+        mean where the location lies beyond the threshold. 'mean': the posterior mean, which is not
+        sparse. 'max_elbo': the draw with the highest ELBO among ``n_draws`` seeded draws. 'sample':
+        one seeded draw.
+
+    score_method : {'elbo', 'iwae'}, default='elbo'
+        Bound that ``score`` and ``score_samples`` return. 'elbo': the evidence lower bound. 'iwae':
+        the importance-weighted bound of ``score_draws`` draws, which on average is at least as
+        tight.
+
+    score_draws : int, default=64
+        Number of draws that estimate the bound where it has no closed form.
+
+    kl : {'auto', 'thresholded', 'base'}, default='auto'
+        Distributions whose KL divergence training uses. 'base': those before thresholding, as
+        published; this divergence is never smaller. 'auto': 'thresholded', except with
+        'straight_through' and 'subgradient', where it is 'base': the thresholded KL divergence
+        leaves the location of a zero code free, and a straight-through gradient then makes it drift
+        away.
+
+    threshold_kl_weight : float, default=1.0
+        Weight in training of the KL divergence of the thresholds, where it is a separate term: with
+        ``kl='base'``, or with a Gaussian base distribution.
+
+    decoder_penalty : float, default=0.0
+        Weight of the squared Frobenius norm of the decoder's weights in the loss, in nats per row.
+
+    noise_warmup : float, default=0.0
+        Share of the training steps over which the noise of the draws grows from a tenth to its full
+        size.
 
     random_state : int, RandomState instance or None, default=None
-        Decides initial weights, order of rows, and all draws.
+        Seed of the initial model, the order of the rows and all draws.
 
     verbose : bool or int, default=False
         Whether to show a progress bar.
 
     callbacks : list or None, default=None
-        skorch callbacks, passed through to the training loop.
+        skorch callbacks, passed on to the training loop.
 
     sparse_output : bool, default=False
-        Whether ``transform`` returns a SciPy CSR matrix in place of an array.
+        Whether ``transform`` returns a SciPy CSR matrix instead of an array.
+
     device : str, default='auto'
-        'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch device.
-        'accelerate': the one that `accelerate launch` gives each of its processes, which then
-        share the batches of ``fit`` and ``partial_fit``; it needs the extra ``accelerate``.
+        Where to compute: 'auto' (CUDA if there is one, else MPS, else CPU) or the name of a torch
+        device. Results come back as NumPy arrays or, with scikit-learn's ``array_api_dispatch``, as
+        arrays of the same namespace and device as X. 'accelerate': the device that
+        ``accelerate launch`` gives to each of its processes, which then share the batches of
+        ``fit`` and ``partial_fit``; needs the extra ``accelerate``.
 
     precision : {'float32', 'bf16'}, default='float32'
-        Numbers that networks multiply in while they are trained. 'bf16': bfloat16, on CPUs and
-        on CUDA devices that have it. Weights, densities and all that a fitted model answers
-        keep their precision.
+        Precision of the multiplications inside networks during training. 'bf16': bfloat16, on CPUs
+        and on CUDA devices that have it. Weights, densities and everything that a fitted model
+        returns keep their own precision.
 
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        The dictionary; where the decoder is not linear, the least-squares linear dictionary
+        The dictionary. Where the decoder is not linear, it is the least-squares linear dictionary
         of the training codes [2]_.
 
     intercept_ : ndarray of shape (n_features,)
-        What a linear decoder adds to ``code @ components_``; only with a linear decoder.
+        What a linear decoder adds to ``code @ components_``. It exists only with a linear decoder.
 
     component_usage_ : ndarray of shape (n_components,)
-        Share of training rows that use each atom, by the 'map' code.
+        Share of the training rows that use each atom. A row uses an atom where its 'map' code is
+        not zero.
 
     n_dead_ : int
-        Number of atoms that no training row uses.
+        Number of atoms that no training row uses: the zeros of ``component_usage_``.
 
     noise_variance_ : float
-        Variance of the Gaussian likelihood, in squared units of X; NaN for 'bernoulli'.
+        Variance of the Gaussian likelihood, in squared units of X. NaN for any other likelihood.
 
     threshold_ : float
         Threshold of the prior, or the mean of its Gamma prior.
 
     history_ : list of dict
-        For each epoch ``epoch``, ``loss`` (nats a row, in the units of the model),
-        ``valid_loss`` with early stopping, and ``duration`` in seconds. Besides, as means over
-        the rows in the steps of the epoch, nats a row, the expected log likelihood of the rows
-        under the posterior, ``log_likelihood``, and the KL term without its weight, ``kl``: the
-        loss is ``kl_weight * kl - log_likelihood``, but for warm-ups and ``decoder_penalty``.
-        With ``objective='max_elbo'`` the two are those of the chosen draws, and with 'iwae'
-        those of the ELBO, which that bound exceeds. ``kl`` is that of the laws that the
-        parameter of this name chooses, with ``threshold_kl_weight`` in it. ``density`` is the
-        share of codes that are not zero, under the posterior or in its draws.
+        One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is in
+        nats per row, in the units of the model; with early stopping there is ``valid_loss``, too.
+        The other values are means over the rows in the steps of the epoch. ``log_likelihood`` is
+        the expected log likelihood of the rows under the posterior, in nats per row, taken at the
+        draws of training where there are any, relaxed ones included. ``kl`` is the KL divergence
+        without its weight, in nats per row. The loss is ``kl_weight * kl - log_likelihood``, apart
+        from warm-ups and ``decoder_penalty``. With ``objective='max_elbo'`` these two terms are
+        taken at the chosen draws; with 'iwae' they are the terms of the ELBO, which that bound
+        exceeds. ``kl`` belongs to the distributions that the parameter ``kl`` chooses, and includes
+        ``threshold_kl_weight``. ``density`` is the share of codes that are not zero, under the
+        posterior or in its draws.
 
     module_ : torch.nn.Module
         The trained model, on the CPU.
 
     n_iter_ : int
-        Number of epochs.
+        Number of epochs; each call of ``partial_fit`` counts as one.
 
     n_features_in_ : int
         Number of features seen during ``fit``.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features, where X has names that are all strings.
+        Names of the features, where X has names that are all strings.
 
     See Also
     --------
@@ -252,7 +291,8 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     Notes
     -----
-    The published objective, for rows standardised to unit variance, is that of::
+    The following settings give the published objective [1]_, for rows standardised to unit
+    variance::
 
         ThresholdedVSC(
             prior="laplace", prior_scale=0.1, threshold=0.25, threshold_prior=None,
@@ -262,10 +302,10 @@ class ThresholdedVSC(NeuralSparseCoder):
             max_iter=300, n_iter_no_change=300,
         )
 
-    The paper's mean squared error per feature with KL weight 0.01 is a Gaussian likelihood of
-    the variance given there with KL weight 1. Two slips of the published code are not
-    reproduced: its gradient of the location counts active codes twice, and its 'iwae' is not
-    a bound.
+    The paper minimises the mean squared error per feature with a KL weight of 0.01. A Gaussian
+    likelihood with the variance given here and a KL weight of 1 is the same objective. Two
+    mistakes of the published code are not reproduced: its gradient of the location counts active
+    codes twice, and its 'iwae' is not a bound.
 
     References
     ----------
