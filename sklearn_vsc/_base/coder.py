@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
@@ -57,12 +58,17 @@ class Posterior:
 class BaseSparseCoder(
     CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Base of the estimators; a subclass fits, codes, decodes and bounds log p(x)."""
+    """Base of the estimators; a subclass fits, codes and decodes.
+
+    One that has a likelihood bounds log p(x) by a method ``score_samples``, of which ``score``
+    is the mean.
+    """
 
     components_: NDArray
     component_usage_: NDArray
     n_dead_: int
     sparse_output: bool
+    score_samples: Callable[..., NDArray]
 
     @abstractmethod
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -71,10 +77,6 @@ class BaseSparseCoder(
     @abstractmethod
     def transform(self, X: ArrayLike) -> NDArray:
         """Return the sparse code of each row."""
-
-    @abstractmethod
-    def score_samples(self, X: ArrayLike) -> NDArray:
-        """Return a lower bound on log p(x) of each row, in nats."""
 
     def fit_transform(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> NDArray:
         """Fit the model to X, then return the codes of X.
@@ -97,6 +99,7 @@ class BaseSparseCoder(
         refuse_dataset(X)
         return self.fit(X, y, **fit_params).transform(X)
 
+    @available_if(lambda self: hasattr(self, "score_samples"))
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean lower bound on log p(x), in nats a row.
 
@@ -153,7 +156,8 @@ class BaseSparseCoder(
         """
         X = self._validate_table(X, reset=reset)
         check_observed(X, columns=reset)
-        self._check_size(X, reset=reset)
+        if reset:
+            check_size(X)
         return X
 
     def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
@@ -163,11 +167,6 @@ class BaseSparseCoder(
             self._check_usable()
         dtype = [np.float64, np.float32]
         return validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
-
-    def _check_size(self, X: NDArray, *, reset: bool) -> None:
-        """Check that rows to learn from have a size that numbers can hold the squares of."""
-        if reset:
-            check_size(X)
 
     def _check_usable(self) -> None:
         """Check that there is a fit, and the parameters, which may have been set anew since."""
@@ -179,21 +178,21 @@ class BaseSparseCoder(
         self._check_usable()
         with np.errstate(over="ignore", invalid="ignore"):
             Z = check_array(Z, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="Z")
-        if Z.shape[1] != self._n_features_out:
+        if Z.shape[1] != (n_codes := self._n_features_out):
             raise ValueError(
                 f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of "
-                f"{self._n_features_out} columns."
+                f"{n_codes} columns."
             )
         return Z
 
-    def _record_usage(self, usage: NDArray, *, warn: bool = True) -> None:
+    def _record_usage(self, usage: NDArray, *, warn: bool = True, cure: str | None = None) -> None:
         """Keep the share of training rows that use each atom; warn when many are dead."""
         self.component_usage_ = usage
         self.n_dead_ = int(np.count_nonzero(usage == 0))
         if warn and self.n_dead_ > _MANY_DEAD * len(usage):
             warnings.warn(
                 f"{self.n_dead_} of {len(usage)} atoms are used by no training row. "
-                f"{self._dead_atoms_cure()}",
+                f"{cure or self._dead_atoms_cure()}",
                 UserWarning,
                 stacklevel=3,
             )

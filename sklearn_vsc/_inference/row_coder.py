@@ -29,7 +29,7 @@ _LASSO_STEPS = 32
 
 @dataclass(frozen=True)
 class Precomputed:
-    """What a caller knows of rows and atoms beforehand; None: to be computed.
+    """What a caller has computed beforehand; None: nothing.
 
     Attributes
     ----------
@@ -39,11 +39,14 @@ class Precomputed:
         Inner products of atoms and rows.
     init : ndarray of shape (n_rows, n_components)
         Codes that a lasso is solved from.
+    copy_cov : bool
+        Whether ``cov`` must be left as it is.
     """
 
     gram: NDArray | None = None
     cov: NDArray | None = None
     init: NDArray | None = None
+    copy_cov: bool = True
 
     def of_rows(self, rows: NDArray, complete: bool) -> Precomputed:
         """Return what holds for some of the rows, of which entries may be missing."""
@@ -68,21 +71,19 @@ class RowCoder:
         What a user may do where codes did not converge.
     """
 
-    algorithm: str = "auto"
-    alpha: float = 1.0
+    algorithm: str
+    alpha: float
+    device: torch.device
     n_nonzero_coefs: int | None = None
     max_iter: int = 1000
     tol: float | None = None
     positive: bool = False
     n_jobs: int | None = None
-    device: torch.device = torch.device("cpu")
     descent: str = "cd"
     verbose: int = 0
     advice: str = "Raise transform_max_iter or transform_tol."
 
-    def codes(
-        self, X: NDArray, dictionary: NDArray, known: Precomputed | None = None
-    ) -> NDArray:
+    def codes(self, X: NDArray, dictionary: NDArray, known: Precomputed | None = None) -> NDArray:
         """Return the codes of rows, warning of those that did not converge.
 
         Parameters
@@ -171,13 +172,15 @@ class RowCoder:
             products = np.dot(dictionary, X.T) if known.cov is None else known.cov
             codes = (np.sign(products) * np.maximum(np.abs(products) - self.alpha, 0)).T
             return np.clip(codes, 0, None) if self.positive else codes
-        if known == Precomputed() and self._can_do_without_gram(X, dictionary):
+        given = known.gram is not None or known.cov is not None
+        if not given and self._can_do_without_gram(X, dictionary):
             return self._without_gram(X, dictionary)
         return sparse_encode(
             X,
             dictionary,
             gram=known.gram,
             cov=known.cov,
+            copy_cov=known.copy_cov,
             algorithm=self.algorithm,
             n_nonzero_coefs=self.n_nonzero_coefs,
             alpha=self.alpha,

@@ -19,7 +19,7 @@ from .._construction import ModelBuilder
 from .._neural import NOT_BUILT_WITH
 from .._rows.array_api import on_host
 from .._rows.arrays import seeded_generator
-from .._training.dictionary_fit import SeenRows
+from .._training.dictionary_progress import SeenRows
 from .folder import read_folder, write_folder
 from .plain_data import Decoder, Encoder
 

@@ -8,7 +8,7 @@ from typing import Any
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
-from .._base.coder import BaseSparseCoder
+from .._rows.compat import CallbackSupportMixin
 
 # Name of the task of an epoch.
 EPOCH = "epoch"
@@ -19,7 +19,7 @@ class FitTasks:
 
     Parameters
     ----------
-    estimator : BaseSparseCoder
+    estimator : CallbackSupportMixin
         Told about.
     X, y : array-like or Dataset
         As given to ``fit``.
@@ -27,7 +27,7 @@ class FitTasks:
         Largest number of epochs.
     """
 
-    def __init__(self, estimator: BaseSparseCoder, X: Any, y: Any, max_iter: int) -> None:
+    def __init__(self, estimator: CallbackSupportMixin, X: Any, y: Any, max_iter: int) -> None:
         self._about = {"estimator": estimator, "X": X, "y": y}
         self._fit = estimator._init_callback_context(max_subtasks=max_iter)
         self._fit.call_on_fit_task_begin(**self._about)
@@ -37,7 +37,7 @@ class FitTasks:
         self._epoch = self._fit.subcontext(task_name=EPOCH)
         self._epoch.call_on_fit_task_begin(**self._about)
 
-    def end_epoch(self, fitted: Callable[[], BaseSparseCoder]) -> bool:
+    def end_epoch(self, fitted: Callable[[], CallbackSupportMixin]) -> bool:
         """Tell that an epoch is done, and return whether a callback wants the fit to stop.
 
         Callbacks that ask for it see what ``fitted`` returns: the estimator as if the fit had
@@ -68,7 +68,7 @@ class EpochTasks(Callback):
     def __init__(
         self,
         tasks: FitTasks | None,
-        fitted: Callable[[NeuralNet], BaseSparseCoder],
+        fitted: Callable[[NeuralNet], CallbackSupportMixin],
         n_iter_before: int,
     ) -> None:
         self.tasks = tasks
