@@ -156,8 +156,7 @@ class BaseSparseCoder(
         """
         X = self._validate_table(X, reset=reset)
         check_observed(X, columns=reset)
-        if reset:
-            check_size(X)
+        self._check_size(X, reset=reset)
         return X
 
     def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
@@ -167,6 +166,11 @@ class BaseSparseCoder(
             self._check_usable()
         dtype = [np.float64, np.float32]
         return validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
+
+    def _check_size(self, X: NDArray, *, reset: bool) -> None:
+        """Check that rows to learn from have a size that numbers can hold the squares of."""
+        if reset:
+            check_size(X)
 
     def _check_usable(self) -> None:
         """Check that there is a fit, and the parameters, which may have been set anew since."""
