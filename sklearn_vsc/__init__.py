@@ -1,13 +1,12 @@
 """Sparse coding, classical and variational, as scikit-learn estimators on torch."""
 
-from ._persistence.state import load
+from ._version import __version__
 from .dictionary import FISTADictionaryLearner
+from .loading import load
 from .scvae import SCVAE
 from .sparse_coder import SparseCoder, sparse_encode
 from .sparse_vae import SparseVAE
 from .thresholded import ThresholdedVSC
-
-__version__ = "0.1.0"
 
 __all__ = [
     "SCVAE",
@@ -15,6 +14,7 @@ __all__ = [
     "SparseCoder",
     "SparseVAE",
     "ThresholdedVSC",
+    "__version__",
     "load",
     "sparse_encode",
 ]

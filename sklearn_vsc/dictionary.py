@@ -279,22 +279,24 @@ class FISTADictionaryLearner(LassoCoder):
         "shuffle": ["boolean"],
         "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
     }
-    # What a fit sets and a file holds: types, or dimensions that have one size each.
+    _dead_atoms_cure = "Lower alpha or n_components, or train on more rows."
     _kept: ClassVar[dict[str, Any]] = {
-        "n_features_in_": "D",
-        "feature_names_in_?": ("D",),
-        "components_": ("K", "D"),
-        "component_usage_": ("K",),
-        "n_dead_": Integral,
-        "noise_variance_": Real,
-        "history_": list,
-        "n_iter_": "n_iter",
-        "_sklearn_output_config?": dict,
+        **LassoCoder._kept,
         "error_": ("n_iter",),
         "n_steps_": Integral,
         "_seed": Integral,
         "_draw_seed": Integral,
-        "_seen": dict,
+        "_seen": (
+            SeenRows,
+            {
+                "code_gram": ("K", "K"),
+                "code_data": ("K", "D"),
+                "idle": ("K",),
+                "n_uses": ("K",),
+                "n_rows": Integral,
+                "noise_rows": Real,
+            },
+        ),
     }
 
     noise_variance_: float
@@ -573,11 +575,8 @@ class FISTADictionaryLearner(LassoCoder):
         self._seen = found.seen
         # Whoever gives a dictionary to be kept may well code rows that need little of it.
         given = self.dict_init is not None and self.max_iter == 0
-        self._record_usage(
-            found.seen.n_uses / found.seen.n_rows,
-            warn=warn and not given,
-            cure="Lower alpha or n_components, or train on more rows.",
-        )
+        usage = found.seen.n_uses / found.seen.n_rows
+        self._record_usage(usage, warn=warn and not given)
         return self
 
     def _kept_so_far(self) -> LearnedDictionary:

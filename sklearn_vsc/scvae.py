@@ -7,20 +7,23 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ._autoencoder_construction import AutoencoderBuilder
-from ._neural import SCALE, WEIGHT
+from ._base.constraints import SCALE, WEIGHT
+from ._base.neural_coder import NeuralSparseCoder
+from ._models.autoencoder_construction import AutoencoderDescription
+from ._models.sparse_autoencoder import SparseAutoencoder
+from ._rows.array_api import follows_input
 from ._rows.compat import Interval, StrOptions
+from .likelihoods import Likelihood
 
-# Parameters of the other neural estimators that a deterministic code has not, or not as they do.
-_NOT_SHARED = (
-    *("objective", "kl_weight", "kl_warmup", "n_refine", "decoder_penalty"),
-    *("encoder", "decoder"),
-)
+# Share of the training over which the penalty grows to its full value: while the decoder is still
+# untrained, a full penalty empties the codes, and atoms die of it.
+_PENALTY_WARMUP = 0.5
 
 
-class SCVAE(AutoencoderBuilder):
+class SCVAE(NeuralSparseCoder):
     """Deep autoencoder whose latent vectors are sparse sums of learned atoms.
 
     An encoder maps a row to a latent vector. A fixed number of steps of accelerated ISTA finds
@@ -248,11 +251,7 @@ class SCVAE(AutoencoderBuilder):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **{
-            name: allowed
-            for name, allowed in AutoencoderBuilder._parameter_constraints.items()
-            if name not in _NOT_SHARED
-        },
+        **NeuralSparseCoder._parameter_constraints,
         "alpha": [SCALE],
         "latent_size": [Interval(Integral, 1, None, closed="left"), None],
         "latent_weight": [StrOptions({"attention"}), WEIGHT],
@@ -271,7 +270,7 @@ class SCVAE(AutoencoderBuilder):
         latent_weight: float | str = "attention",
         image_shape: Sequence[int] | None = None,
         n_downsamplings: int = 2,
-        likelihood: str = "gaussian",
+        likelihood: str | Likelihood = "gaussian",
         noise_variance: float | str = "learned",
         encoder: str | nn.Module = "auto",
         decoder: str | nn.Module = "auto",
@@ -327,3 +326,64 @@ class SCVAE(AutoencoderBuilder):
         self.sparse_output = sparse_output
         self.device = device
         self.precision = precision
+
+    module_: SparseAutoencoder
+    _takes_images = True
+    _dead_atoms_cure = "Train longer or on more rows, or lower n_components or alpha."
+
+    def _describe(self) -> AutoencoderDescription:
+        return AutoencoderDescription(
+            n_components=self.n_components,
+            likelihood=self._likelihood(),
+            likelihood_name=self._likelihood_name,
+            networks=self._networks(),
+            n_draws=self.n_draws,
+            kl_warmup=_PENALTY_WARMUP,
+            alpha=self.alpha,
+            latent_size=self.latent_size,
+            latent_weight=self.latent_weight,
+            n_downsamplings=self.n_downsamplings,
+        )
+
+    @property
+    def grid_shape_(self) -> tuple[int, int]:
+        """Height and width of the grid of codes."""
+        return self.module_.grid_shape
+
+    def inverse_transform(self, Z: Any) -> NDArray:
+        """Decode codes: the mean of p(x given z).
+
+        Parameters
+        ----------
+        Z : array-like or sparse matrix of shape (n_samples, n_codes), or array-like of shape \
+                (n_samples, height, width, n_components)
+            Codes, as ``transform`` or ``transform_grid`` gives them.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Reconstruction, in the units of the training X; missing entries of a row are filled.
+        """
+        if getattr(Z, "ndim", None) == 4 and hasattr(self, "module_"):
+            wanted = (*self.grid_shape_, self.module_.n_components)
+            if tuple(Z.shape[1:]) != wanted:
+                raise ValueError(f"Z holds grids of shape {tuple(Z.shape[1:])}; expected {wanted}.")
+            Z = Z.reshape(Z.shape[0], -1)
+        return super().inverse_transform(Z)
+
+    @follows_input
+    def transform_grid(self, X: ArrayLike) -> NDArray:
+        """Return the codes of images at each position.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+            Rows to code.
+
+        Returns
+        -------
+        code : ndarray of shape (n_samples, height, width, n_components)
+            What ``transform`` returns, with the axes of ``grid_shape_``.
+        """
+        codes = np.concatenate(list(self._fitted.codes(self._evaluated(X))))
+        return codes.reshape(-1, *self.grid_shape_, self.module_.n_components)

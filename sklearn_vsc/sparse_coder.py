@@ -141,7 +141,7 @@ class SparseCoder(LassoCoder):
         "dictionary": ["array-like"],
         **LassoCoder._parameter_constraints,
     }
-    # What `fit` sets and a file holds; the dictionary is a parameter.
+    # The dictionary is a parameter.
     _kept: ClassVar[dict[str, Any]] = {
         "n_features_in_?": "D",
         "feature_names_in_?": ("D",),

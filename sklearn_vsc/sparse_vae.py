@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
@@ -9,10 +10,14 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
+from ._base.constraints import DENSITY, SCALE
+from ._base.neural_coder import NeuralSparseCoder
+from ._inference.fitted_model import refuse_to_collapse
+from ._models.construction import VariationalDescription
 from ._models.objectives import SCORE_GRADIENTS, Objective
-from ._neural import DENSITY, SCALE, NeuralSparseCoder
 from ._rows.compat import Interval, StrOptions
 from .latents import Continuous, LatentFamily, SpikeSlab
+from .likelihoods import Likelihood
 
 _DEFAULT_POSTERIORS = {
     "gaussian": "gaussian",
@@ -114,7 +119,7 @@ class SparseVAE(NeuralSparseCoder):
 
     gradient : str, default='auto'
         How training differentiates the bound. 'exact': the gradient of the ELBO in closed form,
-        without draws. It needs a linear decoder and a Gaussian likelihood, and applies to every
+        without draws. It needs a linear decoder and a Gaussian likelihood. It applies to every
         prior except Cauchy. The others are ways in which gradients reach the gates of a spike and
         slab. 'gumbel_softmax' (relaxed gates) and 'straight_through' (hard gates, relaxed gradient)
         are biased. 'reinforce' (with ``n_draws`` above 1 the baseline of each draw is the mean of
@@ -299,7 +304,8 @@ class SparseVAE(NeuralSparseCoder):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NeuralSparseCoder._parameter_constraints,
-        "prior": [StrOptions({"gaussian", "laplace", "cauchy", "spike_slab"})],
+        **NeuralSparseCoder._variational_constraints,
+        "prior": [StrOptions({"gaussian", "laplace", "cauchy", "spike_slab"}), LatentFamily],
         "prior_scale": [SCALE],
         "density": [DENSITY],
         "slab": [StrOptions({"gaussian", "laplace"})],
@@ -314,7 +320,7 @@ class SparseVAE(NeuralSparseCoder):
         self,
         n_components: int | None = None,
         *,
-        prior: str = "laplace",
+        prior: str | LatentFamily = "laplace",
         prior_scale: float = 1.0,
         density: float = 0.1,
         slab: str = "gaussian",
@@ -325,7 +331,7 @@ class SparseVAE(NeuralSparseCoder):
         objective: str = "elbo",
         gradient_of_bound: str = "auto",
         kl_weight: float = 1.0,
-        likelihood: str = "gaussian",
+        likelihood: str | Likelihood = "gaussian",
         noise_variance: float | str = "learned",
         encoder: str | nn.Module = "auto",
         decoder: str | nn.Module = "mlp",
@@ -395,15 +401,67 @@ class SparseVAE(NeuralSparseCoder):
         self.device = device
         self.precision = precision
 
-    def _posterior(self) -> str:
-        """Return the posterior's name."""
+    def _describe(self) -> VariationalDescription:
+        return VariationalDescription(
+            n_components=self.n_components,
+            likelihood=self._likelihood(),
+            likelihood_name=self._likelihood_name,
+            networks=self._networks(),
+            n_draws=self.n_draws,
+            n_refine=self.n_refine,
+            kl_weight=self.kl_weight,
+            decoder_penalty=self.decoder_penalty,
+            kl_warmup=self.kl_warmup,
+            temperatures=self._temperatures,
+            make_family=self._make_family,
+            check_choices=self._check_choices,
+            family_name=self._family_name,
+            gradient=self.gradient,
+            sampled=Objective(
+                self.objective,
+                self.n_draws,
+                self.kl_weight,
+                gates=self.gradient if self._has_score_gradient else None,
+                doubly_reparameterised=self.objective == "iwae"
+                and self.gradient_of_bound != "standard"
+                and not self._has_gates,
+            ),
+        )
+
+    @property
+    def _family_name(self) -> str:
+        """Parameters that name the family, for messages."""
+        if isinstance(self.prior, LatentFamily):
+            return f"prior={type(self.prior).__name__}(...)"
+        if self.prior == "spike_slab":
+            return f"prior={self.prior!r} with slab={self.slab!r}"
+        return f"prior={self.prior!r} with posterior_family={self.posterior_family!r}"
+
+    @property
+    def _has_gates(self) -> bool:
+        """Whether the prior has an atom at zero."""
+        if isinstance(self.prior, LatentFamily):
+            return not self.prior.is_continuous
+        return self.prior == "spike_slab"
+
+    @property
+    def _has_score_gradient(self) -> bool:
+        """Whether gates learn by a score-function estimator."""
+        return self._has_gates and self.gradient in SCORE_GRADIENTS
+
+    @property
+    def _posterior_name(self) -> str:
+        """Distribution of the posterior of a named prior."""
         if self.posterior_family == "auto":
-            return _DEFAULT_POSTERIORS[self.prior]
+            return _DEFAULT_POSTERIORS[str(self.prior)]
         return self.posterior_family
 
-    def _make_family(self) -> LatentFamily:
+    def _make_family(self, exact: bool) -> LatentFamily:
+        """Return the latent family; whether the gradient is ``exact`` does not matter here."""
+        if isinstance(self.prior, LatentFamily):
+            return copy.deepcopy(self.prior)
         if self.prior != "spike_slab":
-            return Continuous(self.prior, self._posterior(), prior_scale=self.prior_scale)
+            return Continuous(self.prior, self._posterior_name, prior_scale=self.prior_scale)
         gradient = self.gradient if self.gradient in _RELAXED_GRADIENTS else "gumbel_softmax"
         return SpikeSlab(
             self.slab,
@@ -412,21 +470,9 @@ class SparseVAE(NeuralSparseCoder):
             gradient="score" if self.gradient in SCORE_GRADIENTS else gradient,
         )
 
-    def _make_objective(self) -> Objective:
-        if self._trains_exactly():
-            return Objective("exact", kl_weight=self.kl_weight)
-        spikes = self.prior == "spike_slab"
-        return Objective(
-            self.objective,
-            self.n_draws,
-            self.kl_weight,
-            gates=self.gradient if spikes and self.gradient in SCORE_GRADIENTS else None,
-            doubly_reparameterised=self.objective == "iwae"
-            and self.gradient_of_bound != "standard"
-            and not spikes,
-        )
-
+    @property
     def _temperatures(self) -> tuple[float, float]:
+        """First and last temperature of relaxed gates."""
         values = np.ravel(self.temperature)
         numbers = values.dtype.kind in "iuf" and len(values) in (1, 2)
         if not numbers or not ((values >= 1e-3) & (values <= 1e3)).all():
@@ -436,37 +482,29 @@ class SparseVAE(NeuralSparseCoder):
             )
         return float(values[0]), float(values[-1])
 
-    def _obstacle_to_exact(self) -> str | None:
-        if "cauchy" in (self.prior, self._posterior()):
-            return f"prior={self.prior!r} with posterior_family={self.posterior_family!r}"
-        return super()._obstacle_to_exact()
-
-    def _obstacle_to_collapsing(self) -> str | None:
-        if self.prior != "spike_slab":
-            return f"prior={self.prior!r}"
-        return f"slab={self.slab!r}" if self.slab != "gaussian" else self._obstacle_to_exact()
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        if self.score_method == "collapsed_elbo" and (obstacle := self._obstacle_to_collapsing()):
-            self._refuse_to_collapse(obstacle)
-        self._temperatures()
-        self._check_posterior()
-        spikes = self.prior == "spike_slab"
-        if spikes and self.gradient in SCORE_GRADIENTS and self.objective != "elbo":
+    def _check_choices(self) -> None:
+        """Refuse parameters that do not go together."""
+        description = self._describe()
+        if not isinstance(self.prior, LatentFamily):
+            self._check_posterior(description.activation, description.likelihood.link)
+        if self.score_method == "collapsed_elbo":
+            obstacle = description.obstacle_to_collapsing
+            if obstacle is not None:
+                refuse_to_collapse(obstacle)
+        if self._has_score_gradient and self.objective != "elbo":
             raise ValueError(
                 f"gradient={self.gradient!r} estimates the gradient of the ELBO; with objective="
                 f"{self.objective!r} use gradient='straight_through' or 'gumbel_softmax'."
             )
-        if self.gradient_of_bound == "dreg" and spikes:
+        if self.gradient_of_bound == "dreg" and self._has_gates:
             raise ValueError(
                 "gradient_of_bound='dreg' needs draws without an atom at zero, which "
-                "prior='spike_slab' does not give; use gradient_of_bound='auto'."
+                f"{self._family_name} does not give; use gradient_of_bound='auto'."
             )
 
-    def _check_posterior(self) -> None:
+    def _check_posterior(self, activation: str, link: str | None) -> None:
         """Refuse pairs of prior and posterior whose KL or likelihood is infinite."""
-        posterior = self._posterior()
+        posterior = self._posterior_name
         if (posterior == "spike_slab") != (self.prior == "spike_slab"):
             raise ValueError(
                 f"posterior_family={posterior!r} does not go with prior={self.prior!r}: one has "
@@ -479,7 +517,7 @@ class SparseVAE(NeuralSparseCoder):
                 f"posterior_family='cauchy' has an infinite KL from prior={self.prior!r}, whose "
                 "tails are lighter; use prior='cauchy', or posterior_family='auto'."
             )
-        unbounded = self.likelihood == "bernoulli" or self._activation() == "identity"
+        unbounded = link is not None or activation == "identity"
         if unbounded and isinstance(self.decoder, str):
             raise ValueError(
                 f"prior={self.prior!r} with posterior_family={self.posterior_family!r}: a Cauchy "

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from ._base.constraints import DENSITY, SCALE, WEIGHT
+from ._base.neural_coder import NeuralSparseCoder
+from ._models.construction import VariationalDescription
 from ._models.objectives import Objective
-from ._neural import DENSITY, SCALE, WEIGHT, NeuralSparseCoder
 from ._rows.compat import Interval, StrOptions
-from ._rows.sources import RowSource
-from .latents import Thresholded
+from .latents import LatentFamily, Thresholded
+from .likelihoods import Likelihood
 
-# With codes rarer than this, nothing is left of them in floating point.
+# Codes that are rarer than this underflow.
 _LEAST_INCLUSION = 1e-9
-# A threshold, over the scale of the prior, is no less than this, and no more than its inverse.
+# The threshold, relative to the scale of the prior, is no less than this, and no more than its
+# inverse.
 _LEAST_THRESHOLD = 1e-10
 _SAMPLED_GRADIENTS = ("gumbel_softmax", "straight_through", "subgradient")
-# Of relaxed gates, first and last.
+# First and last temperature of relaxed gates.
 _TEMPERATURES = (1.0, 0.5)
 
 
@@ -125,7 +128,7 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     gradient : str, default='auto'
         How training differentiates the bound. 'exact': the gradient of the ELBO in closed form,
-        without draws. It needs a linear decoder and a Gaussian likelihood, and does not apply to a
+        without draws. It needs a linear decoder and a Gaussian likelihood. It does not apply to a
         Gaussian base distribution with Gamma thresholds. 'gumbel_softmax': relaxed draws of whether
         a code is on, separate from its value; biased, but less so as the temperature falls, from 1
         to 0.5 over the steps of ``fit``. 'straight_through', as published: passes the decoder's
@@ -328,7 +331,8 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NeuralSparseCoder._parameter_constraints,
-        "prior": [StrOptions({"laplace", "gaussian"})],
+        **NeuralSparseCoder._variational_constraints,
+        "prior": [StrOptions({"laplace", "gaussian"}), LatentFamily],
         "prior_scale": [SCALE],
         "threshold": [Interval(Real, 0, np.inf, closed="left"), None],
         "density": [DENSITY],
@@ -344,7 +348,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         self,
         n_components: int | None = None,
         *,
-        prior: str = "laplace",
+        prior: str | LatentFamily = "laplace",
         prior_scale: float = 1.0,
         threshold: float | None = None,
         density: float = 0.1,
@@ -356,7 +360,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         objective: str = "elbo",
         kl: str = "auto",
         kl_weight: float = 1.0,
-        likelihood: str = "gaussian",
+        likelihood: str | Likelihood = "gaussian",
         noise_variance: float | str = "learned",
         encoder: str | nn.Module = "auto",
         decoder: str | nn.Module = "linear",
@@ -429,69 +433,89 @@ class ThresholdedVSC(NeuralSparseCoder):
         self.device = device
         self.precision = precision
 
-    def _make_family(self) -> Thresholded:
+    def _describe(self) -> VariationalDescription:
+        return VariationalDescription(
+            n_components=self.n_components,
+            likelihood=self._likelihood(),
+            likelihood_name=self._likelihood_name,
+            networks=self._networks(),
+            n_draws=self.n_draws,
+            n_refine=self.n_refine,
+            kl_weight=self.kl_weight,
+            decoder_penalty=self.decoder_penalty,
+            kl_warmup=self.kl_warmup,
+            noise_warmup=self.noise_warmup,
+            temperatures=_TEMPERATURES,
+            make_family=self._make_family,
+            check_family=self._check_family,
+            family_name=self._family_name,
+            gradient=self.gradient,
+            sampled=Objective(self.objective, self.n_draws, self.kl_weight),
+        )
+
+    @property
+    def _family_name(self) -> str:
+        """Parameters that name the family, for messages."""
+        if isinstance(self.prior, LatentFamily):
+            return f"prior={type(self.prior).__name__}(...)"
+        return f"prior={self.prior!r} with threshold_prior={self.threshold_prior!r}"
+
+    def _make_family(self, exact: bool) -> LatentFamily:
+        """Return the latent family; with an ``exact`` gradient no draw needs relaxed gates."""
+        if isinstance(self.prior, LatentFamily):
+            return copy.deepcopy(self.prior)
         gamma = self.threshold_prior == "gamma"
         if gamma and self.threshold == 0:
             raise ValueError(
                 "threshold=0 cannot be the mean of a Gamma prior; give a positive 'threshold', "
                 "or threshold_prior=None for codes that are never thresholded."
             )
-        family = Thresholded(
+        gradient = self.gradient
+        if gradient not in _SAMPLED_GRADIENTS:
+            gradient = "straight_through" if exact else "gumbel_softmax"
+        return Thresholded(
             self.prior,
             prior_scale=self.prior_scale,
             threshold=self.threshold,
             density=self.density,
             gamma_shape=self.threshold_shape if gamma else None,
-            gradient=self._sampled_gradient(),
-            training_kl=self._training_kl(),
+            gradient=gradient,
+            training_kl=self._training_kl,
             threshold_kl_weight=self.threshold_kl_weight,
         )
-        relative = family.threshold / self.prior_scale
-        if relative and not _LEAST_THRESHOLD <= relative <= 1 / _LEAST_THRESHOLD:
-            asked = f"threshold={self.threshold!r}"
-            if self.threshold is None:
-                shape = f" with threshold_shape={self.threshold_shape!r}" if gamma else ""
-                asked = f"density={self.density!r}{shape}"
-            raise ValueError(
-                f"{asked} makes a threshold of {relative:.3g} times prior_scale="
-                f"{self.prior_scale!r}, which float32 cannot train. Use a threshold of "
-                f"{_LEAST_THRESHOLD:g} to {1 / _LEAST_THRESHOLD:g} times 'prior_scale'."
-            )
-        if family.prior_inclusion < _LEAST_INCLUSION:
-            raise ValueError(
-                f"threshold={family.threshold:g} is too large for prior_scale="
-                f"{self.prior_scale:g}: a code is non-zero with probability "
-                f"{family.prior_inclusion:.1g}. Lower 'threshold', or leave it None and set "
-                "'density'."
-            )
-        return family
 
-    def _sampled_gradient(self) -> str:
-        """How gradients pass the thresholds of draws."""
-        if self.gradient in _SAMPLED_GRADIENTS:
-            return self.gradient
-        return "straight_through" if self._trains_exactly() else "gumbel_softmax"
-
-    def _temperatures(self) -> tuple[float, float]:
-        return _TEMPERATURES
-
+    @property
     def _training_kl(self) -> str:
         if self.kl != "auto":
             return self.kl
         return "base" if self.gradient in ("straight_through", "subgradient") else "thresholded"
 
-    def _make_objective(self) -> Objective:
-        bound = "exact" if self._trains_exactly() else self.objective
-        return Objective(bound, self.n_draws, self.kl_weight)
+    def _check_family(self, family: LatentFamily) -> None:
+        """Refuse thresholds that numbers cannot represent beside the scale of the prior."""
+        if not isinstance(family, Thresholded):
+            return
+        relative = family.threshold / family.prior_scale
+        if relative and not _LEAST_THRESHOLD <= relative <= 1 / _LEAST_THRESHOLD:
+            asked = f"threshold={self.threshold!r}"
+            if self.threshold is None:
+                gamma = self.threshold_prior == "gamma"
+                shape = f" with threshold_shape={self.threshold_shape!r}" if gamma else ""
+                asked = f"density={self.density!r}{shape}"
+            raise ValueError(
+                f"{asked} makes a threshold of {relative:.3g} times prior_scale="
+                f"{family.prior_scale!r}, which float32 cannot train. Use a threshold of "
+                f"{_LEAST_THRESHOLD:g} to {1 / _LEAST_THRESHOLD:g} times 'prior_scale'."
+            )
+        if family.prior_inclusion < _LEAST_INCLUSION:
+            raise ValueError(
+                f"threshold={family.threshold:g} is too large for prior_scale="
+                f"{family.prior_scale:g}: a code is non-zero with probability "
+                f"{family.prior_inclusion:.1g}. Lower 'threshold', or leave it None and set "
+                "'density'."
+            )
 
-    def _obstacle_to_exact(self) -> str | None:
-        if self.prior == "gaussian" and self.threshold_prior == "gamma":
-            return "prior='gaussian' with threshold_prior='gamma'"
-        return super()._obstacle_to_exact()
-
-    def _finish(self, rows: RowSource, device: torch.device) -> NDArray:
-        n_uses = super()._finish(rows, device)
+    @property
+    def threshold_(self) -> float:
+        """Threshold of the prior, or the mean of its Gamma prior; NaN for another family."""
         family = self.module_.family
-        assert isinstance(family, Thresholded)
-        self.threshold_ = family.threshold
-        return n_uses
+        return family.threshold if isinstance(family, Thresholded) else math.nan

@@ -1,13 +1,13 @@
-"""What all the estimators share: validation, tags, feature names, score plumbing."""
+"""What all estimators share: validation, tags, feature names, score, saving."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,17 +16,20 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
+from .._persistence.state import save
 from .._rows.array_api import converted, to_host
 from .._rows.compat import CallbackSupportMixin, validate_data
+from .._rows.images import check_image_shape, flat_images
 from .._rows.missing import check_observed
 from .._rows.sources import refuse_dataset
+from .._rows.user_warnings import warn_user
 
 # Above this share of unused atoms a fit warns.
 _MANY_DEAD = 0.2
 
 
 def check_size(X: NDArray, least: float = 1e-100, largest: float = 1e100) -> float:
-    """Check that the squares of X neither vanish nor overflow; return its largest size."""
+    """Check that the squares of X neither underflow nor overflow; return its largest size."""
     size = float(max(abs(np.fmax.reduce(X, axis=None)), abs(np.fmin.reduce(X, axis=None))))
     if size and not least <= size <= largest:
         raise ValueError(
@@ -69,6 +72,24 @@ class BaseSparseCoder(
     n_dead_: int
     sparse_output: bool
     score_samples: Callable[..., NDArray]
+    # What a user may change when many atoms are dead.
+    _dead_atoms_cure: ClassVar[str] = "Lower n_components, or train on more rows."
+    # Whether X may hold images with axes of their own, of shape ``image_shape``.
+    _takes_images: ClassVar[bool] = False
+    # Attributes that fits set and ``save`` keeps: of what type, or with dimensions that have one
+    # size each, or itself such a size, or the class of a record and the attributes of that. With
+    # a question mark: only some fits set it.
+    _kept: ClassVar[dict[str, Any]] = {
+        "n_features_in_": "D",
+        "feature_names_in_?": ("D",),
+        "components_": ("K", "D"),
+        "component_usage_": ("K",),
+        "n_dead_": Integral,
+        "noise_variance_": Real,
+        "history_": list,
+        "n_iter_": "n_iter",
+        "_sklearn_output_config?": dict,
+    }
 
     @abstractmethod
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -122,11 +143,11 @@ class BaseSparseCoder(
         """Write the fitted estimator into a folder, without pickle.
 
         :func:`sklearn_vsc.load` reads it. The folder holds ``model.safetensors`` and
-        ``config.json``: parameters, fitted attributes, and what training goes on from. A model
-        that was saved there before is replaced once the new one is written in full.
+        ``config.json``: parameters, fitted attributes, and the state that training continues
+        from. A model that was saved there before is replaced once the new one is complete.
 
-        Left out, with a warning: callbacks. Modules of your own that were given as ``encoder``
-        or ``decoder`` are given again to ``load``.
+        Callbacks are left out, with a warning. Modules, priors and likelihoods of your own
+        classes are not saved either: give them to ``load`` again.
 
         Parameters
         ----------
@@ -138,21 +159,19 @@ class BaseSparseCoder(
         NotFittedError
             Before ``fit``.
         TypeError
-            Where a parameter is no plain data, or the class is not one of this package.
+            Where a parameter is not plain data (numbers, strings, lists, dicts), or the class is
+            not one of this package.
         ValueError
-            Where an attribute is unknown, or a module was replaced since ``fit``.
+            Where an attribute is unknown, or a module was replaced after ``fit``.
         OSError
             Where the folder cannot be written, or holds something other than a saved model.
         """
-        # That module stands on top of this one.
-        from .._persistence import state as persistence
-
-        persistence.save(self, path)
+        save(self, path)
 
     def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check X at the door; float32 stays float32, all else becomes float64.
+        """Check rows on their way in; float32 stays float32, all else becomes float64.
 
-        Rows to learn from, those that ``reset``, must show something of every column.
+        Rows to learn from (``reset``) must have an observed entry in every column.
         """
         X = self._validate_table(X, reset=reset)
         check_observed(X, columns=reset)
@@ -160,20 +179,27 @@ class BaseSparseCoder(
         return X
 
     def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check type and shape of X; what is observed of it is another matter."""
+        """Check type and shape of X, whatever is missing in it; images are flattened."""
         refuse_dataset(X)
         if not reset:
             self._check_usable()
+        image_shape: Sequence[int] | None = getattr(self, "image_shape", None)
+        images = self._takes_images and image_shape is not None
+        if images:
+            X = flat_images(X, image_shape)
         dtype = [np.float64, np.float32]
-        return validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
+        X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
+        if images:
+            check_image_shape(image_shape, X.shape[1], "rows that are images")
+        return X
 
     def _check_size(self, X: NDArray, *, reset: bool) -> None:
-        """Check that rows to learn from have a size that numbers can hold the squares of."""
+        """Check that the squares of rows to learn from can be represented."""
         if reset:
             check_size(X)
 
     def _check_usable(self) -> None:
-        """Check that there is a fit, and the parameters, which may have been set anew since."""
+        """Check that there is a fit, and the parameters, which may have been changed after it."""
         check_is_fitted(self)
         self._validate_params()
 
@@ -182,28 +208,23 @@ class BaseSparseCoder(
         self._check_usable()
         with np.errstate(over="ignore", invalid="ignore"):
             Z = check_array(Z, accept_sparse="csr", dtype=[np.float64, np.float32], input_name="Z")
-        if Z.shape[1] != (n_codes := self._n_features_out):
+        n_codes = self._n_features_out
+        if Z.shape[1] != n_codes:
             raise ValueError(
-                f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of "
-                f"{n_codes} columns."
+                f"Z has {Z.shape[1]} columns, but {type(self).__name__} makes codes of {n_codes} "
+                "columns."
             )
         return Z
 
-    def _record_usage(self, usage: NDArray, *, warn: bool = True, cure: str | None = None) -> None:
+    def _record_usage(self, usage: NDArray, *, warn: bool = True) -> None:
         """Keep the share of training rows that use each atom; warn when many are dead."""
         self.component_usage_ = usage
         self.n_dead_ = int(np.count_nonzero(usage == 0))
         if warn and self.n_dead_ > _MANY_DEAD * len(usage):
-            warnings.warn(
+            warn_user(
                 f"{self.n_dead_} of {len(usage)} atoms are used by no training row. "
-                f"{cure or self._dead_atoms_cure()}",
-                UserWarning,
-                stacklevel=3,
+                f"{self._dead_atoms_cure}"
             )
-
-    def _dead_atoms_cure(self) -> str:
-        """Say what a user may change when many atoms are dead."""
-        return "Lower n_components, or train on more rows."
 
     @property
     def _n_features_out(self) -> int:
@@ -213,17 +234,17 @@ class BaseSparseCoder(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.allow_nan = True
-        # Sparse matrices are SciPy's, of NumPy arrays.
+        # SciPy's sparse matrices hold NumPy arrays.
         tags.array_api_support = not self.sparse_output
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was fitted on a GPU opens without one.
+        # An estimator that was fitted on a GPU can be opened without one.
         return {
             name: value.cpu() if isinstance(value, Tensor) else value
             for name, value in super().__getstate__().items()
         }
 
     def __sklearn_array_api_convert__(self, converter: Callable[[Any], Any]) -> Self:
-        """Return the estimator with its fitted arrays moved; scikit-learn's way to move one."""
+        """Return the estimator with its fitted arrays moved, as scikit-learn asks for it."""
         return converted(self, converter)

@@ -1,24 +1,24 @@
-"""What training maximises: the bound of each row, by the gradient estimator that is asked."""
+"""Training objectives: the bound of each row, by the gradient estimator that was asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..latents import ContinuousPosterior, Draws, LatentPosterior, SpikeSlabPosterior
-from ..likelihoods import GaussianLikelihood
+from ..latents import Draws, GatedPosterior, LatentFamily, LatentPosterior
+from ..likelihoods import Likelihood
 from ..solvers.missing import n_observed
 from . import gate_gradients
 from .bounds import OBJECTIVES, iwae
-from .latent_variable import LatentVariableModel
-from .sparse_autoencoder import SparseAutoencoder
 
-# The noise variance is pulled up over the last twentieth of the way to the prior's density, and at
-# most to where it is twice what the rows ask for: there the likelihood's slope balances the pull.
+# The noise variance is pulled up as the density goes through the last twentieth below that of the
+# prior, and at most to twice the value that the rows ask for: there the slope of the likelihood
+# balances the pull.
 _PULL_WIDTH = 0.05
 _FULL_PULL = 0.25
 SCORE_GRADIENTS = ("reinforce", "nvil", "muprop", "rebar")
@@ -26,21 +26,21 @@ SCORE_GRADIENTS = ("reinforce", "nvil", "muprop", "rebar")
 
 @dataclass(frozen=True)
 class Objective:
-    """Which bound is trained, and how its gradient is estimated.
+    """The bound that is trained, and the estimator of its gradient.
 
     Attributes
     ----------
     bound : {'elbo', 'max_elbo', 'iwae', 'exact', 'code'}
         'exact' is the ELBO in closed form, without draws; 'code' the penalised likelihood of
-        the code of a `SparseAutoencoder`.
+        the code of a sparse autoencoder.
     n_draws : int
         Draws per row.
     kl_weight : float
         Weight of the KL, or of the log ratio of prior and posterior.
     gates : str or None
-        Score-function estimator of the gates of a spike and slab, one of `SCORE_GRADIENTS`.
+        Score-function estimator for the gates of a spike and slab, one of `SCORE_GRADIENTS`.
     doubly_reparameterised : bool
-        Whether the importance-weighted bound of a continuous family takes the gradient of
+        Whether the importance-weighted bound of a continuous family uses the gradient of
         Tucker et al. (2018), whose signal does not fade as draws are added.
     n_refine : int
         For 'exact': sweeps of coordinate ascent on the encoder's posterior. The decoder then
@@ -55,8 +55,47 @@ class Objective:
     n_refine: int = 0
 
 
-def training_bound(
-    model: LatentVariableModel,
+@dataclass(frozen=True)
+class TrainingStep:
+    """What a model returns for a batch in training.
+
+    Attributes
+    ----------
+    bound : Tensor of shape (n,)
+        Objective of each row, nats, to be maximised.
+    parts : dict of str to Tensor of shape (n,)
+        Parts of the objective of each row, outside any graph: ``log_likelihood`` and ``kl``
+        without its weight, whose difference 'elbo' and 'exact' are; for 'max_elbo' those of the
+        chosen draw; for 'iwae' those of the ELBO, which it exceeds; for 'code' ``log_likelihood``
+        and ``penalty``. ``density`` is the share of codes that are not zero, under the posterior
+        or in its draws, where codes can be zero.
+    """
+
+    bound: Tensor
+    parts: dict[str, Tensor]
+
+
+class _Trainable(Protocol):
+    """What objectives ask of a model."""
+
+    decoder: nn.Module
+    likelihood: Likelihood
+    family: LatentFamily
+    gate_baseline: gate_gradients.NVILBaseline | None
+
+    @property
+    def linear_gaussian(self) -> Any: ...
+    def posterior(self, x: Tensor) -> LatentPosterior: ...
+    def refine(
+        self, x: Tensor, posterior: LatentPosterior, n_sweeps: int, kl_weight: float = 1.0
+    ) -> LatentPosterior: ...
+    def share_of_active(self, posterior: LatentPosterior) -> Tensor: ...
+    def log_likelihood(self, x: Tensor, code: Tensor) -> Tensor: ...
+    def expected_log_likelihood(self, x: Tensor, posterior: LatentPosterior) -> Tensor: ...
+
+
+def training_step(
+    model: _Trainable,
     x: Tensor,
     objective: Objective,
     generator: torch.Generator,
@@ -64,132 +103,144 @@ def training_bound(
     kl_weight: float,
     noise_scale: float = 1.0,
     batch_mean: Callable[[Tensor], Tensor] = torch.mean,
-    parts: dict[str, Tensor] | None = None,
-) -> Tensor:
-    """Objective of each row (n,), nats, to be maximised.
+) -> TrainingStep:
+    """Return the objective of each row, to be maximised, and its parts.
 
-    ``batch_mean`` takes the mean over a batch of which x may be a part. Into ``parts`` goes what
-    the objective is made of, of each row (n,) and outside any graph: ``log_likelihood`` and
-    ``kl`` without its weight, whose difference 'elbo' and 'exact' are; of 'max_elbo' those of the
-    chosen draw; of 'iwae' the same as of the ELBO, which it exceeds; of 'code' ``log_likelihood``
-    and ``penalty``. ``density`` is the share of codes that are not zero, under the posterior or
-    in its draws, where codes can be zero.
+    Parameters
+    ----------
+    model : LatentVariableModel
+        The model in training.
+    x : Tensor of shape (n, n_features)
+        A batch of rows in the units of the model; NaN marks a missing entry.
+    objective : Objective
+        The bound and the estimator of its gradient.
+    generator : torch.Generator
+        Source of the posterior's draws.
+    kl_weight : float
+        Weight of the KL at this step.
+    noise_scale : float
+        Factor of the draws' noise at this step.
+    batch_mean : callable
+        Takes the mean over a batch of which x may be a part.
     """
-    if objective.bound == "code":
-        assert isinstance(model, SparseAutoencoder)
-        return model.training_bound(x, generator, kl_weight, parts)
-    if objective.bound == "exact" and objective.n_refine:
-        # At the best posterior the ELBO has no slope in it: the decoder's gradient is that of
-        # the refined bound, the encoder's that of the bound it reaches by itself.
-        with _frozen(model.decoder, model.likelihood):
-            posterior = model.posterior(x)
-            reached = _exact_bound(model, x, posterior, kl_weight)
-        refined = model.refine(x, posterior, objective.n_refine, kl_weight)
-        bound = _exact_bound(model, x, refined, kl_weight, parts) + (reached - reached.detach())
-        share = batch_mean(model.share_of_active(refined))
-        return bound + _density_pull(model, share, n_observed(x))
-    posterior = model.posterior(x)
     if objective.bound == "exact":
-        return _exact_bound(model, x, posterior, kl_weight, parts)
+        if objective.n_refine:
+            return _refined_step(model, x, objective.n_refine, kl_weight, batch_mean)
+        return _exact_step(model, x, model.posterior(x), kl_weight)
+    posterior = model.posterior(x)
     if objective.gates is not None:
-        assert isinstance(posterior, SpikeSlabPosterior)
-        surrogate = _gated_log_likelihood(model, x, posterior, objective, generator, noise_scale)
-        log_likelihood, kl = surrogate.mean(0), posterior.training_kl().sum(-1)
-        _note(parts, posterior, log_likelihood, kl)
-        return log_likelihood - kl_weight * kl
-    if objective.doubly_reparameterised:
-        assert isinstance(posterior, ContinuousPosterior)
-        draws = posterior.rsample(posterior.noise(objective.n_draws, generator), noise_scale)
-        return _doubly_reparameterised_iwae(model, x, posterior, draws, kl_weight, parts)
+        gated = posterior.as_gated()
+        surrogate = _gated_log_likelihood(model, x, gated, objective, generator, noise_scale)
+        log_likelihood, kl = surrogate.mean(0), gated.training_kl().sum(-1)
+        parts = _parts(model, gated, log_likelihood, kl)
+        return TrainingStep(log_likelihood - kl_weight * kl, parts)
     draws = posterior.rsample(posterior.noise(objective.n_draws, generator), noise_scale)
+    if objective.doubly_reparameterised:
+        return _doubly_reparameterised_iwae(model, x, posterior, draws, kl_weight)
     if objective.bound == "iwae":
         log_ratio = posterior.log_ratio(draws).sum(-1)
     else:
         log_ratio = -posterior.training_kl(draws).sum(-1)
     log_likelihood = model.log_likelihood(x, draws.code)
     log_weights = log_likelihood + kl_weight * log_ratio
-    _note_draws(parts, objective.bound, posterior, draws, log_likelihood, log_weights, log_ratio)
-    return OBJECTIVES[objective.bound](log_weights)
+    parts = _parts_of_draws(
+        model, objective.bound, posterior, draws, log_likelihood, log_weights, log_ratio
+    )
+    return TrainingStep(OBJECTIVES[objective.bound](log_weights), parts)
 
 
-def _exact_bound(
-    model: LatentVariableModel,
-    x: Tensor,
-    posterior: LatentPosterior,
-    kl_weight: float,
-    parts: dict[str, Tensor] | None = None,
-) -> Tensor:
+def _exact_step(
+    model: _Trainable, x: Tensor, posterior: LatentPosterior, kl_weight: float
+) -> TrainingStep:
+    """ELBO of a posterior in closed form."""
     kl = posterior.training_kl().sum(-1)
     log_likelihood = model.expected_log_likelihood(x, posterior)
-    _note(parts, posterior, log_likelihood, kl)
-    return log_likelihood - kl_weight * kl
+    parts = _parts(model, posterior, log_likelihood, kl)
+    return TrainingStep(log_likelihood - kl_weight * kl, parts)
+
+
+def _refined_step(
+    model: _Trainable,
+    x: Tensor,
+    n_refine: int,
+    kl_weight: float,
+    batch_mean: Callable[[Tensor], Tensor],
+) -> TrainingStep:
+    """ELBO of the refined posterior; the encoder learns from the ELBO of its own posterior.
+
+    At the best posterior the ELBO has no slope in the posterior's parameters: the gradient of the
+    decoder is that of the refined bound.
+    """
+    with _frozen(model.decoder, model.likelihood):
+        posterior = model.posterior(x)
+        reached = _exact_step(model, x, posterior, kl_weight).bound
+    refined = model.refine(x, posterior, n_refine, kl_weight)
+    step = _exact_step(model, x, refined, kl_weight)
+    bound = step.bound + (reached - reached.detach())
+    share = batch_mean(model.share_of_active(refined))
+    return TrainingStep(bound + _density_pull(model, share, n_observed(x)), step.parts)
 
 
 @torch.no_grad()
-def _note(
-    parts: dict[str, Tensor] | None,
+def _parts(
+    model: _Trainable,
     posterior: LatentPosterior,
     log_likelihood: Tensor,
     kl: Tensor,
     draws: Draws | None = None,
-) -> None:
-    """Put into ``parts`` those of a bound, and the density of the draws or of the posterior.
+) -> dict[str, Tensor]:
+    """Return the parts of a bound, and the density of the draws or of the posterior.
 
-    To be called once the bound is built: what a posterior caches must keep its graph.
+    Call it after the bound is built: what a posterior caches must keep its graph.
     """
-    if parts is None:
-        return
-    parts["log_likelihood"] = log_likelihood.detach()
-    # Of each draw where it has no closed form.
-    parts["kl"] = (kl if kl.ndim == 1 else kl.mean(0)).detach()
-    if isinstance(posterior, ContinuousPosterior):
-        return
+    parts = {
+        "log_likelihood": log_likelihood.detach(),
+        # One KL for each draw where it has no closed form.
+        "kl": (kl if kl.ndim == 1 else kl.mean(0)).detach(),
+    }
+    if model.family.is_continuous:
+        return parts
     if draws is None:
-        parts["density"] = posterior.inclusion.detach().mean(-1)
-    else:
-        parts["density"] = draws.active.to(kl.dtype).mean((0, 2))
+        return parts | {"density": posterior.inclusion.detach().mean(-1)}
+    return parts | {"density": draws.active.to(kl.dtype).mean((0, 2))}
 
 
 @torch.no_grad()
-def _note_draws(
-    parts: dict[str, Tensor] | None,
+def _parts_of_draws(
+    model: _Trainable,
     bound: str,
     posterior: LatentPosterior,
     draws: Draws,
     log_likelihood: Tensor,
     log_weights: Tensor,
     log_ratio: Tensor,
-) -> None:
-    """Put the parts of a bound that draws estimate into ``parts``."""
-    if parts is None:
-        return
+) -> dict[str, Tensor]:
+    """Return the parts of a bound that draws estimate."""
     if bound == "max_elbo":
         best = log_weights.argmax(0, keepdim=True)
         log_ratio = log_ratio.expand_as(log_weights).gather(0, best)
         log_likelihood = log_likelihood.gather(0, best)
-    # The log ratio of relaxed gates has another mean than the KL.
+    # The mean log ratio of relaxed gates differs from the KL.
     kl = posterior.kl(draws).sum(-1) if bound == "iwae" else -log_ratio
-    _note(parts, posterior, log_likelihood.mean(0), kl, draws)
+    return _parts(model, posterior, log_likelihood.mean(0), kl, draws)
 
 
-def _density_pull(
-    model: LatentVariableModel, share_of_active: Tensor, n_features: Tensor | int
-) -> Tensor:
-    """Zero, with a slope that keeps the noise variance where codes are as dense as the prior.
+def _density_pull(model: _Trainable, share_of_active: Tensor, n_features: Tensor | int) -> Tensor:
+    """Zero, with a slope that keeps codes no denser than the prior.
 
-    A learned noise variance alone decides how many codes a row takes: the prior's log-odds are
-    nothing beside what a small one makes of each code. So the prior's density bounds it.
+    A learned noise variance alone decides how many codes a row uses: the log-odds of the prior
+    are small beside the gain of each code under a small noise variance. So the density of the
+    prior limits the noise variance.
     """
-    assert isinstance(model.likelihood, GaussianLikelihood)
     room = 1 - share_of_active / model.family.prior_inclusion
     strength = _FULL_PULL * n_features * (1 - room / _PULL_WIDTH).clamp(0, 1)
-    pull = strength * model.likelihood.noise_variance.log()
+    pull = strength * model.linear_gaussian.likelihood.noise_variance.log()
     return pull - pull.detach()
 
 
 @contextmanager
 def _frozen(*modules: nn.Module) -> Iterator[None]:
-    """Leave the parameters of some modules out of the graph that is built meanwhile."""
+    """Keep the parameters of some modules out of the graph that is built in this context."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -201,14 +252,14 @@ def _frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 def _gated_log_likelihood(
-    model: LatentVariableModel,
+    model: _Trainable,
     x: Tensor,
-    posterior: SpikeSlabPosterior,
+    posterior: GatedPosterior,
     objective: Objective,
     generator: torch.Generator,
     noise_scale: float,
 ) -> Tensor:
-    """Surrogate of E log p(x given g v): slab by its path, gates by a score-function estimator."""
+    """Surrogate of E log p(x given g v): pathwise for the slab, score-function for the gates."""
     noise = posterior.noise(objective.n_draws, generator)
     slab = posterior.slab_draws(noise, noise_scale)
     argument = posterior.gate_argument(noise)
@@ -233,18 +284,13 @@ def _gated_log_likelihood(
 
 
 def _doubly_reparameterised_iwae(
-    model: LatentVariableModel,
-    x: Tensor,
-    posterior: ContinuousPosterior,
-    draws: Draws,
-    kl_weight: float,
-    parts: dict[str, Tensor] | None = None,
-) -> Tensor:
+    model: _Trainable, x: Tensor, posterior: LatentPosterior, draws: Draws, kl_weight: float
+) -> TrainingStep:
     """Importance-weighted bound with the gradient of Tucker et al. (2018), equation 8.
 
-    The log density of the posterior holds parameters that no gradient reaches; a draw's path
-    to them is weighted by its normalised weight once more. Where the log ratio has a weight, so
-    has the term that this replaces, and 1 - kl_weight of the path stays as it was.
+    No gradient reaches the parameters in the log density of the posterior; instead the path from
+    a draw to them is weighted by the draw's normalised weight once more. Where the log ratio has a
+    weight, so has the term that this replaces, and 1 - kl_weight of the path stays as it was.
     """
     weights: list[Tensor] = []
     if draws.code.requires_grad:
@@ -254,6 +300,6 @@ def _doubly_reparameterised_iwae(
     log_ratio = posterior.detached().log_ratio(draws).sum(-1)
     log_likelihood = model.log_likelihood(x, draws.code)
     log_weights = log_likelihood + kl_weight * log_ratio
-    _note_draws(parts, "iwae", posterior, draws, log_likelihood, log_weights, log_ratio)
+    parts = _parts_of_draws(model, "iwae", posterior, draws, log_likelihood, log_weights, log_ratio)
     weights.append(log_weights.detach().softmax(0).unsqueeze(-1))
-    return iwae(log_weights)
+    return TrainingStep(iwae(log_weights), parts)

@@ -1,6 +1,8 @@
-"""A sparse autoencoder as a latent-variable model: unrolled codes with a Laplace law around."""
+"""A sparse autoencoder as a latent-variable model: unrolled codes in Laplace noise."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +12,28 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..latents import Continuous, ContinuousPosterior
 from ..likelihoods import Likelihood
 from ..networks import DictionaryDecoder, UnrolledCoder, unit_atoms
-from .latent_variable import LatentVariableModel
+from .latent_variable import LatentVariableModel, without_activation
+from .objectives import Objective, TrainingStep
 
-# Share of the prior's scale that those of posteriors start from.
+# Share of the prior's scale that the scales of posteriors start from.
 _FIRST_SPREAD = 0.3
-# Steps that settle the scales of a trained model, their rate, and latent vectors of each.
+# Steps that settle the scales of a trained model, their learning rate, and latent vectors in each.
 _SETTLING_STEPS = 100
 _SETTLING_RATE = 0.1
 _SETTLING_BATCH = 128
 _LEAST_ROWS = 8
-# An atom that so many rows in a row have not used is renewed, at most so many atoms in a step.
+# An atom is renewed after this many rows in succession have not used it, and a step renews at most
+# this many atoms.
 _IDLE_ROWS = 2000
 _MOST_RENEWED = 16
 
 
 class SparseAutoencoder(LatentVariableModel):
-    """Encoder, unrolled coder, dictionary and network, with the law that its score needs.
+    """Encoder, unrolled coder, dictionary and network, with the distribution that a score needs.
 
     The code of a row is deterministic: the amplitudes z that unrolled ISTA finds for the row's
-    latent vectors. Around it is a Laplace posterior with one scale for each atom; the prior of
-    an amplitude is Laplace too, and codes are amplitudes in units of its scale.
+    latent vectors. The posterior is a Laplace distribution around it, with one scale for each
+    atom; the prior of an amplitude is Laplace too, and codes are amplitudes divided by its scale.
 
     Parameters
     ----------
@@ -40,9 +44,9 @@ class SparseAutoencoder(LatentVariableModel):
     decoder : DictionaryDecoder
         Codes to outputs.
     likelihood : Likelihood
-        Density of rows given outputs, codes drawn from the posterior.
+        Distribution of rows given outputs, for codes drawn from the posterior.
     fit_likelihood : Likelihood
-        The same with codes at their centre, for training; its noise is smaller.
+        The same for codes at their centre, for training; its noise is smaller.
     alpha : float
         Weight of the l1 norm of amplitudes.
     latent_weight : float or None
@@ -55,6 +59,8 @@ class SparseAutoencoder(LatentVariableModel):
     family: Continuous
     n_idle_rows: Tensor
     uncoded: Tensor
+    grid_shape: tuple[int, int]
+    scales = ("fit_likelihood.*", "log_spread", "decoder.log_unit")
 
     def __init__(
         self,
@@ -68,19 +74,37 @@ class SparseAutoencoder(LatentVariableModel):
         latent_weight: float | None,
     ) -> None:
         super().__init__(encoder, coder, decoder, likelihood, Continuous("laplace", "laplace"))
+        self.n_components = len(decoder.weight)
+        self.grid_shape = (1, decoder.n_positions)
         self.fit_likelihood = fit_likelihood
         self.alpha = alpha
         self.latent_weight = latent_weight
         spread = _FIRST_SPREAD * decoder.log_unit.detach().exp()
         self.log_spread = nn.Parameter(spread.log().repeat(len(decoder.weight)))
-        # Rows since each atom was used, and latent vectors less their sums, the worst coded first.
+        # Rows since each atom was last used, and residuals of latent vectors, the largest first.
         n_components, latent_size = decoder.weight.shape
         self.register_buffer("n_idle_rows", torch.zeros(n_components))
         self.register_buffer("uncoded", torch.zeros(_MOST_RENEWED, latent_size))
 
+    @property
+    def n_codes(self) -> int:
+        """Number of codes of a row: one for each atom and position."""
+        return self.n_components * self.decoder.n_positions
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Networks, none inside another; output activations are left out."""
+        return [self.encoder, self.heads, without_activation(self.decoder.network)]
+
+    def by_atom(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes summed over positions, (n, K), and 1 where a row uses the atom, else 0."""
+        code = code.unflatten(1, (-1, len(self.decoder.weight)))
+        return code.sum(1), (code != 0).any(1).to(code)
+
     def latents(self, x: Tensor) -> Tensor:
         """Latent vectors of each row, (n, n_positions, latent_size)."""
-        return self.encoder(x).unflatten(-1, (self.decoder.n_positions, -1))
+        features = self.encoder(self.likelihood.encoder_input(x))
+        return features.unflatten(-1, (self.decoder.n_positions, -1))
 
     def amplitudes(self, latents: Tensor) -> Tensor:
         """Sparse amplitudes of latent vectors, (n, n_positions, K)."""
@@ -97,19 +121,22 @@ class SparseAutoencoder(LatentVariableModel):
         loc = amplitudes / log_unit.exp()
         return ContinuousPosterior(self.family, loc.flatten(1), scale.flatten(1))
 
-    def training_bound(
+    def training_step(
         self,
         x: Tensor,
+        objective: Objective,
         generator: torch.Generator,
-        penalty_weight: float = 1.0,
-        parts: dict[str, Tensor] | None = None,
-    ) -> Tensor:
-        """What training maximises for each row (n,), nats; its parts go into ``parts``.
+        *,
+        kl_weight: float = 1.0,
+        noise_scale: float = 1.0,
+        batch_mean: Callable[[Tensor], Tensor] = torch.mean,
+    ) -> TrainingStep:
+        """Return the penalised likelihood of each row, nats, to be maximised, and its parts.
 
-        Half of the rows' fit is that of the code itself, half that of a draw around it: a
-        decoder that has seen the code alone does badly a step aside, in the score and on new
-        rows. A penalty that warms up has its whole value, and a part of its slope. The scales
-        learn from the KL of the draw too, which adds a slope and no value.
+        Half of the likelihood is taken at the code itself, half at a draw around it: a decoder
+        that was trained on the code alone does badly a step away from it, in the score and on new
+        rows. A penalty that warms up has its full value, and a part of its slope, ``kl_weight``.
+        The scales also learn from the KL of the draw, which adds a slope and no value.
         """
         if self.training:
             self._renew_idle_atoms()
@@ -126,17 +153,19 @@ class SparseAutoencoder(LatentVariableModel):
         penalty = self.alpha * amplitudes.abs().sum((1, 2))
         distance = (latents - sums).square().sum(-1)
         penalty = penalty + 0.5 * (self._position_weights(distance) * distance).sum(1)
-        if parts is not None:
-            parts["log_likelihood"] = 0.5 * (fit + fit_around).detach()
-            parts["penalty"] = penalty.detach()
-            parts["density"] = (amplitudes != 0).to(fit.dtype).mean((1, 2))
-        held = (1 - penalty_weight) * (penalty - penalty.detach())
-        return 0.5 * (fit + fit_around - (kl - kl.detach())) - penalty + held
+        parts = {
+            "log_likelihood": 0.5 * (fit + fit_around).detach(),
+            "penalty": penalty.detach(),
+            "density": (amplitudes != 0).to(fit.dtype).mean((1, 2)),
+        }
+        held = (1 - kl_weight) * (penalty - penalty.detach())
+        bound = 0.5 * (fit + fit_around - (kl - kl.detach())) - penalty + held
+        return TrainingStep(bound, parts)
 
     def _position_weights(self, distance: Tensor) -> Tensor:
-        """Weight of each position; by attention those that are coded worst weigh most.
+        """Weight of each position; attention gives most weight to those that are coded worst.
 
-        No gradient passes: it would lower the loss by giving weight to what is coded well.
+        No gradient passes: it would lower the loss by giving weight to positions coded well.
         """
         if self.latent_weight is not None:
             return torch.full_like(distance, self.latent_weight)
@@ -146,7 +175,7 @@ class SparseAutoencoder(LatentVariableModel):
 
     @torch.no_grad()
     def _watch_use(self, amplitudes: Tensor, residual: Tensor) -> None:
-        """Count the rows that leave atoms unused, and keep what this batch codes worst."""
+        """Count the rows that leave atoms unused, and keep the largest residuals of this batch."""
         used = (amplitudes != 0).flatten(0, 1).any(0)
         self.n_idle_rows.add_(len(amplitudes)).masked_fill_(used, 0)
         residual = residual.flatten(0, 1)
@@ -156,9 +185,9 @@ class SparseAutoencoder(LatentVariableModel):
 
     @torch.no_grad()
     def _renew_idle_atoms(self) -> None:
-        """Turn atoms that no row uses to where latent vectors are coded worst.
+        """Replace atoms that no row uses by the residuals of latent vectors that are coded worst.
 
-        No gradient reaches an atom whose codes are all zero: it would stay as it is.
+        No gradient reaches an atom whose codes are all zero: it would never change.
         """
         directions = unit_atoms(self.uncoded[self.uncoded.any(1)])
         idle = (self.n_idle_rows >= _IDLE_ROWS).nonzero()[: len(directions), 0]
@@ -167,13 +196,13 @@ class SparseAutoencoder(LatentVariableModel):
         self.n_idle_rows[idle] = 0
 
     def settle_scales(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Let the scales and the noise variance maximise the bound, all else held.
+        """Let the scales and the noise variance maximise the bound, all else fixed.
 
-        Training moves them along; in a short one they lag behind.
+        Training moves them too, but in a short training they lag behind.
         """
-        scales = [self.log_spread, self.decoder.log_unit]
-        scales += [p for p in self.likelihood.parameters() if p.requires_grad]
-        optimizer = torch.optim.Adam(scales, lr=_SETTLING_RATE)
+        learned = [self.log_spread, self.decoder.log_unit]
+        learned += [p for p in self.likelihood.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(learned, lr=_SETTLING_RATE)
         schedule = LambdaLR(optimizer, lambda step: 1 - step / _SETTLING_STEPS)
         size = min(len(rows), max(_LEAST_ROWS, _SETTLING_BATCH // self.decoder.n_positions))
         for _ in range(_SETTLING_STEPS):
@@ -188,7 +217,7 @@ class SparseAutoencoder(LatentVariableModel):
         optimizer.zero_grad()
 
     def _bound_of_scales(self, x: Tensor, amplitudes: Tensor, generator: torch.Generator) -> Tensor:
-        """ELBO by one draw, with a slope in the scales and the noise variance alone."""
+        """ELBO from one draw, with a gradient in the scales and the noise variance alone."""
         posterior = self._around(amplitudes)
         drawn = self._drawn(amplitudes, posterior, generator)
         latents = drawn @ unit_atoms(self.decoder.weight.detach())

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
-_FORMAT, _VERSION = "sklearn-vsc", 1
+_FORMAT, _VERSION = "sklearn-vsc", 2
 # In bytes: a history of half a million epochs.
 _LARGEST_CONFIG = 2**26
 # Flags of which each system has some: a link that has just come is not followed either.
@@ -64,7 +64,7 @@ def write_folder(
     content = safetensors.torch.save(tensors)
     files = {
         TENSORS: content,
-        CONFIG: _config_bytes(config, content, _checksum(config, content)),
+        CONFIG: _config_bytes(config, content, _checksum(config, content, _VERSION), _VERSION),
     }
     if len(files[CONFIG]) > _LARGEST_CONFIG:
         raise ValueError(
@@ -117,8 +117,10 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     checksum = config.pop("checksum", None)
     del config["format"]
     # The very bytes: a change that JSON does not see is a change too.
-    same_bytes = len(content) == size and _config_bytes(config, content, checksum) == written
-    if not same_bytes or checksum != _checksum(config, content):
+    same_bytes = (
+        len(content) == size and _config_bytes(config, content, checksum, version) == written
+    )
+    if not same_bytes or checksum != _checksum(config, content, version):
         raise ValueError(
             f"The checksum of {folder} is wrong: its files are damaged or were changed after "
             "'save'."
@@ -132,15 +134,15 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
 # --- the contents of the files
 
 
-def _checksum(config: dict[str, Any], tensors: bytes) -> str:
+def _checksum(config: dict[str, Any], tensors: bytes, version: int) -> str:
     """SHA-256 of both files, of the configuration as it stands without the checksum."""
-    digest = hashlib.sha256(_config_bytes(config, tensors, None))
+    digest = hashlib.sha256(_config_bytes(config, tensors, None, version))
     digest.update(tensors)
     return digest.hexdigest()
 
 
-def _config_bytes(config: dict[str, Any], tensors: bytes, checksum: Any) -> bytes:
-    head = {"format": _FORMAT, "format_version": _VERSION}
+def _config_bytes(config: dict[str, Any], tensors: bytes, checksum: Any, version: int) -> bytes:
+    head = {"format": _FORMAT, "format_version": version}
     tail = {"tensors_size": len(tensors), "checksum": checksum}
     text = json.dumps(head | config | tail, indent=1, allow_nan=False)
     return (text + "\n").encode("ascii")

@@ -39,3 +39,20 @@ def check_image_shape(
             f"got {image_shape!r}, which multiplies to {size}."
         )
     return channels, height, width
+
+
+def flat_images(X: Any, image_shape: Sequence[int] | None) -> Any:
+    """Return images with axes of their own, (n, channels, height, width), as flat rows.
+
+    Anything else is returned as it is.
+    """
+    if getattr(X, "ndim", None) != 4:
+        return X
+    shape = check_image_shape(image_shape, None, "rows that are images")
+    X = np.asarray(X)
+    if X.shape[1:] != shape:
+        raise ValueError(
+            f"X holds images of shape {X.shape[1:]}, but image_shape={shape!r} "
+            "(channels, height, width)."
+        )
+    return X.reshape(len(X), -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .._training.network_fit import StreamedRows
 from .arrays import row_slices, rows_at_once
+
+# Rows, and numbers in them, at most, of the sample that a model is started from.
+_START_ROWS = 10_000
+_START_NUMBERS = 2**26
 
 
 class RowSource(ABC):
@@ -282,35 +285,6 @@ def dataset_rows(dataset: Any, image_shape: Sequence[int] | None) -> RowSource:
     return of_kind(dataset, image_shape)
 
 
-class NormalizedRows(StreamedRows):
-    """Rows in the units of a model, read when a training step asks for them.
-
-    Parameters
-    ----------
-    rows : RowSource
-        Rows in units of their own.
-    device : torch.device
-        Where training takes place.
-    normalize : callable
-        From an array of rows to a tensor in the units of the model, on the device.
-    """
-
-    def __init__(
-        self, rows: RowSource, device: torch.device, normalize: Callable[[NDArray], Tensor]
-    ) -> None:
-        self.shape = (len(rows), rows.n_features)
-        self.device = device
-        self._rows = rows
-        self._normalize = normalize
-
-    def batches(self, size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-        """Yield batches, in a new order where the rows have numbers."""
-        order = None
-        if generator is not None and self._rows.has_numbers:
-            order = torch.randperm(len(self), generator=generator)
-        return (self._normalize(batch) for batch in self._rows.batches(size, order))
-
-
 def refuse_dataset(X: Any) -> None:
     """Raise where X is a torch dataset, which only some methods take."""
     if isinstance(X, Dataset):
@@ -320,3 +294,17 @@ def refuse_dataset(X: Any) -> None:
             "the rows of one batch by batch, as arrays, and FISTADictionaryLearner learns from "
             "them by 'partial_fit'."
         )
+
+
+def start_sample(rows: RowSource) -> NDArray:
+    """Return a sample of rows, enough to start and to settle a model from."""
+    return rows.sample(_n_start_rows(rows))
+
+
+def start_sample_step(rows: RowSource) -> int:
+    """Return n, where `start_sample` takes every n-th row."""
+    return math.ceil(len(rows) / _n_start_rows(rows))
+
+
+def _n_start_rows(rows: RowSource) -> int:
+    return min(_START_ROWS, max(1, _START_NUMBERS // rows.n_features))

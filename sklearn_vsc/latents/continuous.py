@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, distributions
@@ -13,7 +14,7 @@ from .cauchy import Cauchy
 from .gaussian import Gaussian
 from .laplace import Laplace
 
-LAWS: dict[str, type[Gaussian] | type[Laplace] | type[Cauchy]] = {
+_NAMED: dict[str, type[Gaussian] | type[Laplace] | type[Cauchy]] = {
     "gaussian": Gaussian,
     "laplace": Laplace,
     "cauchy": Cauchy,
@@ -46,8 +47,17 @@ class Continuous(LatentFamily):
                 f"A Cauchy posterior has an infinite KL from a {prior} prior; use "
                 "prior='cauchy', or a posterior with lighter tails."
             )
-        self.prior_law, self.posterior_law = LAWS[prior], LAWS[posterior]
+        self.prior_name, self.posterior_name = prior, posterior
+        self.prior_distribution, self.posterior_distribution = _NAMED[prior], _NAMED[posterior]
         self.prior_scale = prior_scale
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {
+            "prior": self.prior_name,
+            "posterior": self.posterior_name,
+            "prior_scale": self.prior_scale,
+        }
 
     @property
     def n_heads(self) -> int:
@@ -62,7 +72,12 @@ class Continuous(LatentFamily):
     @property
     def has_closed_kl(self) -> bool:
         """Whether the KL is elementary: always, but for a Cauchy prior of another posterior."""
-        return self.prior_law is not Cauchy or self.posterior_law is Cauchy
+        return self.prior_distribution is not Cauchy or self.posterior_distribution is Cauchy
+
+    @property
+    def has_infinite_variance(self) -> bool:
+        """Whether the posterior is a Cauchy distribution."""
+        return self.posterior_distribution is Cauchy
 
     def posterior(self, heads: Tensor) -> ContinuousPosterior:
         """Read the posterior from heads of shape (n_rows, n_heads, n_components)."""
@@ -72,13 +87,15 @@ class Continuous(LatentFamily):
     def prior(self, like: Tensor) -> distributions.Distribution:
         """Return the prior of a code."""
         scale = like.new_tensor(self.prior_scale)
-        return self.prior_law.distribution(torch.zeros_like(scale), scale, validate_args=False)
+        return self.prior_distribution.distribution(
+            torch.zeros_like(scale), scale, validate_args=False
+        )
 
     def sample_prior(
         self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
     ) -> Tensor:
         """Draw codes of the given shape from the prior."""
-        noise = self.prior_law.noise(shape, generator, torch.empty(0, dtype=dtype))
+        noise = self.prior_distribution.noise(shape, generator, torch.empty(0, dtype=dtype))
         return self.prior_scale * noise
 
     @cached_property
@@ -90,7 +107,7 @@ class Continuous(LatentFamily):
     def prior_variance(self) -> float:
         """Variance of a code under the prior."""
         scale = torch.tensor(self.prior_scale, dtype=torch.float64)
-        return float(self.prior_law.variance(scale))
+        return float(self.prior_distribution.variance(scale))
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,7 @@ class ContinuousPosterior(LatentPosterior):
     @property
     def variance(self) -> Tensor:
         """Variance of the code; of a Cauchy law infinite."""
-        return self.family.posterior_law.variance(self.scale)
+        return self.family.posterior_distribution.variance(self.scale)
 
     @property
     def inclusion(self) -> Tensor:
@@ -131,13 +148,13 @@ class ContinuousPosterior(LatentPosterior):
 
     @property
     def _distribution(self) -> distributions.Distribution:
-        law = self.family.posterior_law
+        law = self.family.posterior_distribution
         return law.distribution(self.loc, self.scale, validate_args=False)
 
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
         """Draw standard noise of the posterior's law."""
         shape = (n_draws, *self.loc.shape)
-        return Noise(self.family.posterior_law.noise(shape, generator, self.loc))
+        return Noise(self.family.posterior_distribution.noise(shape, generator, self.loc))
 
     def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
         """Move and scale the noise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, distributions
@@ -12,8 +13,8 @@ from torch.nn.functional import logsigmoid
 
 from ._base import (
     Draws,
+    GatedPosterior,
     LatentFamily,
-    LatentPosterior,
     Noise,
     bounded_exp,
     gated_draws,
@@ -51,11 +52,16 @@ class SpikeSlab(LatentFamily):
         density: float = 0.1,
         gradient: str = "gumbel_softmax",
     ) -> None:
-        self.slab_name = slab
-        self.slab = SLABS[slab]
+        self.slab = slab
+        self._slab_distribution = SLABS[slab]
         self.prior_scale = prior_scale
         self.density = density
         self.gradient = gradient
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        names = ("slab", "prior_scale", "density", "gradient")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def n_heads(self) -> int:
@@ -87,27 +93,38 @@ class SpikeSlab(LatentFamily):
             self.prior_logit + shift,
         )
 
-    def as_spike_slab(self) -> SpikeSlab:
+    def as_gated(self) -> SpikeSlab:
         """Return the family itself."""
         return self
+
+    def gated_posterior(self, loc: Tensor, scale: Tensor, logit: Tensor) -> SpikeSlabPosterior:
+        """Return the posterior with these parameters, each (n_rows, n_components)."""
+        return SpikeSlabPosterior(self, loc, scale, logit)
+
+    @property
+    def slab_name(self) -> str:
+        """Distribution of a code that is not zero."""
+        return self.slab
 
     @cached_property
     def slab_scale(self) -> float:
         """Standard deviation under the prior of a code that is on."""
         scale = torch.tensor(self.prior_scale, dtype=torch.float64)
-        return float(self.slab.variance(scale)) ** 0.5
+        return float(self._slab_distribution.variance(scale)) ** 0.5
 
     def slab_prior(self, like: Tensor) -> distributions.Distribution:
         """Prior of a code that is on."""
         scale = like.new_tensor(self.prior_scale)
-        return self.slab.distribution(torch.zeros_like(scale), scale, validate_args=False)
+        return self._slab_distribution.distribution(
+            torch.zeros_like(scale), scale, validate_args=False
+        )
 
     def sample_prior(
         self, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
     ) -> Tensor:
         """Draw codes of the given shape from the prior."""
         like = torch.empty(0, dtype=dtype)
-        slab = self.prior_scale * self.slab.noise(shape, generator, like)
+        slab = self.prior_scale * self._slab_distribution.noise(shape, generator, like)
         on = torch.rand(shape, generator=generator, dtype=dtype) < self.density
         return torch.where(on, slab, 0)
 
@@ -123,7 +140,7 @@ class SpikeSlab(LatentFamily):
 
 
 @dataclass(frozen=True)
-class SpikeSlabPosterior(LatentPosterior):
+class SpikeSlabPosterior(GatedPosterior):
     """Posterior of gated codes: location and scale of the slab, log-odds of the gate."""
 
     family: SpikeSlab
@@ -136,7 +153,7 @@ class SpikeSlabPosterior(LatentPosterior):
         cut = slice(index, index + 1)
         return SpikeSlabPosterior(self.family, self.loc[cut], self.scale[cut], self.logit[cut])
 
-    def as_spike_slab(self) -> SpikeSlabPosterior:
+    def as_gated(self) -> SpikeSlabPosterior:
         """Return the posterior itself."""
         return self
 
@@ -154,7 +171,9 @@ class SpikeSlabPosterior(LatentPosterior):
     def variance(self) -> Tensor:
         """Variance of the code."""
         on = self.inclusion
-        return on * self.family.slab.variance(self.scale) + on * (1 - on) * self.loc**2
+        return (
+            on * self.family._slab_distribution.variance(self.scale) + on * (1 - on) * self.loc**2
+        )
 
     def mode(self) -> Tensor:
         """Sparse point estimate: the slab's location where the gate is more likely open."""
@@ -162,12 +181,14 @@ class SpikeSlabPosterior(LatentPosterior):
 
     @property
     def _slab(self) -> distributions.Distribution:
-        return self.family.slab.distribution(self.loc, self.scale, validate_args=False)
+        return self.family._slab_distribution.distribution(
+            self.loc, self.scale, validate_args=False
+        )
 
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
         """Draw slab noise, and logistic noise for the gates."""
         shape = (n_draws, *self.loc.shape)
-        slab = self.family.slab.noise(shape, generator, self.loc)
+        slab = self.family._slab_distribution.noise(shape, generator, self.loc)
         return Noise(slab, logistic_noise(shape, generator, self.loc))
 
     def slab_draws(self, noise: Noise, noise_scale: float = 1.0) -> Tensor:

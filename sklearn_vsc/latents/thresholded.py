@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from scipy.optimize import brentq
@@ -76,15 +77,28 @@ class Thresholded(LatentFamily):
         training_kl: str = "thresholded",
         threshold_kl_weight: float = 1.0,
     ) -> None:
-        self.base = BASES[base]
+        self.base = base
+        self.base_distribution = BASES[base]
         self.prior_scale = prior_scale
         self.gamma_shape = gamma_shape
         self.gradient = gradient
         self.training_kl = training_kl
         self.threshold_kl_weight = threshold_kl_weight
-        if threshold is None:
-            threshold = self._threshold_of_density(density)
-        self.threshold = threshold
+        self.density = density
+        self._given_threshold = threshold
+
+    @cached_property
+    def threshold(self) -> float:
+        """Threshold of prior and posterior, or the mean of its Gamma prior."""
+        if self._given_threshold is not None:
+            return self._given_threshold
+        return self._threshold_of_density(self.density)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        names = ("base", "prior_scale", "density", "gamma_shape", "gradient", "training_kl")
+        found = {name: getattr(self, name) for name in (*names, "threshold_kl_weight")}
+        return found | {"threshold": self._given_threshold}
 
     @property
     def n_heads(self) -> int:
@@ -108,9 +122,9 @@ class Thresholded(LatentFamily):
     @property
     def has_closed_kl(self) -> bool:
         """Whether thresholds are fixed, or integrated out in closed form."""
-        return self.gamma_shape is None or self.base is Laplace
+        return self.gamma_shape is None or self.base_distribution is Laplace
 
-    def as_spike_slab(self) -> SpikeSlab | None:
+    def as_gated(self) -> SpikeSlab | None:
         """With a Gamma threshold integrated out: inclusion, location and scale are then free.
 
         Not where training holds another KL than that of this law.
@@ -221,13 +235,13 @@ class ThresholdedPosterior(LatentPosterior):
         """Probability that the code is not zero."""
         if not self.family.has_closed_kl:
             return self._gamma_gaussian_moments()[0]
-        return self.family.base.log_activity(self.scale, self.threshold)[0].exp()
+        return self.family.base_distribution.log_activity(self.scale, self.threshold)[0].exp()
 
-    def as_spike_slab(self) -> SpikeSlabPosterior:
+    def as_gated(self) -> SpikeSlabPosterior:
         """Return the same law with its threshold integrated out."""
-        family = self.family.as_spike_slab()
+        family = self.family.as_gated()
         assert family is not None
-        log_on, log_off = self.family.base.log_activity(self.scale, self.threshold)
+        log_on, log_off = self.family.base_distribution.log_activity(self.scale, self.threshold)
         return SpikeSlabPosterior(family, self.loc, self.scale, log_on - log_off)
 
     @property
@@ -241,7 +255,7 @@ class ThresholdedPosterior(LatentPosterior):
         if not self.family.has_closed_kl:
             second = self._gamma_gaussian_moments()[1]
         else:
-            second = self.family.base.slab_moment(self.scale, self.threshold)
+            second = self.family.base_distribution.slab_moment(self.scale, self.threshold)
         inclusion = self.inclusion
         return second + inclusion * (1 - inclusion) * self.loc**2
 
@@ -279,7 +293,7 @@ class ThresholdedPosterior(LatentPosterior):
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
         """Draw base noise, that of gates, and thresholds where they belong to the latent."""
         shape = (n_draws, *self.loc.shape)
-        base = self.family.base.noise(shape, generator, self.loc)
+        base = self.family.base_distribution.noise(shape, generator, self.loc)
         gated = self.family.has_relaxed_gates
         gate = logistic_noise(shape, generator, self.loc) if gated else None
         if self.family.has_closed_kl:
@@ -305,7 +319,7 @@ class ThresholdedPosterior(LatentPosterior):
 
     def _gated_draws(self, noise: Noise, gate_noise: Tensor, noise_scale: float) -> Draws:
         """Draw a gate and a slab, whose product has the law; gates relaxed under gradients."""
-        base = self.family.base
+        base = self.family.base_distribution
         threshold = self.threshold if noise.threshold is None else noise.threshold
         log_on, log_off = base.log_activity(self.scale, threshold)
         slab = self.loc + noise_scale * base.slab_deviation(noise.base, self.scale, threshold)
@@ -319,7 +333,7 @@ class ThresholdedPosterior(LatentPosterior):
         family = self.family
         if self.family.has_closed_kl:
             prior_threshold = family.prior_threshold(self.scale)
-            return family.base.thresholded_kl(
+            return family.base_distribution.thresholded_kl(
                 self.loc, self.scale, self.threshold, family.prior_scale, prior_threshold
             )
         return self._code_kl_at(draws) + self.threshold_kl()
@@ -328,7 +342,7 @@ class ThresholdedPosterior(LatentPosterior):
         """KL of the codes given drawn thresholds, which prior and posterior share."""
         if draws is None or draws.threshold is None:
             raise ValueError("This KL has no closed form: draws of the threshold are needed.")
-        return self.family.base.thresholded_kl(
+        return self.family.base_distribution.thresholded_kl(
             self.loc, self.scale, draws.threshold, self.family.prior_scale, draws.threshold
         )
 
@@ -342,7 +356,7 @@ class ThresholdedPosterior(LatentPosterior):
         """KL of the training objective; the published one is that of the base laws."""
         family = self.family
         if family.training_kl == "base":
-            kl = family.base.kl(self.loc, self.scale, family.prior_scale)
+            kl = family.base_distribution.kl(self.loc, self.scale, family.prior_scale)
         elif not self.family.has_closed_kl:
             kl = self._code_kl_at(draws)
         else:
@@ -353,7 +367,7 @@ class ThresholdedPosterior(LatentPosterior):
 
     def log_ratio(self, draws: Draws) -> Tensor:
         """Return log p(z) - log q(z given x), mixed measure; with thresholds where drawn."""
-        family, base = self.family, self.family.base
+        family, base = self.family, self.family.base_distribution
         if draws.threshold is None:
             threshold, prior_threshold = self.threshold, family.prior_threshold(self.scale)
         else:
