@@ -377,6 +377,6 @@ def _precomputed(
     return array
 
 
-def _device_of(X: Any) -> torch.device:
-    """Return the device of rows that are a tensor, else the best one."""
-    return X.device if isinstance(X, torch.Tensor) else resolve_device("auto")
+def _device_of(X: Any) -> str:
+    """Return the device of rows that are a tensor, else leave the choice."""
+    return str(X.device) if isinstance(X, torch.Tensor) else "auto"

@@ -24,6 +24,7 @@ from sklearn_vsc import (
     _neural,
 )
 from sklearn_vsc._rows import arrays as _arrays
+from sklearn_vsc._training.dictionary_fit import DictionaryFit
 from sklearn_vsc._training.interruption import HeldInterrupts, unchanged_on_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
@@ -169,8 +170,11 @@ def test_ctrl_c_at_many_random_moments(cls, n_presses):
 @pytest.mark.parametrize("partly", [False, True])
 def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
     """The first look at the trained model is cut, before or after it changed something."""
-    name = "_summarise" if cls is FISTADictionaryLearner else "_settle_noise_variance"
-    look, sizes = getattr(cls, name), []
+    if cls is FISTADictionaryLearner:
+        owner, name = DictionaryFit, "look"
+    else:
+        owner, name = cls, "_settle_noise_variance"
+    look, sizes = getattr(owner, name), []
 
     def cut(self, rows, *args, **kwargs):
         sizes.append(len(rows))
@@ -180,7 +184,7 @@ def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
             press()
         return look(self, rows, *args, **kwargs)
 
-    monkeypatch.setattr(cls, name, cut)
+    monkeypatch.setattr(owner, name, cut)
     for module in (_arrays, _neural):
         monkeypatch.setattr(module, "FEW_ROWS", 20)
     model = make(cls)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._inference.row_coder import ALGORITHMS, RowCoder, check_features
 from .._rows.array_api import follows_input
-from .._rows.arrays import resolve_device, row_slices
+from .._rows.arrays import row_slices
 from .._rows.compat import Interval, StrOptions
 from .._rows.missing import check_observed
 from .._rows.sparse_output import join_codes
@@ -127,7 +127,7 @@ class LassoCoder(BaseSparseCoder):
         return RowCoder(
             algorithm,
             alpha,
-            resolve_device(self.device),
+            self.device,
             n_nonzero_coefs=self.transform_n_nonzero_coefs,
             max_iter=self.transform_max_iter,
             tol=self.transform_tol,

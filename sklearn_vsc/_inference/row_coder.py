@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import Lars, LassoLars, orthogonal_mp
+from sklearn.linear_model import Lars, lars_path_gram, orthogonal_mp
 from torch import Tensor
 
-from .._rows.arrays import to_numpy, to_tensor
+from .._rows.arrays import resolve_device, to_numpy, to_tensor
 from .._rows.user_warnings import warn_user
 from ..solvers.lasso.solve import default_tolerance, fastest_method, solve_lasso
 from ..solvers.lasso.stopping import LassoResult
@@ -23,8 +23,6 @@ OURS = frozenset({"auto", "fista", "lasso_cd"})
 ALGORITHMS = OURS | {"lasso_lars", "lars", "omp", "threshold"}
 # Multiplications in the inner products of all atoms, below which these are not worth avoiding.
 _MANY_PRODUCTS = 2**24
-# Steps that least angle regression is taken to need for a lasso.
-_LASSO_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class RowCoder:
 
     algorithm: str
     alpha: float
-    device: torch.device
+    device: str
     n_nonzero_coefs: int | None = None
     max_iter: int = 1000
     tol: float | None = None
@@ -128,7 +126,7 @@ class RowCoder:
         """Method of ``solve_lasso`` that stands behind the name of the algorithm."""
         if self.algorithm == "fista":
             return "fista"
-        if self.algorithm == "auto" and fastest_method(self.device) == "fista":
+        if self.algorithm == "auto" and fastest_method(resolve_device(self.device)) == "fista":
             return "fista"
         return self.descent
 
@@ -139,7 +137,7 @@ class RowCoder:
     def to_rows(self, X: NDArray) -> Tensor:
         """Bring rows, atoms or codes to the device."""
         # Nothing here writes to rows; those in a read-only memmap need not fit into memory.
-        return to_tensor(X, self.device, borrow=True)
+        return to_tensor(X, resolve_device(self.device), borrow=True)
 
     def _warn_unconverged(self, result: LassoResult) -> None:
         n_left = int((~result.converged).sum())
@@ -173,8 +171,8 @@ class RowCoder:
             codes = (np.sign(products) * np.maximum(np.abs(products) - self.alpha, 0)).T
             return np.clip(codes, 0, None) if self.positive else codes
         given = known.gram is not None or known.cov is not None
-        if not given and self._can_do_without_gram(X, dictionary):
-            return self._without_gram(X, dictionary)
+        if not given and self._few_rows(X, dictionary):
+            return self._for_few_rows(X, dictionary)
         return sparse_encode(
             X,
             dictionary,
@@ -197,39 +195,48 @@ class RowCoder:
             return int(min(max(X.shape[1] / 10, 1), len(dictionary)))
         return self.n_nonzero_coefs
 
-    def _can_do_without_gram(self, X: NDArray, dictionary: NDArray) -> bool:
-        """Whether the inner products of all atoms cost more than those that the steps need."""
+    def _few_rows(self, X: NDArray, dictionary: NDArray) -> bool:
+        """Whether preparations for all rows take most of the time, and can be avoided."""
         n_components, n_features = dictionary.shape
         if n_components**2 * n_features < _MANY_PRODUCTS:
             return False
-        lasso = self.algorithm == "lasso_lars"
-        if self.positive and not lasso:
-            return False
-        n_steps = _LASSO_STEPS if lasso else self._n_nonzero(X, dictionary)
+        if self.algorithm == "lasso_lars":
+            return len(X) == 1
         # Half of the inner products are the other half, and a step takes two passes.
-        return 4 * n_steps * len(X) <= n_components
+        few = 4 * self._n_nonzero(X, dictionary) * len(X) <= n_components
+        return few and not self.positive
 
-    def _without_gram(self, X: NDArray, dictionary: NDArray) -> NDArray:
-        """Code few rows by the functions that `sparse_encode` calls, which need no Gram matrix."""
-        n_nonzero = self._n_nonzero(X, dictionary)
+    def _for_few_rows(self, X: NDArray, dictionary: NDArray) -> NDArray:
+        """Do as `sparse_encode`, by the functions that it calls."""
+        shape = len(X), len(dictionary)
         if self.algorithm == "omp":
+            n_nonzero = self._n_nonzero(X, dictionary)
             codes = orthogonal_mp(dictionary.T, X.T, n_nonzero_coefs=n_nonzero, precompute=False)
-            return codes.T.reshape(len(X), len(dictionary))
-        options: dict[str, Any] = {"fit_intercept": False, "fit_path": False, "precompute": False}
-        options["verbose"] = self.verbose
-        if self.algorithm == "lars":
-            model = Lars(n_nonzero_coefs=n_nonzero, **options)
-        else:
-            model = LassoLars(
-                # scikit-learn divides the squared error by the number of features.
-                alpha=float(self.alpha) / X.shape[1],
-                positive=self.positive,
-                max_iter=self.max_iter,
-                **options,
-            )
+            return codes.T.reshape(shape)
         with np.errstate(all="ignore"):
-            model.fit(dictionary.T, X.T)
-        return model.coef_.reshape(len(X), len(dictionary))
+            if self.algorithm == "lars":
+                model = Lars(
+                    n_nonzero_coefs=self._n_nonzero(X, dictionary),
+                    fit_intercept=False,
+                    fit_path=False,
+                    precompute=False,
+                    verbose=self.verbose,
+                )
+                return model.fit(dictionary.T, X.T).coef_.reshape(shape)
+            # A lasso takes too many steps to do without the inner products of all atoms.
+            _, _, codes = lars_path_gram(
+                dictionary @ X[0],
+                dictionary @ dictionary.T,
+                n_samples=X.shape[1],
+                alpha_min=float(self.alpha) / X.shape[1],
+                method="lasso",
+                max_iter=self.max_iter,
+                copy_Gram=False,
+                positive=self.positive,
+                return_path=False,
+                verbose=max(0, self.verbose - 1),
+            )
+            return codes.reshape(shape)
 
 
 def check_features(X: Any, dictionary: NDArray) -> None:

@@ -62,13 +62,43 @@ def sign_search(
     """
     moved = codes.cpu().numpy().copy()
     gram, correlations = (part.cpu().contiguous().numpy() for part in (fit.gram, fit.correlations))
-    rules = _Rules(float(alpha), positive, max_steps, float(np.finfo(moved.dtype).eps))
+    atoms = _Atoms(gram, np.ones(len(gram), np.bool_), np.zeros((len(gram), 0)))
+    rules = _Rules(float(alpha), positive, _FEW_STEPS, max_steps, float(np.finfo(float).eps))
 
     def work(rows: slice) -> None:
-        _search(gram, rules, correlations[rows], moved[rows])
+        _search(atoms, rules, correlations[rows], moved[rows])
 
     over_rows(work, len(moved))
     return torch.from_numpy(moved).to(codes.device)
+
+
+def search_from_zero(
+    X: Tensor, dictionary: Tensor, alpha: float, *, positive: bool, max_steps: int
+) -> Tensor:
+    """Search from zero, with the inner products of the atoms that come into use alone.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n_rows, n_features)
+        Rows, float64.
+    dictionary : Tensor of shape (n_components, n_features)
+        Atoms, float64.
+    alpha, positive, max_steps
+        As in ``sign_search``.
+
+    Returns
+    -------
+    codes : Tensor of shape (n_rows, n_components)
+        Candidates, to be certified; zero where the search failed.
+    """
+    atoms = dictionary.cpu().contiguous().numpy()
+    correlations = X.cpu().numpy() @ atoms.T
+    codes, n_components = np.zeros_like(correlations), len(atoms)
+    gram = np.empty((n_components, n_components))
+    known = _Atoms(gram, np.zeros(n_components, np.bool_), atoms)
+    rules = _Rules(float(alpha), positive, 0, max_steps, float(np.finfo(float).eps))
+    _search(known, rules, correlations, codes)
+    return torch.from_numpy(codes).to(X.device)
 
 
 class _Rules(NamedTuple):
@@ -76,8 +106,18 @@ class _Rules(NamedTuple):
 
     alpha: float
     positive: bool
+    # Steps from the codes found so far, and from zero.
+    few_steps: int
     max_steps: int
     eps: float
+
+
+class _Atoms(NamedTuple):
+    """Inner products of the atoms, which rows of them are known, and the atoms for the others."""
+
+    gram: NDArray
+    known: NDArray
+    dictionary: NDArray
 
 
 class _State(NamedTuple):
@@ -96,8 +136,8 @@ class _State(NamedTuple):
 
 
 @_compiled
-def _search(gram, rules, correlations, codes):  # type: ignore[no-untyped-def]
-    n_components = len(gram)
+def _search(atoms, rules, correlations, codes):  # type: ignore[no-untyped-def]
+    n_components = len(atoms.gram)
     state = _State(
         np.zeros(n_components),
         np.zeros(n_components, np.int64),
@@ -109,17 +149,18 @@ def _search(gram, rules, correlations, codes):  # type: ignore[no-untyped-def]
     u = np.zeros(n_components)
     for i in range(len(codes)):
         u[:] = codes[i]
-        found = _search_row(gram, rules, _FEW_STEPS, correlations[i], u, state)
+        found = _search_row(atoms, rules, rules.few_steps, correlations[i], u, state)
         if not found:
             u[:] = 0
-            found = _search_row(gram, rules, rules.max_steps, correlations[i], u, state)
+            found = _search_row(atoms, rules, rules.max_steps, correlations[i], u, state)
         if found:
             codes[i] = u
 
 
 @_compiled
-def _search_row(gram, rules, max_steps, correlations, u, state):  # type: ignore[no-untyped-def]
+def _search_row(atoms, rules, max_steps, correlations, u, state):  # type: ignore[no-untyped-def]
     """Search from a code, in place; return whether the optimum was found."""
+    gram = atoms.gram
     largest = 0.0
     for value in correlations:
         largest = max(largest, abs(value))
@@ -132,6 +173,7 @@ def _search_row(gram, rules, max_steps, correlations, u, state):  # type: ignore
             atom = _most_violating(u, least, rules.positive, state)
             if atom < 0:
                 return True
+            _know(atom, atoms)
             state.support[size] = atom
             state.signs[size] = -1.0 if state.gradient[atom] > 0 else 1.0
             size += 1
@@ -147,6 +189,20 @@ def _search_row(gram, rules, max_steps, correlations, u, state):  # type: ignore
         stationary = fraction == 1
         size, n_factored = _drop_zeros(u, size, state)
     return False
+
+
+@_compiled
+def _know(atom, atoms):  # type: ignore[no-untyped-def]
+    """See to it that the inner products of an atom are there."""
+    if atoms.known[atom]:
+        return
+    row, own = atoms.gram[atom], atoms.dictionary[atom]
+    for k in range(len(row)):
+        other, total = atoms.dictionary[k], 0.0
+        for j in range(len(own)):
+            total += own[j] * other[j]
+        row[k] = total
+    atoms.known[atom] = True
 
 
 @_compiled

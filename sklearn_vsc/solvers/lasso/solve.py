@@ -21,8 +21,8 @@ from .active_set import active_set_search
 from .coordinate_descent import CoordinateDescent
 from .fista import Fista
 from .masked_descent import MaskedDescent
-from .quadratic_fit import Atoms, Certificate, Fit
-from .sign_search import sign_search
+from .quadratic_fit import Atoms, Certificate, DataFit, Fit
+from .sign_search import search_from_zero, sign_search
 from .stopping import BestCodes, LassoResult, Stopping
 
 # Numbers in a block of codes: what stays in a CPU's cache, what keeps a GPU busy.
@@ -31,6 +31,9 @@ _BLOCK_NUMEL = {"cpu": 2**18, "other": 2**24}
 _STAGE = 100
 # The same where the trial is compiled, and so cheap.
 _SHORT_STAGE = 25
+# Multiplications in the inner products of all atoms that are worth avoiding, and steps that a
+# search is taken to need for a row.
+_MANY_PRODUCTS, _SEARCH_STEPS = 2**24, 32
 # Most linear systems solved for a row in one trial of the exact finish.
 _FINISH_STEPS = 100
 
@@ -72,7 +75,7 @@ def solve_lasso(
         Compiled coordinate descent, which runs on the CPU, or batched FISTA; by default the
         first for rows on a CPU, the second for others. 'search' is coordinate descent that a
         compiled search over supports takes over early: for few rows, and for atoms that are
-        nearly collinear.
+        nearly collinear. Its codes are exact up to rounding wherever the search ends.
     code_init : Tensor of shape (n_rows, n_components), optional
         Codes to start from; zero by default. A row is never left worse than its start.
     tol : float, optional
@@ -131,11 +134,15 @@ def solve_lasso(
     elif positive:
         code_init = code_init.clamp_min(0)
     stopping = Stopping(alpha, default_tolerance(X.dtype) if tol is None else tol, positive)
+    if early and len(X) * _SEARCH_STEPS <= len(dictionary):
+        result = _lone_rows(X, dictionary, code_init, stopping)
+        if result is not None:
+            return result if unit is None else _in_units(result, unit)
     form = "gram" if method == "cd" and form != "masked" else form
     atoms = Atoms.of(dictionary, form, symmetric=early)
     iterate = _iteration(method, atoms, stopping)
     search, stage = (sign_search, _SHORT_STAGE) if early else (active_set_search, _STAGE)
-    solver = _Solver(iterate, stopping, search, stage)
+    solver = _Solver(iterate, stopping, search, stage, polish=early)
     result = _join(
         [
             solver.solve(X[rows], atoms, code_init[rows], max_iter, finish)
@@ -156,6 +163,28 @@ def _iteration(
     return CoordinateDescent.of(atoms.dictionary, stopping, atoms.gram).iterate
 
 
+def _lone_rows(
+    X: Tensor, dictionary: Tensor, codes: Tensor, stopping: Stopping
+) -> LassoResult | None:
+    """Solve few rows without the inner products of all atoms, or not at all."""
+    n_components, n_features = dictionary.shape
+    if n_components**2 * n_features < _MANY_PRODUCTS or bool(codes.any()):
+        return None
+    if X.device.type == "mps":
+        return None
+    rows, atoms = X.double(), dictionary.double()
+    found = search_from_zero(
+        rows, atoms, stopping.alpha, positive=stopping.positive, max_steps=_FINISH_STEPS
+    )
+    fit = DataFit.from_rows(rows, atoms)
+    now = stopping.certify(fit, found)
+    done = stopping.within(fit, now)
+    if not done.all():
+        return None
+    dtype = X.dtype
+    return LassoResult(found.to(dtype), now.objective.to(dtype), now.gap.to(dtype), done, 0)
+
+
 @dataclass(frozen=True)
 class _Solver:
     """An iteration, and the exact finish of what it finds."""
@@ -166,6 +195,8 @@ class _Solver:
     search: Callable[..., Tensor]
     # Iterations before the first search.
     first_stage: int
+    # Whether that search is for all rows: then codes depend on nothing but rows and atoms.
+    polish: bool = False
 
     def solve(
         self, X: Tensor, atoms: Atoms, codes: Tensor, max_iter: int, finish: bool
@@ -178,6 +209,8 @@ class _Solver:
         # tried now and then on the way.
         stage = min(max_iter, self.first_stage)
         result = self.iterate(fit, codes, stage)
+        if self.polish:
+            result = self._finish(X, fit, atoms, result, torch.arange(len(X), device=X.device))
         while True:
             left = (~result.converged).nonzero().squeeze(1)
             if len(left) == 0:
