@@ -111,6 +111,5 @@ class Parts:
             return known(**{k: decoder.decode(v) for k, v in written["arguments"].items()})
         # A file that was made up may have any arguments.
         except Exception as error:
-            raise ValueError(
-                f"'{name}' cannot be a {class_name} of these arguments: {error}"
-            ) from (error)
+            message = f"'{name}' cannot be a {class_name} of these arguments: {error}"
+            raise ValueError(message) from error

@@ -107,7 +107,7 @@ def _plain_part(built_with: dict[str, Any], parameters: dict[str, Any]) -> dict[
             plain[name] = value
         elif not Parts.is_same(value, now):
             raise ValueError(
-                f"'{name}' has been replaced or changed since fit, and is not the one that the "
+                f"'{name}' has been replaced since fit, or changed, and is not the one that the "
                 "model was built with: fit again, or set it back, before you save."
             )
     return plain
