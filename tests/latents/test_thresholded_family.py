@@ -147,7 +147,8 @@ def test_gamma_threshold_of_a_laplace_base_integrates_out(scale, shape, rate):
     active = np.abs(deviation) > threshold
     code = np.where(active, loc + np.sign(deviation) * (np.abs(deviation) - threshold), 0)
 
-    q = _posterior(Thresholded("laplace", gamma_shape=3.0), [loc], [scale], [shape], [rate])
+    family = Thresholded("laplace", gamma_shape=3.0, gradient="straight_through")
+    q = _posterior(family, [loc], [scale], [shape], [rate])
     assert_allclose(q.inclusion, (1 + 1 / (rate * scale)) ** -shape, rtol=1e-12)
     assert_allclose(q.inclusion, math.exp(-q.threshold.item() / scale), rtol=1e-12)
     assert_mean(active, q.inclusion.item())
@@ -200,7 +201,8 @@ def test_moments_under_extreme_gamma_thresholds():
 
 def test_kl_of_codes_and_thresholds_that_are_drawn():
     """The joint KL is the KL of the thresholds plus the mean KL of the codes given them."""
-    family = Thresholded("gaussian", prior_scale=0.8, threshold=0.9, gamma_shape=3.0)
+    options = {"prior_scale": 0.8, "threshold": 0.9, "gradient": "straight_through"}
+    family = Thresholded("gaussian", gamma_shape=3.0, **options)
     loc, scale, shape, rate = 0.5, 0.6, 4.0, 6.0
     q = _posterior(family, [loc], [scale], [shape], [rate])
     gamma = stats.gamma(shape, scale=1 / rate)
