@@ -4,8 +4,8 @@ How to add a prior
 
 What if codes have another distribution than the priors of this package? This example gives
 :class:`~sklearn_vsc.SparseVAE` codes with the tails of Student's *t*, checks the new prior by
-quadrature, and compares it with the others on photographs. :doc:`/guide/adding_a_prior` lists what a
-prior must answer, method by method, and writes one from scratch.
+quadrature, and compares it with the others on photographs. :doc:`/guide/adding_a_prior` lists what
+a prior must answer, method by method, and writes one from scratch.
 """
 
 # %%
@@ -13,11 +13,11 @@ prior must answer, method by method, and writes one from scratch.
 # ----------------
 #
 # Student's *t* with :math:`\nu` degrees of freedom lies between a Cauchy distribution
-# (:math:`\nu = 1`) and a Gaussian (:math:`\nu \to \infty`): most codes are small, and a few are very
-# large. The posterior of a code stays Gaussian. So we can extend an existing family:
-# :class:`~sklearn_vsc.latents.Continuous` has posteriors with a location and a scale. Three things are
-# new: the density of the prior, draws from it, and its variance. The KL divergence of a Gaussian from
-# it has no closed form and is taken from draws, as for a Cauchy prior.
+# (:math:`\nu = 1`) and a Gaussian (:math:`\nu \to \infty`): most codes are small, and a few are
+# very large. The posterior of a code stays Gaussian. So we can extend an existing family:
+# :class:`~sklearn_vsc.latents.Continuous` has posteriors with a location and a scale. Three things
+# are new: the density of the prior, draws from it, and its variance. The KL divergence of a
+# Gaussian from it has no closed form and is taken from draws, as for a Cauchy prior.
 
 import tempfile
 from pathlib import Path
@@ -58,8 +58,8 @@ class StudentT(Continuous):
 # Is it right?
 # ------------
 #
-# A wrong density trains without complaint. So each piece is compared with something that does not share
-# its code: draws with SciPy's distribution function, and the KL from draws with an integral,
+# A wrong density trains without complaint. So each piece is compared with something that does not
+# share its code: draws with SciPy's distribution function, and the KL from draws with an integral,
 #
 # .. math:: \mathrm{KL} = \int q(z) \log \frac{q(z)}{p(z)} \, dz .
 
@@ -92,12 +92,13 @@ print(f"largest difference of the two KLs: {np.abs(by_draws - exactly).max():.3f
 # Does it suit the data?
 # ----------------------
 #
-# An estimator takes the new prior as an object: `SparseVAE(prior=StudentT(df=3))`. All models have a
-# linear decoder, Gaussian posteriors, the same number of draws and as much training, so that only the
-# prior differs. (For a Laplace or Gaussian prior, `gradient='auto'` would train without draws if
-# `n_draws` were 1.) The score is the ELBO of patches from the other halves of the photographs.
+# An estimator takes the new prior as an object: `SparseVAE(prior=StudentT(df=3))`. All models have
+# a linear decoder, Gaussian posteriors, the same number of draws and as much training, so that
+# only the prior differs. (For a Laplace or Gaussian prior, `gradient='auto'` would train without
+# draws if `n_draws` were 1.) The score is the ELBO of patches from the other halves of the
+# photographs.
 
-X = load_natural_patches(3000, patch_size=6, subset="train", random_state=0)
+X = load_natural_patches(2000, patch_size=6, subset="train", random_state=0)
 X_new = load_natural_patches(1000, patch_size=6, subset="test", random_state=0)
 priors = {
     "Gaussian": Continuous("gaussian", "gaussian"),
@@ -111,8 +112,8 @@ for name, prior in priors.items():
         X.shape[1],
         prior=prior,
         decoder="linear",
-        n_draws=4,
-        max_iter=20,
+        n_draws=2,
+        max_iter=15,
         learning_rate_init=4e-3,
         random_state=0,
     )
@@ -126,9 +127,9 @@ print(
 )
 
 # %%
-# On the left the densities, on a logarithmic axis: the Laplace density is made of straight lines, the
-# Gaussian density is a parabola. In the middle the check of the KL: dots are means over draws, lines are
-# integrals. On the right the gain in score over a Gaussian prior.
+# On the left the densities, on a logarithmic axis: the Laplace density is made of straight lines,
+# the Gaussian density is a parabola. In the middle the check of the KL: dots are means over draws,
+# lines are integrals. On the right the gain in score over a Gaussian prior.
 
 figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
 z = np.linspace(-8, 8, 400)
@@ -157,14 +158,14 @@ axes[2].set(xlabel="nats per patch above the Gaussian prior", title="Score of he
 plt.show()
 
 # %%
-# Tails heavier than Gaussian ones are worth a lot on these data. Which heavy-tailed prior it is matters
-# less.
+# Tails heavier than Gaussian ones are worth a lot on these data. Which heavy-tailed prior it is
+# matters less.
 #
 # Saving and loading
 # ------------------
 #
-# A saved model does not hold classes of your own, so the prior is given to :func:`~sklearn_vsc.load`
-# again. (The last model above is the one with Student's *t*.)
+# A saved model does not hold classes of your own, so the prior is given to
+# :func:`~sklearn_vsc.load` again. (The last model above is the one with Student's *t*.)
 
 with tempfile.TemporaryDirectory() as folder:
     model.save(Path(folder) / "student")
