@@ -113,8 +113,8 @@ for name, prior in priors.items():
         prior=prior,
         decoder="linear",
         n_draws=2,
-        max_iter=15,
-        learning_rate_init=4e-3,
+        max_iter=20,
+        learning_rate_init=6e-3,
         random_state=0,
     )
     scores[name] = model.fit(X).score(X_new)
