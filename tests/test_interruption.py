@@ -24,6 +24,7 @@ from sklearn_vsc import (
 )
 from sklearn_vsc._rows import arrays as _arrays
 from sklearn_vsc._training import model_fit
+from sklearn_vsc._training.dictionary_fit import DictionaryFit
 from sklearn_vsc._training.interruption import HeldInterrupts, unchanged_on_error
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
@@ -170,7 +171,7 @@ def test_ctrl_c_at_many_random_moments(cls, n_presses):
 def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
     """The first look at the trained model is cut, before or after it changed something."""
     is_learner = cls is FISTADictionaryLearner
-    owner, name = (cls, "_summarise") if is_learner else (model_fit, "settle")
+    owner, name = (DictionaryFit, "look") if is_learner else (model_fit, "settle")
     look, sizes = getattr(owner, name), []
 
     def cut(self, rows, *args, **kwargs):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import sklearn_vsc
-from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
+from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseCoder, SparseVAE, ThresholdedVSC
 
 PACKAGE = Path(sklearn_vsc.__file__).parent
-ESTIMATORS = (FISTADictionaryLearner, ThresholdedVSC, SparseVAE, SCVAE)
+ESTIMATORS = (FISTADictionaryLearner, SparseCoder, ThresholdedVSC, SparseVAE, SCVAE)
 
 # The layers from the bottom to the top. A module imports from its own layer and from those below,
 # never from those above. A layer is a list of modules and folders.
@@ -25,7 +25,7 @@ LAYERS = [
     ["_inference"],
     ["_training"],
     ["_base"],
-    ["dictionary", "thresholded", "sparse_vae", "scvae", "callbacks"],
+    ["dictionary", "sparse_coder", "thresholded", "sparse_vae", "scvae", "callbacks"],
     ["loading"],
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(LAYERS) for name in names}
@@ -37,7 +37,7 @@ LIBRARIES = {
     "networks": NUMERICS,
     "solvers": NUMERICS | {"llvmlite", "numba"},
     "_models": NUMERICS,
-    "_inference": NUMERICS,
+    "_inference": NUMERICS | {"sklearn"},
     "metrics": NUMERICS | {"sklearn"},
 }
 # Neighbours on one floor that stay strangers.

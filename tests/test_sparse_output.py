@@ -15,7 +15,7 @@ from sklearn.utils import get_tags
 
 import sklearn_vsc
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc import dictionary as dictionary_module
+from sklearn_vsc._base import lasso_coder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning"),
@@ -96,7 +96,7 @@ def test_sparse_codes_are_computed_chunk_by_chunk(name, monkeypatch):
     model = fitted(name)
     dense = model.transform(ROWS)
     monkeypatch.setattr("sklearn_vsc._rows.arrays.NUMBERS_AT_ONCE", 24 * model._n_features_out)
-    monkeypatch.setattr(dictionary_module, "_CODES_AT_ONCE", 24 * 12)
+    monkeypatch.setattr(lasso_coder, "_CODES_AT_ONCE", 24 * 12)
     sizes, make = [], sparse.csr_matrix
 
     def counted(chunk):

@@ -108,7 +108,7 @@ def follows_input(method: Method) -> Method:
         given = call.arguments[first]
         home = Home.of(given)
         _check_home(self, given, home, method.__name__)
-        call.arguments |= {"self": on_host(self), first: _at_the_door(given)}
+        call.arguments |= {"self": on_host(self), first: at_the_door(given)}
         with fair_share_of_cores():
             return home.bring(method(*call.args, **call.kwargs))
 
@@ -138,7 +138,7 @@ def learns_from_input(method: Method) -> Method:
         vars(self).update(hosted)
         try:
             with fair_share_of_cores():
-                method(self, _at_the_door(X), y)
+                method(self, at_the_door(X), y)
         except BaseException:
             kept = vars(self)
             kept.update({k: v for k, v in before.items() if kept.get(k) is hosted[k]})
@@ -150,7 +150,8 @@ def learns_from_input(method: Method) -> Method:
     return cast(Method, wrapped)
 
 
-def _at_the_door(array: Any) -> Any:
+def at_the_door(array: Any) -> Any:
+    """Bring an array that a user gave to NumPy; leave all else as it is."""
     # Without dispatch a tensor on a GPU raises an error, as in `numpy.asarray`.
     if isinstance(array, Tensor) and array.device.type != "cpu" and Home.of(array).xp is None:
         raise TypeError(
@@ -162,7 +163,8 @@ def _at_the_door(array: Any) -> Any:
 
 def _check_home(estimator: Any, array: Any, home: Home, method: str) -> None:
     """Raise scikit-learn's error for a namespace other than that of ``fit``; devices may differ."""
-    fitted = getattr(estimator, "components_", None)
+    # Only what a fit has set: a dictionary that was given may be of any namespace.
+    fitted = vars(estimator).get("components_")
     if fitted is not None and get_config()["array_api_dispatch"] and Home.of(fitted).xp != home.xp:
         check_same_namespace(array, estimator, attribute="components_", method=method)
 

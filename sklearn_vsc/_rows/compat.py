@@ -5,7 +5,7 @@ from typing import Any, NoReturn, Self
 from sklearn.base import _fit_context as fit_context
 from sklearn.utils._array_api import _convert_to_numpy, get_namespace_and_device
 from sklearn.utils._array_api import _max_precision_float_dtype as max_precision_float_dtype
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
 from sklearn.utils.validation import validate_data
 
 try:
@@ -78,4 +78,5 @@ __all__ = [
     "get_namespace_and_device",
     "max_precision_float_dtype",
     "validate_data",
+    "validate_params",
 ]

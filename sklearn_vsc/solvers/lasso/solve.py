@@ -2,7 +2,7 @@
 
 Each row x of X has its own problem, min over u of 0.5 ||x - u V||^2 + alpha ||u||_1 for a
 dictionary V whose rows are the atoms. NaN entries of x are missing, and the sum of squares
-leaves them out. One of two iterative methods solves the problem, and an exact active-set search
+leaves them out. One of two iterative methods solves the problem, and an exact search over supports
 finishes the rows on which the iteration converges slowly. A code does not depend on the other
 rows.
 """
@@ -21,13 +21,19 @@ from .active_set import active_set_search
 from .coordinate_descent import CoordinateDescent
 from .fista import Fista
 from .masked_descent import MaskedDescent
-from .quadratic_fit import Atoms, Certificate, Fit
+from .quadratic_fit import Atoms, Certificate, DataFit, Fit
+from .sign_search import search_from_zero, sign_search
 from .stopping import BestCodes, LassoResult, Stopping
 
 # Entries in a block of codes: few enough for a CPU's cache, or enough to keep a GPU busy.
 _BLOCK_NUMEL = {"cpu": 2**18, "other": 2**24}
 # Iterations before the exact finish is first tried on rows that have not converged.
 _STAGE = 100
+# The same where the search is compiled, and so cheap.
+_SHORT_STAGE = 25
+# Multiplications in the inner products of all atoms that are worth avoiding, and steps that a
+# search is assumed to need for a row.
+_MANY_PRODUCTS, _SEARCH_STEPS = 2**24, 32
 # Maximum number of linear systems solved for a row each time the exact finish is tried.
 _FINISH_STEPS = 100
 
@@ -65,9 +71,11 @@ def solve_lasso(
         Atoms, of any norm.
     alpha : float
         Weight of the l1 norm. Zero gives the limit of a vanishing weight.
-    method : {'auto', 'cd', 'fista'}, default='auto'
+    method : {'auto', 'cd', 'fista', 'search'}, default='auto'
         Compiled coordinate descent ('cd'), which runs on the CPU, or batched FISTA; 'auto' takes
-        the former for rows on a CPU and the latter for others.
+        the former for rows on a CPU and the latter for others. 'search' is coordinate descent that
+        hands over early to a compiled search over supports: for few rows, and for atoms that are
+        nearly collinear. Its codes are exact up to rounding wherever the search ends.
     code_init : Tensor of shape (n_rows, n_components), optional
         Initial codes; zero by default. The objective of a row never ends above its initial value.
     tol : float, optional
@@ -112,6 +120,10 @@ def solve_lasso(
         form = "masked"
     if method == "auto":
         method = fastest_method(X.device)
+    # The search needs one Gram matrix for all rows.
+    early = method == "search" and form != "masked"
+    if method == "search":
+        method = "cd"
     if alpha == 0:
         X, unit = _in_own_units(X, dictionary)
         alpha = torch.finfo(X.dtype).eps ** 0.625
@@ -123,8 +135,15 @@ def solve_lasso(
     elif positive:
         code_init = code_init.clamp_min(0)
     stopping = Stopping(alpha, default_tolerance(X.dtype) if tol is None else tol, positive)
-    atoms = Atoms.of(dictionary, "gram" if method == "cd" and form != "masked" else form)
-    solver = _Solver(_iteration(method, atoms, stopping), stopping)
+    if early and len(X) * _SEARCH_STEPS <= len(dictionary):
+        result = _lone_rows(X, dictionary, code_init, stopping)
+        if result is not None:
+            return result if unit is None else _in_units(result, unit)
+    form = "gram" if method == "cd" and form != "masked" else form
+    atoms = Atoms.of(dictionary, form, symmetric=early)
+    iterate = _iteration(method, atoms, stopping)
+    search, stage = (sign_search, _SHORT_STAGE) if early else (active_set_search, _STAGE)
+    solver = _Solver(iterate, stopping, search, stage, polish=early)
     result = _join(
         [
             solver.solve(X[rows], atoms, code_init[rows], max_iter, finish)
@@ -145,6 +164,28 @@ def _iteration(
     return CoordinateDescent.of(atoms.dictionary, stopping, atoms.gram).iterate
 
 
+def _lone_rows(
+    X: Tensor, dictionary: Tensor, codes: Tensor, stopping: Stopping
+) -> LassoResult | None:
+    """Solve few rows without the inner products of all atoms, or not at all."""
+    n_components, n_features = dictionary.shape
+    if n_components**2 * n_features < _MANY_PRODUCTS or bool(codes.any()):
+        return None
+    if X.device.type == "mps":
+        return None
+    rows, atoms = X.double(), dictionary.double()
+    found = search_from_zero(
+        rows, atoms, stopping.alpha, positive=stopping.positive, max_steps=_FINISH_STEPS
+    )
+    fit = DataFit.from_rows(rows, atoms)
+    now = stopping.certify(fit, found)
+    done = stopping.within(fit, now)
+    if not done.all():
+        return None
+    dtype = X.dtype
+    return LassoResult(found.to(dtype), now.objective.to(dtype), now.gap.to(dtype), done, 0)
+
+
 @dataclass(frozen=True)
 class _Solver:
     """An iterative method followed by the exact finish."""
@@ -152,6 +193,11 @@ class _Solver:
     # The fit passed to it has the form that this method needs.
     iterate: Callable[[Any, Tensor, int], LassoResult]
     stopping: Stopping
+    search: Callable[..., Tensor]
+    # Iterations before the first search.
+    first_stage: int
+    # Whether that search is for all rows: then codes depend on nothing but rows and atoms.
+    polish: bool = False
 
     def solve(
         self, X: Tensor, atoms: Atoms, codes: Tensor, max_iter: int, finish: bool
@@ -160,10 +206,12 @@ class _Solver:
         fit = atoms.fit(X)
         if not finish:
             return self.iterate(fit, codes, max_iter)
-        # The exact finish may solve in one go what takes the iteration very long, so it is tried
+        # The exact finish may solve at once what takes the iteration very long, so it is tried
         # from time to time along the way.
-        stage = min(max_iter, _STAGE)
+        stage = min(max_iter, self.first_stage)
         result = self.iterate(fit, codes, stage)
+        if self.polish:
+            result = self._finish(X, fit, atoms, result, torch.arange(len(X), device=X.device))
         while True:
             left = (~result.converged).nonzero().squeeze(1)
             if len(left) == 0:
@@ -180,13 +228,13 @@ class _Solver:
     def _finish(
         self, X: Tensor, fit: Fit, atoms: Atoms, result: LassoResult, rows: Tensor
     ) -> LassoResult:
-        """Replace codes by the result of the active-set search where that is better."""
+        """Replace codes by the result of the search where that is better."""
         dtype, part = X.dtype, fit.select(rows)
         # The last step is worth doing in float64, which MPS does not support.
         coarse = dtype == torch.float64 or X.device.type == "mps"
         fine = part if coarse else atoms.double().fit(X[rows].double())
         codes = result.codes[rows].to(fine.energy.dtype)
-        polished = active_set_search(
+        polished = self.search(
             fine,
             codes,
             self.stopping.alpha,
