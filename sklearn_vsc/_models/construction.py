@@ -160,6 +160,21 @@ class VariationalDescription(ModelDescription):
                 f"and objective={bound!r} do not apply to training."
             )
         self.check_choices()
+        self._check_moments()
+
+    def _check_moments(self) -> None:
+        """Refuse posteriors of infinite variance where outputs of the decoder are not bounded."""
+        unbounded = self.likelihood.link is not None or self.activation == "identity"
+        if not unbounded or isinstance(self.networks.decoder, nn.Module):
+            return
+        if self._closed_family.has_infinite_variance:
+            raise ValueError(
+                f"{self.family_name}: codes whose posterior has no variance need a decoder with "
+                "bounded output; a Cauchy posterior with an unbounded decoder has an ELBO of minus "
+                "infinity. Use output_activation='sigmoid' or 'tanh' with likelihood='gaussian', a "
+                "decoder of your own with bounded output, or a posterior with a variance "
+                "(posterior_family='gaussian' where the prior is a name)."
+            )
 
     def build(self, start: Start, generator: torch.Generator) -> LatentVariableModel:
         """Return the model, with its first weights.
