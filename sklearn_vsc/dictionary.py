@@ -4,64 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.decomposition import sparse_encode
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_array
-from torch import Tensor
 
-from ._base.coder import check_size
-from ._laplace_model import LaplaceModelCoder
-from ._rows.array_api import follows_input, learns_from_input
-from ._rows.arrays import (
-    draw_seed,
-    few_rows,
-    private_random_state,
-    resolve_device,
-    row_slices,
-    seeded_generator,
-    to_numpy,
-    to_tensor,
-)
+from ._base.coder import Posterior
+from ._base.lasso_coder import LassoCoder
+from ._inference.laplace_model import LassoModel, check_alpha
+from ._rows.array_api import follows_fit, follows_input, learns_from_input
+from ._rows.arrays import draw_seed, private_random_state
 from ._rows.compat import Interval, StrOptions, fit_context
-from ._rows.sparse_output import join_codes
-from ._training.dictionary_fit import FitProgress, SeenRows, shown
+from ._rows.numbers import check_count
+from ._rows.user_warnings import warn_user
+from ._training.dictionary_fit import DictionaryFit, coder_of_fit, take_step
+from ._training.dictionary_progress import LearnedDictionary, LearningOptions, SeenRows
 from ._training.fit_tasks import FitTasks
 from ._training.interruption import HeldInterrupts, unchanged_on_error
-from .solvers.dictionary.full_batch import (
-    Epoch,
-    FullBatchLearner,
-    row_blocks,
-)
-from .solvers.dictionary.online import OnlineLearner, OnlineStopping, forgetting
-from .solvers.dictionary.sparse_codes import SparseCodes
-from .solvers.dictionary.statistics import Statistics
-from .solvers.dictionary.update import initial_dictionary, normalise_atoms
-from .solvers.lasso.coders import Coder, block_coder
-from .solvers.lasso.solve import default_tolerance, fastest_method, solve_lasso
-from .solvers.lasso.stopping import LassoResult
-
-# Names of coders that are not scikit-learn's, though it has some of the names.
-_OURS = ("auto", "fista", "cd", "lasso_cd")
-# Rows that the noise variance is estimated from, at most.
-_NOISE_ROWS = 4096
-# Rows of the final look at the training rows coded at once, at least.
-_CHUNK_ROWS = 1024
-# Codes that a transform holds at once where its output is sparse, at least.
-_CODES_AT_ONCE = 2**24
-# A full-batch fit calls back every so many iterations, as in scikit-learn.
-_CALLBACK_EVERY = 5
 
 
-class FISTADictionaryLearner(LaplaceModelCoder):
+class FISTADictionaryLearner(LassoCoder):
     r"""Dictionary learning with lasso codes by compiled coordinate descent or batched FISTA.
 
     It minimises over codes :math:`U` and a dictionary :math:`V` of unit-norm atoms
@@ -101,7 +66,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         With ``alpha=0`` there is no prior, and thus no score.
 
     max_iter : int, default=1000
-        Maximum number of epochs, that is, of passes over the rows.
+        Maximum number of epochs, that is, of passes over the rows. Zero keeps ``dict_init``
+        as it is given, whatever the norms and signs of its atoms.
 
     positive_code : bool, default=False
         Whether codes must be non-negative.
@@ -115,8 +81,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         devices. 'lars': scikit-learn's coder.
 
     dict_init : ndarray of shape (n_components, n_features), default=None
-        Initial dictionary; its atoms are scaled to unit norm. None: distinct random rows of X,
-        scaled likewise.
+        Initial dictionary; its atoms are scaled to unit norm, except with ``max_iter=0``. None:
+        distinct random rows of X, scaled likewise.
 
     code_init : ndarray of shape (n_samples, n_components), default=None
         Initial codes of the training rows in a full-batch fit.
@@ -191,7 +157,8 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        The dictionary. Its atoms have unit norm.
+        The dictionary. Its atoms have unit norm, except those of a ``dict_init`` that
+        ``max_iter=0`` keeps.
 
     component_usage_ : ndarray of shape (n_components,)
         Share of the training rows that use each atom. A row uses an atom where its lasso code is
@@ -234,6 +201,7 @@ class FISTADictionaryLearner(LaplaceModelCoder):
 
     See Also
     --------
+    SparseCoder : Sparse codes with a dictionary that is given.
     sklearn.decomposition.DictionaryLearning : The same objective, with atoms of norm at most one.
     sklearn.decomposition.MiniBatchDictionaryLearning : Its online variant.
 
@@ -295,33 +263,47 @@ class FISTADictionaryLearner(LaplaceModelCoder):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **LassoCoder._parameter_constraints,
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "alpha": [Interval(Real, 0, np.inf, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "fit_algorithm": [StrOptions({"auto", "fista", "lars", "cd"})],
-        "transform_algorithm": [
-            StrOptions({"auto", "fista", "lasso_lars", "lasso_cd", "lars", "omp", "threshold"})
-        ],
-        "transform_n_nonzero_coefs": [Interval(Integral, 1, None, closed="left"), None],
-        "transform_alpha": [Interval(Real, 0, np.inf, closed="left"), None],
-        "n_jobs": [Integral, None],
         "code_init": [np.ndarray, None],
         "dict_init": [np.ndarray, None],
         "callback": [callable, None],
         "verbose": ["verbose"],
-        "split_sign": ["boolean"],
         "random_state": ["random_state"],
-        "positive_code": ["boolean"],
         "positive_dict": ["boolean"],
-        "transform_max_iter": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "shuffle": ["boolean"],
         "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
-        "transform_tol": [Interval(Real, 0, 1, closed="right"), None],
-        "sparse_output": ["boolean"],
-        "device": [str],
     }
+    _dead_atoms_cure = "Lower alpha or n_components, or train on more rows."
+    _kept: ClassVar[dict[str, Any]] = {
+        **LassoCoder._kept,
+        "error_": ("n_iter",),
+        "n_steps_": Integral,
+        "_seed": Integral,
+        "_draw_seed": Integral,
+        "_seen": (
+            SeenRows,
+            {
+                "code_gram": ("K", "K"),
+                "code_data": ("K", "D"),
+                "idle": ("K",),
+                "n_uses": ("K",),
+                "n_rows": Integral,
+                "noise_rows": Real,
+            },
+        ),
+    }
+
+    noise_variance_: float
+    # What the passes have left for `partial_fit`, and the seeds that `fit` has drawn.
+    _seen: SeenRows
+    _seed: int
+    _draw_seed: int
 
     def __init__(
         self,
@@ -403,36 +385,20 @@ class FISTADictionaryLearner(LaplaceModelCoder):
         # Ctrl-C ends the fit before it has a dictionary, and after that the passes alone.
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
-                X = self._validate_rows(X, reset=True)
-                rows, dictionary, norms, generator = self._begin(X)
-                if self.batch_size is None:
-                    codes = self._initial_codes(X, dictionary, norms, generator)
-                    epochs = self._full_batch_epochs(rows, codes, dictionary, generator)
-                else:
-                    epochs = self._online_epochs(rows, dictionary, generator)
-                if self.verbose:
-                    epochs = shown(epochs, self.max_iter)
-                progress = FitProgress.before(dictionary)
-                progress.follow(
-                    epochs,
-                    self.max_iter,
-                    len(rows),
-                    interrupts,
-                    before=tasks.begin_epoch,
-                    after=lambda: self._after_epoch(progress, rows, tasks),
-                )
-                self._keep(progress)
-                interrupts.attempt(lambda: self._summarise(rows))
+                X, size = self._rows_and_size(X, reset=True)
+                check_alpha(self.alpha, size)
+                self._draw_seeds()
+                fit = DictionaryFit(self._options(), X, self._seed)
+                fit.run(interrupts, tasks, lambda: copy.copy(self)._keep(fit.few(), warn=False))
+                interrupts.attempt(lambda: self._keep(fit.look(fit.rows)))
                 if interrupts.came:
-                    self._summarise(few_rows(rows), warn=False)
+                    self._keep(fit.few(), warn=False)
             interrupts.attempt(tasks.end)
         if interrupts.came:
             # At the very end: where warnings are errors, nothing is lost by it.
-            warnings.warn(
+            warn_user(
                 f"fit was interrupted after {self.n_iter_} full epochs; the estimator is left "
-                + ("as it was then." if self.n_iter_ else "with its first dictionary."),
-                UserWarning,
-                stacklevel=3,
+                + ("as it was then." if self.n_iter_ else "with its first dictionary.")
             )
         return self
 
@@ -463,342 +429,163 @@ class FISTADictionaryLearner(LaplaceModelCoder):
             after any error, what it was before the call.
         """
         with unchanged_on_error(self):
-            self._take_step(X)
+            first = not hasattr(self, "components_")
+            X, size = self._rows_and_size(X, reset=first)
+            if first:
+                check_alpha(self.alpha, size)
+                self._draw_seeds()
+            before = None if first else self._kept_so_far()
+            self._keep(take_step(self._options(), X, self._seed, before), warn=False)
         return self
 
-    def _take_step(self, X: ArrayLike) -> None:
-        start = time.perf_counter()
-        first = not hasattr(self, "components_")
-        X = self._validate_rows(X, reset=first)
-        if first:
-            rows, dictionary, _, generator = self._begin(X)
-            self._keep(FitProgress.before(dictionary))
-        else:
-            rows = self._to_rows(X.astype(self.components_.dtype, copy=False))
-            dictionary = self._to_rows(self.components_)
-            generator = seeded_generator(self._seed + self.n_steps_)
-        learner = self._online_learner(dictionary, generator, self._seen, self.n_steps_)
-        codes, objective = learner.step(rows)
-        seconds = time.perf_counter() - start
-        found = learner.dictionary, objective, learner.statistics, learner.n_steps
-        epoch = Epoch(*found, seconds, converged=False)
-        progress = FitProgress(epoch, list(self.history_), list(self.error_))
-        progress.add(epoch, len(rows))
-        self._keep(progress, self._seen)
-        self._add_rows(codes, rows, dictionary, learner.idle)
-
     @follows_input
-    def transform(self, X: ArrayLike) -> NDArray:
-        """Return the sparse codes of the rows of X by ``transform_algorithm``.
+    def score_samples(self, X: ArrayLike) -> NDArray:
+        """Return a lower bound on log p(x) of each row, in nats.
+
+        The bound is taken at the lasso code for ``alpha``, whatever ``transform_algorithm``.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code. NaN means missing: a row is coded from what is observed of it.
+            Rows to score. NaN means missing: the bound is on log p of what is observed.
 
         Returns
         -------
-        codes : ndarray or CSR matrix of shape (n_samples, n_components)
-            Codes, or (n_samples, 2 n_components) with ``split_sign``: positive parts, then
-            the sizes of the negative ones. Sparse with ``sparse_output=True``.
+        bounds : ndarray of shape (n_samples,)
+            Float64, constants of the densities included.
 
         Raises
         ------
         ValueError
-            Where X does not fit, a value is infinite, or nothing is observed of a row.
+            Where nothing is observed of a row, or ``alpha`` is zero: the model then has no
+            proper prior.
         """
         X = self._validate_rows(X, reset=False)
-        n_components = len(self.components_)
-        # What all rows share in a solve grows with the square of the number of atoms.
-        chunks = row_slices(len(X), max(_CODES_AT_ONCE // n_components, n_components))
-        codes = (self._codes(X[rows]) for rows in chunks)
-        return join_codes(codes, sparse_output=self.sparse_output)
-
-    def _codes(self, X: NDArray) -> NDArray:
-        alpha = self.alpha if self.transform_alpha is None else self.transform_alpha
-        if self.transform_algorithm in _OURS:
-            rows = self._to_rows(X)
-            dictionary = self._to_rows(self.components_).to(rows.dtype)
-            result = self._solve(rows, dictionary, alpha, self._method(self.transform_algorithm))
-            self._warn_unconverged(result)
-            codes = to_numpy(result.codes, X.dtype)
-        else:
-            codes = self._sklearn_codes(X, self.components_, self.transform_algorithm, alpha)
-        if self.split_sign:
-            codes = np.hstack([np.maximum(codes, 0), np.maximum(-codes, 0)])
-        return codes
+        return self._model().bounds(X)
 
     @follows_input
-    def inverse_transform(self, Z: ArrayLike) -> NDArray:
-        """Return the rows that codes stand for.
+    def posterior(self, X: ArrayLike) -> Posterior:
+        """Return the moments of the Laplace posterior of each row.
 
         Parameters
         ----------
-        Z : array-like or sparse matrix of shape (n_samples, n_components)
-            Codes as ``transform`` gives them; with ``split_sign``, of twice the columns.
+        X : array-like of shape (n_samples, n_features)
+            Rows to code; NaN means missing.
+
+        Returns
+        -------
+        posterior : Posterior
+            ``mean`` is the lasso code for ``alpha``; ``inclusion`` is one throughout, since
+            a Laplace law has no mass at zero.
+
+        Raises
+        ------
+        ValueError
+            Where nothing is observed of a row, or ``alpha`` is zero: the model then has no
+            proper prior.
+        """
+        X = self._validate_rows(X, reset=False)
+        return Posterior(*self._model().posterior(X))
+
+    @follows_input
+    def sample_posterior(self, X: ArrayLike, n_draws: int = 1) -> NDArray:
+        """Draw codes from the Laplace posterior of each row.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to code; NaN means missing.
+        n_draws : int, default=1
+            Draws for each row. They depend on the row and the fit alone, and the first
+            draws of a longer call are those of a shorter one.
+
+        Returns
+        -------
+        draws : ndarray of shape (n_draws, n_samples, n_components)
+            Codes; none is exactly zero.
+
+        Raises
+        ------
+        ValueError
+            Where ``n_draws`` is not positive, or ``alpha`` is zero.
+        """
+        n_draws = check_count(n_draws, "n_draws")
+        X = self._validate_rows(X, reset=False)
+        return self._model().sample_posterior(X, n_draws)
+
+    @follows_fit
+    def sample(self, n_samples: int = 1) -> NDArray:
+        """Draw new rows from the score's model: prior, dictionary, observation noise.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows. With an integer ``random_state`` each call draws the same ones.
 
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            The product of codes and dictionary, without holes.
+            New rows.
+
+        Raises
+        ------
+        ValueError
+            Where ``n_samples`` is not positive, or ``alpha`` is zero.
         """
-        Z = self._validate_codes(Z)
-        if self.split_sign:
-            n_components = len(self.components_)
-            Z = Z[:, :n_components] - Z[:, n_components:]
-        return Z @ self.components_.astype(Z.dtype, copy=False)
+        self._check_usable()
+        n_samples = check_count(n_samples, "n_samples")
+        return self._model().sample(n_samples, self.random_state)
 
     @property
-    def _n_features_out(self) -> int:
-        return len(self.components_) * (2 if self.split_sign else 1)
+    def prior_scale_(self) -> float:
+        """Scale of the Laplace prior of the score's model."""
+        return self.noise_variance_ / self.alpha if self.alpha else math.inf
 
-    _dead_atoms_cure = "Lower alpha or n_components, or train on more rows."
+    def _code_divergence(self, X: ArrayLike) -> NDArray:
+        """KL of each code's posterior from its prior, nats, (n_samples, n_components)."""
+        X = self._validate_rows(X, reset=False)
+        return self._model().code_divergence(X)
 
-    def _check_size(self, X: NDArray, *, reset: bool) -> None:
-        """Check the size of X, whose squares are taken as it stands."""
-        limit = 1e15 if X.dtype == np.float32 else 1e100
-        # Rows to code may be small: then their codes are zero.
-        size = check_size(X, 1 / limit if reset else 0.0, limit)
-        if reset:
-            self._check_alpha(size)
+    def _model(self) -> LassoModel:
+        """Return the generative model of the score."""
+        coder = self._row_coder("auto", self.alpha)
+        return LassoModel(self.components_, coder, self.noise_variance_, self._draw_seed)
 
-    def _begin(self, X: NDArray) -> tuple[Tensor, Tensor, Tensor, torch.Generator]:
-        """Return rows, first dictionary, the norms taken from its atoms, and a generator."""
+    def _options(self) -> LearningOptions:
+        """Return what a fit is asked for."""
+        names = {field.name for field in fields(LearningOptions)}
+        named = {k: v for k, v in self.get_params(deep=False).items() if k in names}
+        lasso = self._row_coder("auto", self.alpha)
+        lars = self._row_coder("lasso_lars", self.alpha)
+        coder = coder_of_fit(self.fit_algorithm, lars if self.fit_algorithm == "lars" else lasso)
+        return LearningOptions(**named, block_coder=coder, lasso=lasso)
+
+    def _draw_seeds(self) -> None:
         random_state = private_random_state(self.random_state)
         self._seed, self._draw_seed = draw_seed(random_state), draw_seed(random_state)
-        generator = seeded_generator(self._seed)
-        rows = self._to_rows(X)
-        positive, n_features = self.positive_dict, X.shape[1]
-        if self.dict_init is None:
-            n_components = int(self.n_components or n_features)
-            dictionary = initial_dictionary(
-                rows, n_components, positive=positive, generator=generator
-            )
-            return rows, dictionary, rows.new_ones(n_components), generator
-        n_components = int(self.n_components or len(self.dict_init))
-        atoms = self._check_init("dict_init", (n_components, n_features), X.dtype)
-        norms = torch.linalg.vector_norm(atoms, dim=1)
-        dictionary = normalise_atoms(atoms, positive=positive, generator=generator)
-        return rows, dictionary, norms, generator
 
-    def _check_init(self, name: str, shape: tuple[int, int], dtype: np.dtype) -> Tensor:
-        """Return ``dict_init`` or ``code_init`` as a tensor, once its shape is right."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = check_array(
-                getattr(self, name),
-                dtype=dtype,
-                input_name=name,
-                copy=True,
-                # The shape is judged here: older versions do not name what has another.
-                ensure_2d=False,
-                allow_nd=True,
-                ensure_min_samples=0,
-            )
-        if array.shape != shape:
-            raise ValueError(f"{name} must have shape {shape}, but has {array.shape}.")
-        return self._to_rows(array)
+    def _keep(self, found: LearnedDictionary, *, warn: bool = True) -> Self:
+        """Set the fitted attributes."""
+        self.components_ = found.components
+        self.history_ = found.history
+        self.error_ = np.asarray(found.errors, dtype=np.float64)
+        self.n_iter_ = len(found.history)
+        self.n_steps_ = found.n_steps
+        self.noise_variance_ = found.noise_variance
+        self._seen = found.seen
+        # Whoever gives a dictionary to be kept may well code rows that need little of it.
+        given = self.dict_init is not None and self.max_iter == 0
+        usage = found.seen.n_uses / found.seen.n_rows
+        self._record_usage(usage, warn=warn and not given)
+        return self
 
-    def _initial_codes(
-        self, X: NDArray, dictionary: Tensor, norms: Tensor, generator: torch.Generator
-    ) -> SparseCodes:
-        """Return the codes that a full-batch fit starts from."""
-        n_components = len(dictionary)
-        order = generator if self.shuffle else None
-        blocks = row_blocks(len(X), n_components, order, dictionary.device)
-        if self.code_init is None:
-            return SparseCodes(blocks, n_components, dictionary.dtype)
-        # What is taken from the norm of an atom goes to its codes.
-        codes = self._check_init("code_init", (len(X), n_components), X.dtype) * norms
-        return SparseCodes.of(codes.clamp_min(0) if self.positive_code else codes, blocks)
-
-    def _coder(self) -> Coder:
-        """Return the coder of ``fit_algorithm``."""
-        method = self._method(self.fit_algorithm)
-        if method in ("cd", "fista"):
-            return block_coder(method, self.alpha, self.transform_max_iter, self.positive_code)
-
-        def code(X: Tensor, dictionary: Tensor, start: Tensor | None, distance: float) -> Tensor:
-            arrays = to_numpy(X), to_numpy(dictionary)
-            codes = self._sklearn_codes(*arrays, f"lasso_{method}", self.alpha)
-            return torch.from_numpy(codes).to(X)
-
-        return code
-
-    def _online_learner(
-        self,
-        dictionary: Tensor,
-        generator: torch.Generator,
-        seen: SeenRows | None = None,
-        n_steps: int = 0,
-    ) -> OnlineLearner:
-        statistics = Statistics.zeros_like(dictionary)
-        idle = torch.zeros(len(dictionary), dtype=torch.int64, device=dictionary.device)
-        if seen is not None:
-            statistics.code_gram += torch.from_numpy(seen.code_gram).to(dictionary)
-            statistics.code_data += torch.from_numpy(seen.code_data).to(dictionary)
-            idle += torch.from_numpy(seen.idle).to(idle)
-        return OnlineLearner(
-            dictionary,
-            self.alpha,
-            self._coder(),
-            self.positive_dict,
-            generator,
-            statistics,
-            idle,
-            n_steps,
+    def _kept_so_far(self) -> LearnedDictionary:
+        """Return what the fitted attributes hold."""
+        return LearnedDictionary(
+            self.components_,
+            self.history_,
+            list(self.error_),
+            self.n_steps_,
+            self._seen,
+            self.noise_variance_,
         )
-
-    def _full_batch_epochs(
-        self, rows: Tensor, codes: SparseCodes, dictionary: Tensor, generator: torch.Generator
-    ) -> Iterator[Epoch]:
-        learner = FullBatchLearner(
-            rows, codes, dictionary, self.alpha, self._coder(), self.positive_dict, generator
-        )
-        return learner.epochs(self.tol, self.shuffle)
-
-    def _online_epochs(
-        self, rows: Tensor, dictionary: Tensor, generator: torch.Generator
-    ) -> Iterator[Epoch]:
-        def on_step(step: int, cost: float, atoms: Tensor) -> None:
-            if self.callback is not None:
-                self.callback({"i": step, "batch_cost": cost, "dictionary": to_numpy(atoms)})
-
-        return self._online_learner(dictionary, generator).epochs(
-            rows,
-            int(min(self.batch_size or len(rows), len(rows))),
-            shuffle=self.shuffle,
-            stopping=OnlineStopping(self.tol, self.max_no_improvement),
-            on_step=on_step,
-        )
-
-    def _after_epoch(self, progress: FitProgress, rows: Tensor, tasks: FitTasks) -> bool:
-        """Report a pass; return whether a callback wants the fit to stop."""
-        index = len(progress.history) - 1
-        if self.batch_size is None and self.callback and index % _CALLBACK_EVERY == 0:
-            atoms, errors = to_numpy(progress.epoch.dictionary), list(progress.errors)
-            self.callback({"ii": index, "errors": errors, "dictionary": atoms})
-
-        def fitted() -> FISTADictionaryLearner:
-            estimator = copy.copy(self)
-            estimator._keep(progress)
-            estimator._summarise(few_rows(rows), warn=False)
-            return estimator
-
-        return tasks.end_epoch(fitted)
-
-    def _keep(self, progress: FitProgress, seen: SeenRows | None = None) -> None:
-        """Set the attributes that a pass changes; without rows seen, start their count."""
-        epoch = progress.epoch
-        self.components_ = to_numpy(epoch.dictionary).copy()
-        self.history_ = list(progress.history)
-        self.error_ = np.asarray(progress.errors, dtype=np.float64)
-        self.n_iter_ = len(progress.history)
-        self.n_steps_ = epoch.n_steps
-        n_components = len(self.components_)
-        self._seen = SeenRows(
-            code_gram=to_numpy(epoch.statistics.code_gram),
-            code_data=to_numpy(epoch.statistics.code_data),
-            idle=np.zeros(n_components, dtype=np.int64) if seen is None else seen.idle,
-            n_uses=np.zeros(n_components) if seen is None else seen.n_uses,
-            n_rows=0 if seen is None else seen.n_rows,
-            noise_rows=0.0 if seen is None else seen.noise_rows,
-        )
-
-    def _summarise(self, rows: Tensor, *, warn: bool = True) -> None:
-        """Code the training rows once more: use of the atoms and noise variance."""
-        every = math.ceil(len(rows) / _NOISE_ROWS)
-        dictionary = self._to_rows(self.components_)
-        n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
-
-        def noise_blocks() -> Iterator[tuple[Tensor, Tensor]]:
-            # What all rows share in a solve grows with the square of the number of atoms.
-            size = max(_CHUNK_ROWS, len(dictionary))
-            for block in row_slices(len(rows), every * math.ceil(size / every)):
-                codes = self._solve(rows[block], dictionary, self.alpha, "auto").codes
-                n_uses.add_((codes != 0).sum(0))
-                yield rows[block][::every], codes[::every]
-
-        self.noise_variance_ = self._fit_noise(noise_blocks(), dictionary)
-        seen = self._seen
-        seen.n_uses, seen.n_rows, seen.noise_rows = to_numpy(n_uses), len(rows), len(rows)
-        self._record_usage(seen.n_uses / seen.n_rows, warn=warn)
-
-    def _add_rows(self, codes: Tensor, rows: Tensor, dictionary: Tensor, idle: Tensor) -> None:
-        """Let the rows of a step count in the use of the atoms and the noise variance."""
-        seen = self._seen
-        old = seen.noise_rows * forgetting(self.n_steps_ - 1, len(rows))
-        every = math.ceil(len(rows) / _NOISE_ROWS)
-        noise = self._fit_noise([(rows[::every], codes[::every])], dictionary)
-        if old > 0:
-            noise = (old * self.noise_variance_ + len(rows) * noise) / (old + len(rows))
-        self.noise_variance_ = noise
-        seen.noise_rows, seen.n_rows = old + len(rows), seen.n_rows + len(rows)
-        seen.n_uses, seen.idle = seen.n_uses + to_numpy((codes != 0).sum(0)), to_numpy(idle)
-        self.component_usage_ = seen.n_uses / seen.n_rows
-        self.n_dead_ = int(np.count_nonzero(seen.n_uses == 0))
-
-    def _solve_lasso(self, X: NDArray, alpha: float) -> LassoResult:
-        rows = self._to_rows(X)
-        return self._solve(rows, self._to_rows(self.components_).to(rows.dtype), alpha, "auto")
-
-    def _solve(self, rows: Tensor, dictionary: Tensor, alpha: float, method: str) -> LassoResult:
-        return solve_lasso(
-            rows,
-            dictionary,
-            # Beyond any residual's product with an atom, all are alike.
-            min(float(alpha), torch.finfo(rows.dtype).max),
-            method=method,
-            tol=self._tolerance(rows.dtype),
-            max_iter=self.transform_max_iter,
-            positive=self.positive_code,
-        )
-
-    def _method(self, algorithm: str) -> str:
-        """Return the method that stands behind the name of an algorithm."""
-        if algorithm == "auto":
-            return fastest_method(resolve_device(self.device))
-        return algorithm.removeprefix("lasso_") if algorithm in _OURS else algorithm
-
-    def _warn_unconverged(self, result: LassoResult) -> None:
-        n_left = int((~result.converged).sum())
-        if n_left:
-            warnings.warn(
-                f"The lasso codes of {n_left} of {len(result.converged)} rows did not reach a "
-                f"relative duality gap of {self._tolerance(result.codes.dtype):.1e} in "
-                f"{self.transform_max_iter} iterations. Raise transform_max_iter or "
-                "transform_tol.",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-
-    def _sklearn_codes(
-        self, X: NDArray, dictionary: NDArray, algorithm: str, alpha: float
-    ) -> NDArray:
-        """Code rows by scikit-learn; those with holes over what is observed of them."""
-        dictionary = dictionary.astype(X.dtype, copy=False)
-        if np.isnan(X).any():
-            codes = np.empty((len(X), len(dictionary)), X.dtype)
-            patterns, pattern = np.unique(~np.isnan(X), axis=0, return_inverse=True)
-            for number, observed in enumerate(patterns):
-                rows = pattern.reshape(-1) == number
-                codes[rows] = self._sklearn_codes(
-                    X[np.ix_(rows, observed)], dictionary[:, observed], algorithm, alpha
-                )
-            return codes
-        return sparse_encode(
-            X,
-            dictionary,
-            algorithm=algorithm,
-            n_nonzero_coefs=self.transform_n_nonzero_coefs,
-            alpha=alpha,
-            max_iter=self.transform_max_iter,
-            n_jobs=self.n_jobs,
-            positive=self.positive_code,
-        )
-
-    def _tolerance(self, dtype: torch.dtype) -> float:
-        return default_tolerance(dtype) if self.transform_tol is None else self.transform_tol
-
-    def _to_rows(self, X: NDArray) -> Tensor:
-        # Nothing here writes to rows; those in a read-only memmap need not fit into memory.
-        return to_tensor(X, resolve_device(self.device), borrow=True)

@@ -9,12 +9,14 @@ from ._base.coder import BaseSparseCoder
 from ._persistence import state
 from .dictionary import FISTADictionaryLearner
 from .scvae import SCVAE
+from .sparse_coder import SparseCoder
 from .sparse_vae import SparseVAE
 from .thresholded import ThresholdedVSC
 
 # No other name in a file stands for anything.
 _CLASSES = {
-    known.__name__: known for known in (FISTADictionaryLearner, ThresholdedVSC, SparseVAE, SCVAE)
+    known.__name__: known
+    for known in (FISTADictionaryLearner, SparseCoder, ThresholdedVSC, SparseVAE, SCVAE)
 }
 
 
@@ -35,7 +37,7 @@ def load(path: str | os.PathLike[str], **objects: Any) -> BaseSparseCoder:
 
     Returns
     -------
-    estimator : FISTADictionaryLearner, ThresholdedVSC, SparseVAE or SCVAE
+    estimator : FISTADictionaryLearner, SparseCoder, ThresholdedVSC, SparseVAE or SCVAE
         It answers, and continues to learn, as the estimator that was saved.
 
     Raises

@@ -211,10 +211,32 @@ def test_start_from_given_dictionary_and_codes(fitted, data):
     start = learner(dict_init=2 * fitted.components_, code_init=codes / 2, max_iter=1).fit(data)
     exact = 0.5 * ((data - codes @ fitted.components_) ** 2).sum() + 0.1 * np.abs(codes).sum()
     assert start.error_[0] <= exact * (1 + 1e-12)
-    untouched = learner(dict_init=2 * fitted.components_, max_iter=0).fit(data)
-    np.testing.assert_allclose(untouched.components_, fitted.components_)
     named = FISTADictionaryLearner(dict_init=fitted.components_, max_iter=1).fit(data)
     assert named.components_.shape == fitted.components_.shape
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_no_pass_keeps_a_given_dictionary(fitted, data, dtype, batch_size):
+    """Atoms of any norm and sign stay to the bit, and unused ones are nobody's fault."""
+    given = np.vstack([fitted.components_ * np.geomspace(0.1, 10, 16)[:, None], np.zeros((9, 12))])
+    given = given.astype(dtype)
+    model = FISTADictionaryLearner(
+        dict_init=given, alpha=0.1, max_iter=0, positive_dict=True, batch_size=batch_size
+    )
+    model.fit(data.astype(dtype))
+    np.testing.assert_array_equal(model.components_, given)
+    assert model.components_.dtype == dtype and not np.shares_memory(model.components_, given)
+    assert model.n_dead_ >= 9 > 0.2 * 25
+    # It is a model of the rows: dictionary, noise variance, prior.
+    assert 0 < model.noise_variance_ < data.var()
+    assert np.isfinite(model.score(data.astype(dtype)))
+    codes = model.transform(data[:20].astype(dtype))
+    pull = (data[:20] - codes @ given) @ given.T
+    assert np.abs(pull).max() < 0.1 + 0.02
+    # Learning, which goes on from it, is over atoms of unit norm.
+    model.set_params(positive_dict=False).partial_fit(data.astype(dtype))
+    np.testing.assert_allclose(np.linalg.norm(model.components_, axis=1), 1, rtol=1e-5)
 
 
 def test_callbacks(data):

@@ -9,10 +9,11 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import integrate, special, stats
 from torch import nn
+from training_bounds import training_bound
 
 from sklearn_vsc._models.gate_gradients import NVILBaseline, muprop, nvil, rebar, reinforce
 from sklearn_vsc._models.latent_variable import LatentVariableModel
-from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective, training_bound
+from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective
 from sklearn_vsc.latents import Noise, SpikeSlab, SpikeSlabPosterior
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.networks import LinearDecoder
@@ -305,7 +306,7 @@ def test_rebar_without_its_control_variate_is_reinforce():
 
 
 def test_rebar_redraws_the_noise_behind_the_gate():
-    """Given the gate, the second argument has the law of the first and leads to the same gate."""
+    """Given the gate, both arguments have one distribution and lead to the same gate."""
     seen = []
 
     def function(gates):

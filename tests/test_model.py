@@ -10,10 +10,11 @@ from numpy.testing import assert_allclose
 from scipy import integrate, stats
 from scipy.special import erfcx, log_ndtr
 from torch import nn
+from training_bounds import training_bound
 
 from sklearn_vsc._models import bounds
 from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
-from sklearn_vsc._models.objectives import Objective, training_bound
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.latents import Continuous, SpikeSlab, Thresholded, ThresholdedPosterior
 from sklearn_vsc.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from sklearn_vsc.networks import LinearDecoder
@@ -356,7 +357,7 @@ def _log_evidence_orthonormal(family, x, atoms, sigma):
     """Exact, in any number of latents: one convolution for each atom, noise for what is left."""
     projections = x @ atoms.T
     activity, scale = family.prior_inclusion, family.prior_scale
-    if family.base.__name__ == "Laplace":
+    if family.base == "laplace":
         slab = activity * _laplace_gauss(projections, scale, sigma)
     else:
         slab = _tail_gauss(projections, family.threshold, scale, sigma)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
@@ -60,12 +61,17 @@ class Posterior:
 class BaseSparseCoder(
     CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Base of the estimators; a subclass fits, codes, decodes and bounds log p(x)."""
+    """Base of the estimators; a subclass fits, codes and decodes.
+
+    One that has a likelihood bounds log p(x) by a method ``score_samples``, of which ``score``
+    is the mean.
+    """
 
     components_: NDArray
     component_usage_: NDArray
     n_dead_: int
     sparse_output: bool
+    score_samples: Callable[..., NDArray]
     # What a user may change when many atoms are dead.
     _dead_atoms_cure: ClassVar[str] = "Lower n_components, or train on more rows."
     # Whether X may hold images with axes of their own, of shape ``image_shape``.
@@ -93,10 +99,6 @@ class BaseSparseCoder(
     def transform(self, X: ArrayLike) -> NDArray:
         """Return the sparse code of each row."""
 
-    @abstractmethod
-    def score_samples(self, X: ArrayLike) -> NDArray:
-        """Return a lower bound on log p(x) of each row, in nats."""
-
     def fit_transform(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> NDArray:
         """Fit the model to X, then return the codes of X.
 
@@ -118,6 +120,7 @@ class BaseSparseCoder(
         refuse_dataset(X)
         return self.fit(X, y, **fit_params).transform(X)
 
+    @available_if(lambda self: hasattr(self, "score_samples"))
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean lower bound on log p(x), in nats a row.
 
@@ -224,8 +227,9 @@ class BaseSparseCoder(
             )
 
     @property
+    @abstractmethod
     def _n_features_out(self) -> int:
-        return self.components_.shape[0]
+        """Number of columns of the codes."""
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

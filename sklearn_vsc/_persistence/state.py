@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -105,10 +106,10 @@ def _plain_part(built_with: dict[str, Any], parameters: dict[str, Any]) -> dict[
         now = parameters[name]
         if not Parts.is_part(value) and not Parts.is_part(now):
             plain[name] = value
-        elif value is not now:
+        elif not Parts.is_same(value, now):
             raise ValueError(
-                f"'{name}' has been replaced since fit, and is not the one that the model was "
-                "built with: fit again, or set it back, before you save."
+                f"'{name}' has been replaced since fit, or changed, and is not the one that the "
+                "model was built with: fit again, or set it back, before you save."
             )
     return plain
 
@@ -162,7 +163,9 @@ def _estimator_from(
     estimator = known(**parameters)
     estimator._validate_params()
     kept = _with_temperature(known._kept)
-    state = _state_from(config["fitted"], kept, decoder, f"The file of a fitted {name}")
+    # A dictionary that is given is a parameter.
+    given = {} if "components_" in kept else {"components_": estimator.components_}
+    state = _state_from(config["fitted"], kept, given, decoder, f"The file of a fitted {name}")
     estimator.set_output(**state.pop("_sklearn_output_config", {}))
     if "_built_with" in kept:
         objects = {key: value for key, value in parameters.items() if Parts.is_part(value)}
@@ -175,18 +178,23 @@ def _estimator_from(
 
 
 def _state_from(
-    data: dict[str, Any], kept: dict[str, Any], decoder: Decoder, what: str
+    data: dict[str, Any],
+    kept: dict[str, Any],
+    given: dict[str, NDArray],
+    decoder: Decoder,
+    what: str,
 ) -> dict[str, Any]:
     """Return the fitted attributes, except the model and what needs its weights."""
     state = {name: decoder.decode(value) for name, value in data.items()}
     _upgrade(state, kept)
     _check_names(state, kept, what)
-    n_components, n_features = state["components_"].shape
-    sizes = {"K": n_components, "D": n_features, "n_iter": len(state["history_"])}
+    n_components, n_features = (state | given)["components_"].shape
+    history = state.get("history_", [])
+    sizes = {"K": n_components, "D": n_features, "n_iter": len(history)}
     records = _records_in(kept)
     plain = {name: spec for name, spec in kept.items() if name.removesuffix("?") not in records}
     _check_values(state, plain, sizes)
-    for record in state["history_"]:
+    for record in history:
         if not isinstance(record, dict) or not all(isinstance(v, Real) for v in record.values()):
             raise ValueError("'history_' must hold dicts of numbers.")
     for name, (record_class, fields) in records.items():

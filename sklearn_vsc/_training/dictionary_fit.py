@@ -1,97 +1,316 @@
-"""What a dictionary fit keeps of the passes and of the rows that it has seen."""
+"""One fit of a dictionary, from rows to fitted arrays."""
 
 from __future__ import annotations
 
-import logging
 import math
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn.utils.validation import check_array
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..solvers.dictionary.accumulation import ObjectiveSums
-from ..solvers.dictionary.full_batch import Epoch
+from .._inference.laplace_model import best_noise_variance
+from .._inference.row_coder import RowCoder
+from .._rows.arrays import few_rows, row_slices, seeded_generator, to_numpy
+from ..solvers.dictionary.full_batch import Epoch, FullBatchLearner, row_blocks
+from ..solvers.dictionary.online import OnlineLearner, OnlineStopping, forgetting
+from ..solvers.dictionary.sparse_codes import SparseCodes
 from ..solvers.dictionary.statistics import Statistics
+from ..solvers.dictionary.update import initial_dictionary, normalise_atoms
+from ..solvers.lasso.coders import Coder, block_coder
+from .dictionary_progress import (
+    FitProgress,
+    LearnedDictionary,
+    LearningOptions,
+    SeenRows,
+    shown,
+)
+from .fit_tasks import FitTasks
 from .interruption import HeldInterrupts
 
-_log = logging.getLogger(__name__)
+# Rows that the noise variance is estimated from, at most.
+_NOISE_ROWS = 4096
+# Rows of the final look at the training rows coded at once, at least.
+_CHUNK_ROWS = 1024
+# Iterations of a full-batch fit between two calls of the callback, as in scikit-learn.
+_CALLBACK_EVERY = 5
 
 
-@dataclass
-class FitProgress:
-    """How far a fit has come: the last full pass and the record of all of them."""
+class DictionaryFit:
+    """A fit of all rows, by full batches or mini-batches.
 
-    epoch: Epoch
-    history: list[dict[str, Any]] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
+    Parameters
+    ----------
+    options : LearningOptions
+        What is asked for.
+    X : ndarray of shape (n_rows, n_features)
+        Training rows, NaN where nothing was observed.
+    seed : int
+        Seed of the first dictionary, the order of the rows and renewed atoms.
+    """
 
-    @classmethod
-    def before(cls, dictionary: Tensor) -> Self:
-        """Stand at the first dictionary."""
-        statistics = Statistics.zeros_like(dictionary)
-        return cls(Epoch(dictionary, ObjectiveSums(), statistics, 0, 0.0, False))
+    def __init__(self, options: LearningOptions, X: NDArray, seed: int) -> None:
+        self.options = options
+        generator = seeded_generator(seed)
+        self.rows, dictionary, norms = _start(options, X, generator)
+        if options.batch_size is None:
+            codes = _initial_codes(options, X, dictionary, norms, generator)
+            self._epochs = _full_batch_epochs(options, self.rows, codes, dictionary, generator)
+        else:
+            self._epochs = _online_epochs(options, self.rows, dictionary, generator)
+        self.progress = FitProgress.before(dictionary)
 
-    def add(self, epoch: Epoch, n_rows: int) -> None:
-        """Take in a pass, unless the objective is lost."""
-        number = len(self.history) + 1
-        if not math.isfinite(epoch.loss):
-            raise ValueError(
-                f"The objective became {epoch.loss} in epoch {number}: the values of X are too "
-                f"large for {str(epoch.dictionary.dtype).removeprefix('torch.')}. Scale X down, "
-                "and alpha with it, or give float64."
+    def run(self, interrupts: HeldInterrupts, tasks: FitTasks, fitted: Callable[[], Any]) -> None:
+        """Learn until the passes have converged or something ends them.
+
+        ``fitted`` makes the estimator as if the fit had ended with the pass that is done, for
+        callbacks that ask for it.
+        """
+        epochs, max_iter = self._epochs, self.options.max_iter
+        if self.options.verbose:
+            epochs = shown(epochs, max_iter)
+
+        def after() -> bool:
+            self._call_back()
+            return tasks.end_epoch(fitted)
+
+        self.progress.follow(
+            epochs, max_iter, len(self.rows), interrupts, before=tasks.begin_epoch, after=after
+        )
+
+    def few(self) -> LearnedDictionary:
+        """Look at some of the rows, at most as many as take a moment."""
+        return self.look(few_rows(self.rows))
+
+    def look(self, rows: Tensor) -> LearnedDictionary:
+        """Code training rows once more: use of the atoms and noise variance."""
+        learned, lasso = self.progress.learned(), self.options.lasso
+        every = math.ceil(len(rows) / _NOISE_ROWS)
+        dictionary = lasso.to_rows(learned.components)
+        n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
+
+        def noise_blocks() -> Iterator[tuple[Tensor, Tensor]]:
+            # What all rows share in a solve grows with the square of the number of atoms.
+            size = max(_CHUNK_ROWS, len(dictionary))
+            for block in row_slices(len(rows), every * math.ceil(size / every)):
+                codes = lasso.lasso(rows[block], dictionary).codes
+                n_uses.add_((codes != 0).sum(0))
+                yield rows[block][::every], codes[::every]
+
+        noise = best_noise_variance(noise_blocks(), dictionary, self.options.alpha)
+        seen = learned.seen
+        seen.n_uses, seen.n_rows, seen.noise_rows = to_numpy(n_uses), len(rows), len(rows)
+        return replace(learned, noise_variance=noise)
+
+    def _call_back(self) -> None:
+        options, index = self.options, len(self.progress.history) - 1
+        if options.batch_size is None and options.callback and index % _CALLBACK_EVERY == 0:
+            atoms, errors = to_numpy(self.progress.epoch.dictionary), list(self.progress.errors)
+            options.callback({"ii": index, "errors": errors, "dictionary": atoms})
+
+
+def take_step(
+    options: LearningOptions, X: NDArray, seed: int, before: LearnedDictionary | None
+) -> LearnedDictionary:
+    """Take one online step: code the rows of X, then update the dictionary.
+
+    Parameters
+    ----------
+    options : LearningOptions
+        What is asked for.
+    X : ndarray of shape (n_rows, n_features)
+        Rows of one mini-batch, NaN where nothing was observed.
+    seed : int
+        That of the first step; each step has a generator of its own.
+    before : LearnedDictionary or None
+        What was found in earlier steps or a fit.
+
+    Returns
+    -------
+    learned : LearnedDictionary
+        What is found now.
+    """
+    start = time.perf_counter()
+    if before is None:
+        generator = seeded_generator(seed)
+        rows, dictionary, _ = _start(options, X, generator, keep=False)
+        before = FitProgress.before(dictionary).learned()
+    else:
+        generator = seeded_generator(seed + before.n_steps)
+        lasso = options.lasso
+        rows = lasso.to_rows(X.astype(before.components.dtype, copy=False))
+        dictionary = lasso.to_rows(before.components)
+        if options.dict_init is not None and before.n_steps == 0:
+            # A fit without a pass has left it as it was given.
+            dictionary = normalise_atoms(
+                dictionary, positive=options.positive_dict, generator=generator
             )
-        self.epoch = epoch
-        self.errors.append(epoch.loss * n_rows)
-        _log.info("epoch %d: mean objective %.6g", number, epoch.loss)
-        record = {"epoch": number, "loss": epoch.loss, "duration": epoch.duration}
-        self.history.append(record | epoch.parts)
-
-    def follow(
-        self,
-        epochs: Iterator[Epoch],
-        max_iter: int,
-        n_rows: int,
-        interrupts: HeldInterrupts,
-        *,
-        before: Callable[[], None],
-        after: Callable[[], bool],
-    ) -> None:
-        """Take in passes until one has converged, or ``after`` or Ctrl-C ends it."""
-
-        def next_epoch() -> Epoch:
-            before()
-            return next(epochs)
-
-        for _ in range(max_iter):
-            epoch = interrupts.attempt(next_epoch)
-            if epoch is None:
-                break
-            self.add(epoch, n_rows)
-            if interrupts.attempt(after) or interrupts.came or epoch.converged:
-                break
+    learner = _online_learner(options, dictionary, generator, before.seen, before.n_steps)
+    codes, objective = learner.step(rows)
+    seconds = time.perf_counter() - start
+    found = learner.dictionary, objective, learner.statistics, learner.n_steps
+    epoch = Epoch(*found, seconds, converged=False)
+    progress = FitProgress(epoch, list(before.history), list(before.errors))
+    progress.add(epoch, len(rows))
+    learned = progress.learned(before.seen)
+    return _with_rows(learned, before, options.alpha, rows, codes, dictionary, learner.idle)
 
 
-def shown(epochs: Iterator[Epoch], n_epochs: int) -> Iterator[Epoch]:
-    """Yield passes, with a progress bar."""
-    with tqdm(total=n_epochs, unit="epoch") as bar:
-        for epoch in epochs:
-            bar.set_postfix(objective=f"{epoch.loss:.6g}", refresh=False)
-            bar.update()
-            yield epoch
+def _with_rows(
+    learned: LearnedDictionary,
+    before: LearnedDictionary,
+    alpha: float,
+    rows: Tensor,
+    codes: Tensor,
+    dictionary: Tensor,
+    idle: Tensor,
+) -> LearnedDictionary:
+    """Let the rows of a step count in the use of the atoms and the noise variance."""
+    seen = learned.seen
+    old = seen.noise_rows * forgetting(learned.n_steps - 1, len(rows))
+    every = math.ceil(len(rows) / _NOISE_ROWS)
+    noise = best_noise_variance([(rows[::every], codes[::every])], dictionary, alpha)
+    if old > 0:
+        noise = (old * before.noise_variance + len(rows) * noise) / (old + len(rows))
+    seen.noise_rows, seen.n_rows = old + len(rows), seen.n_rows + len(rows)
+    seen.n_uses, seen.idle = seen.n_uses + to_numpy((codes != 0).sum(0)), to_numpy(idle)
+    return replace(learned, noise_variance=noise)
 
 
-@dataclass
-class SeenRows:
-    """What ``partial_fit`` needs of the rows seen before."""
+# --- what a fit starts from
 
-    code_gram: NDArray
-    code_data: NDArray
-    # Rows since each atom was last used, and rows that used it.
-    idle: NDArray
-    n_uses: NDArray
-    n_rows: int
-    # Rows that the noise variance rests on; old ones count less and less.
-    noise_rows: float
+
+def coder_of_fit(algorithm: str, coder: RowCoder) -> Coder:
+    """Return the coder of a ``fit_algorithm``: of blocks of rows, while the dictionary changes."""
+    if algorithm != "lars":
+        method = coder.method if algorithm == "auto" else algorithm
+        return block_coder(method, coder.alpha, coder.max_iter, coder.positive)
+
+    def code(X: Tensor, dictionary: Tensor, start: Tensor | None, distance: float) -> Tensor:
+        return torch.from_numpy(coder.codes(to_numpy(X), to_numpy(dictionary))).to(X)
+
+    return code
+
+
+def _start(
+    options: LearningOptions, X: NDArray, generator: torch.Generator, *, keep: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows, first dictionary, and the norms taken from its atoms.
+
+    ``keep``: a dictionary that no pass will change stays as it was given.
+    """
+    rows, positive, n_features = options.lasso.to_rows(X), options.positive_dict, X.shape[1]
+    if options.dict_init is None:
+        n_components = int(options.n_components or n_features)
+        dictionary = initial_dictionary(rows, n_components, positive=positive, generator=generator)
+        return rows, dictionary, rows.new_ones(n_components)
+    n_components = int(options.n_components or len(options.dict_init))
+    shape = n_components, n_features
+    atoms = options.lasso.to_rows(_checked(options.dict_init, "dict_init", shape, X.dtype))
+    if keep and options.keeps_dictionary:
+        return rows, atoms, rows.new_ones(n_components)
+    norms = torch.linalg.vector_norm(atoms, dim=1)
+    return rows, normalise_atoms(atoms, positive=positive, generator=generator), norms
+
+
+def _checked(given: NDArray, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
+    """Return a copy of ``dict_init`` or ``code_init``, once its shape is right."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = check_array(
+            given,
+            dtype=dtype,
+            input_name=name,
+            copy=True,
+            # The shape is judged here: older versions do not name what has another.
+            ensure_2d=False,
+            allow_nd=True,
+            ensure_min_samples=0,
+        )
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, but has {array.shape}.")
+    return array
+
+
+def _initial_codes(
+    options: LearningOptions,
+    X: NDArray,
+    dictionary: Tensor,
+    norms: Tensor,
+    generator: torch.Generator,
+) -> SparseCodes:
+    """Return the codes that a full-batch fit starts from."""
+    n_components = len(dictionary)
+    order = generator if options.shuffle else None
+    blocks = row_blocks(len(X), n_components, order, dictionary.device)
+    if options.code_init is None:
+        return SparseCodes(blocks, n_components, dictionary.dtype)
+    shape = len(X), n_components
+    codes = options.lasso.to_rows(_checked(options.code_init, "code_init", shape, X.dtype))
+    # What is taken from the norm of an atom goes to its codes.
+    codes = codes * norms
+    return SparseCodes.of(codes.clamp_min(0) if options.positive_code else codes, blocks)
+
+
+def _full_batch_epochs(
+    options: LearningOptions,
+    rows: Tensor,
+    codes: SparseCodes,
+    dictionary: Tensor,
+    generator: torch.Generator,
+) -> Iterator[Epoch]:
+    learner = FullBatchLearner(
+        rows,
+        codes,
+        dictionary,
+        options.alpha,
+        options.block_coder,
+        options.positive_dict,
+        generator,
+    )
+    return learner.epochs(options.tol, options.shuffle)
+
+
+def _online_epochs(
+    options: LearningOptions, rows: Tensor, dictionary: Tensor, generator: torch.Generator
+) -> Iterator[Epoch]:
+    def on_step(step: int, cost: float, atoms: Tensor) -> None:
+        if options.callback is not None:
+            options.callback({"i": step, "batch_cost": cost, "dictionary": to_numpy(atoms)})
+
+    return _online_learner(options, dictionary, generator).epochs(
+        rows,
+        int(min(options.batch_size or len(rows), len(rows))),
+        shuffle=options.shuffle,
+        stopping=OnlineStopping(options.tol, options.max_no_improvement),
+        on_step=on_step,
+    )
+
+
+def _online_learner(
+    options: LearningOptions,
+    dictionary: Tensor,
+    generator: torch.Generator,
+    seen: SeenRows | None = None,
+    n_steps: int = 0,
+) -> OnlineLearner:
+    statistics = Statistics.zeros_like(dictionary)
+    idle = torch.zeros(len(dictionary), dtype=torch.int64, device=dictionary.device)
+    if seen is not None:
+        statistics.code_gram += torch.from_numpy(seen.code_gram).to(dictionary)
+        statistics.code_data += torch.from_numpy(seen.code_data).to(dictionary)
+        idle += torch.from_numpy(seen.idle).to(idle)
+    return OnlineLearner(
+        dictionary,
+        options.alpha,
+        options.block_coder,
+        options.positive_dict,
+        generator,
+        statistics,
+        idle,
+        n_steps,
+    )

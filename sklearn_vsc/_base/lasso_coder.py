@@ -1,0 +1,137 @@
+"""Codes of rows under a dictionary that is given or learned."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._inference.row_coder import ALGORITHMS, RowCoder, check_features
+from .._rows.array_api import follows_input
+from .._rows.arrays import row_slices
+from .._rows.compat import Interval, StrOptions
+from .._rows.missing import check_observed
+from .._rows.sparse_output import join_codes
+from .coder import BaseSparseCoder, check_size
+
+# Codes that a transform holds at once where its output is sparse, at least.
+_CODES_AT_ONCE = 2**24
+
+
+class LassoCoder(BaseSparseCoder):
+    """Base of the estimators that solve a problem of sparse coding for each row.
+
+    A subclass has ``components_``, and an ``alpha`` where its fit has one.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "transform_algorithm": [StrOptions(set(ALGORITHMS))],
+        "transform_n_nonzero_coefs": [Interval(Integral, 1, None, closed="left"), None],
+        "transform_alpha": [Interval(Real, 0, np.inf, closed="left"), None],
+        "split_sign": ["boolean"],
+        "n_jobs": [Integral, None],
+        "positive_code": ["boolean"],
+        "transform_max_iter": [Interval(Integral, 0, None, closed="left")],
+        "transform_tol": [Interval(Real, 0, 1, closed="right"), None],
+        "sparse_output": ["boolean"],
+        "device": [str],
+    }
+    # Method of `solve_lasso` on a CPU.
+    _descent: ClassVar[str] = "cd"
+
+    transform_algorithm: str
+    transform_n_nonzero_coefs: int | None
+    transform_alpha: float | None
+    split_sign: bool
+    n_jobs: int | None
+    positive_code: bool
+    transform_max_iter: int
+    transform_tol: float | None
+    device: str
+
+    @follows_input
+    def transform(self, X: ArrayLike) -> NDArray:
+        """Return the sparse codes of the rows of X by ``transform_algorithm``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to code. NaN means missing: a row is coded from what is observed of it.
+
+        Returns
+        -------
+        codes : ndarray or CSR matrix of shape (n_samples, n_components)
+            Codes, or (n_samples, 2 n_components) with ``split_sign``: positive parts, then
+            the sizes of the negative ones. Sparse with ``sparse_output=True``.
+
+        Raises
+        ------
+        ValueError
+            Where X does not fit, a value is infinite, or nothing is observed of a row.
+        """
+        X = self._validate_rows(X, reset=False)
+        dictionary = self.components_
+        check_features(X, dictionary)
+        alpha = self.transform_alpha
+        if alpha is None:
+            alpha = getattr(self, "alpha", 1.0)
+        coder = self._row_coder(self.transform_algorithm, alpha)
+        n_components = len(dictionary)
+        # What all rows share in a solve grows with the square of the number of atoms.
+        chunks = row_slices(len(X), max(_CODES_AT_ONCE // n_components, n_components))
+        codes = (coder.codes(X[rows], dictionary) for rows in chunks)
+        if self.split_sign:
+            codes = (np.hstack([np.maximum(part, 0), np.maximum(-part, 0)]) for part in codes)
+        return join_codes(codes, sparse_output=self.sparse_output)
+
+    @follows_input
+    def inverse_transform(self, Z: ArrayLike) -> NDArray:
+        """Return the rows that codes stand for.
+
+        Parameters
+        ----------
+        Z : array-like or sparse matrix of shape (n_samples, n_components)
+            Codes as ``transform`` gives them; with ``split_sign``, of twice the columns.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            The product of codes and dictionary, without missing entries.
+        """
+        Z = self._validate_codes(Z)
+        if self.split_sign:
+            n_components = Z.shape[1] // 2
+            Z = Z[:, :n_components] - Z[:, n_components:]
+        return Z @ self.components_.astype(Z.dtype, copy=False)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_) * (2 if self.split_sign else 1)
+
+    def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
+        """Check X at the door; float32 stays float32, all else becomes float64."""
+        return self._rows_and_size(X, reset=reset)[0]
+
+    def _rows_and_size(self, X: ArrayLike, *, reset: bool) -> tuple[NDArray, float]:
+        """Check X at the door; return it and its largest size, whose square must be a number."""
+        X = self._validate_table(X, reset=reset)
+        check_observed(X, columns=reset)
+        limit = 1e15 if X.dtype == np.float32 else 1e100
+        # Rows to code may be small: then their codes are zero.
+        return X, check_size(X, 1 / limit if reset else 0.0, limit)
+
+    def _row_coder(self, algorithm: str, alpha: float) -> RowCoder:
+        """Return what codes rows by an algorithm, with the parameters of the estimator."""
+        return RowCoder(
+            algorithm,
+            alpha,
+            self.device,
+            n_nonzero_coefs=self.transform_n_nonzero_coefs,
+            max_iter=self.transform_max_iter,
+            tol=self.transform_tol,
+            positive=self.positive_code,
+            n_jobs=self.n_jobs,
+            descent=self._descent,
+        )

@@ -1,0 +1,248 @@
+"""Codes of rows under a dictionary, by any of the algorithms that the package knows by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import sparse_encode
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import Lars, lars_path_gram, orthogonal_mp
+from torch import Tensor
+
+from .._rows.arrays import resolve_device, to_numpy, to_tensor
+from .._rows.user_warnings import warn_user
+from ..solvers.lasso.solve import default_tolerance, fastest_method, solve_lasso
+from ..solvers.lasso.stopping import LassoResult
+
+# Algorithms by name. scikit-learn has some of our names too, for coders of its own.
+OURS = frozenset({"auto", "fista", "lasso_cd"})
+ALGORITHMS = OURS | {"lasso_lars", "lars", "omp", "threshold"}
+# Multiplications in the inner products of all atoms, below which these are not worth avoiding.
+_MANY_PRODUCTS = 2**24
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """What a caller has computed beforehand; None: nothing.
+
+    Attributes
+    ----------
+    gram : ndarray of shape (n_components, n_components)
+        Inner products of the atoms.
+    cov : ndarray of shape (n_components, n_rows)
+        Inner products of atoms and rows.
+    init : ndarray of shape (n_rows, n_components)
+        Codes that a lasso is solved from.
+    copy_cov : bool
+        Whether ``cov`` must be left as it is.
+    """
+
+    gram: NDArray | None = None
+    cov: NDArray | None = None
+    init: NDArray | None = None
+    copy_cov: bool = True
+
+    def of_rows(self, rows: NDArray, complete: bool) -> Precomputed:
+        """Return what holds for some of the rows, of which entries may be missing."""
+        return Precomputed(
+            gram=self.gram if complete else None,
+            cov=self.cov[:, rows] if complete and self.cov is not None else None,
+            init=None if self.init is None else self.init[rows],
+        )
+
+
+@dataclass(frozen=True)
+class RowCoder:
+    """How rows are coded; the names and meanings of its fields are `SparseCoder`'s.
+
+    Attributes
+    ----------
+    algorithm : {'auto', 'fista', 'lasso_cd', 'lasso_lars', 'lars', 'omp', 'threshold'}
+        The first three solve the lasso here, the others are scikit-learn's.
+    descent : {'cd', 'search'}
+        Method of ``solve_lasso`` for what runs on a CPU.
+    advice : str
+        What a user may do where codes did not converge.
+    """
+
+    algorithm: str
+    alpha: float
+    device: str
+    n_nonzero_coefs: int | None = None
+    max_iter: int = 1000
+    tol: float | None = None
+    positive: bool = False
+    n_jobs: int | None = None
+    descent: str = "cd"
+    verbose: int = 0
+    advice: str = "Raise transform_max_iter or transform_tol."
+
+    def codes(self, X: NDArray, dictionary: NDArray, known: Precomputed | None = None) -> NDArray:
+        """Return the codes of rows, warning of those that did not converge.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_rows, n_features)
+            Rows to code, NaN where nothing was observed.
+        dictionary : ndarray of shape (n_components, n_features)
+            Atoms, of any norm.
+        known : Precomputed, optional
+            What need not be computed again.
+
+        Returns
+        -------
+        codes : ndarray of shape (n_rows, n_components)
+            Of the type of X.
+        """
+        known = known or Precomputed()
+        if self.algorithm not in OURS:
+            return self._by_scikit_learn(X, dictionary.astype(X.dtype, copy=False), known)
+        start = None if known.init is None else self.to_rows(known.init.astype(X.dtype))
+        rows = self.to_rows(X)
+        result = self.lasso(rows, self.to_rows(dictionary).to(rows.dtype), start)
+        self._warn_unconverged(result)
+        return to_numpy(result.codes, X.dtype)
+
+    def lasso(self, rows: Tensor, dictionary: Tensor, start: Tensor | None = None) -> LassoResult:
+        """Solve the lasso of rows, all on the coder's device; ``start`` has codes for them."""
+        return solve_lasso(
+            rows,
+            dictionary,
+            # Beyond any residual's product with an atom, all are alike.
+            min(float(self.alpha), torch.finfo(rows.dtype).max),
+            method=self.method,
+            code_init=start,
+            tol=self.tolerance(rows.dtype),
+            max_iter=self.max_iter,
+            positive=self.positive,
+        )
+
+    @property
+    def method(self) -> str:
+        """Method of ``solve_lasso`` that stands behind the name of the algorithm."""
+        if self.algorithm == "fista":
+            return "fista"
+        if self.algorithm == "auto" and fastest_method(resolve_device(self.device)) == "fista":
+            return "fista"
+        return self.descent
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """Relative duality gap at which the code of a row is done."""
+        return default_tolerance(dtype) if self.tol is None else self.tol
+
+    def to_rows(self, X: NDArray) -> Tensor:
+        """Bring rows, atoms or codes to the device."""
+        # Nothing here writes to rows; those in a read-only memmap need not fit into memory.
+        return to_tensor(X, resolve_device(self.device), borrow=True)
+
+    def _warn_unconverged(self, result: LassoResult) -> None:
+        n_left = int((~result.converged).sum())
+        if n_left:
+            warn_user(
+                f"The lasso codes of {n_left} of {len(result.converged)} rows did not reach a "
+                f"relative duality gap of {self.tolerance(result.codes.dtype):.1e} in "
+                f"{self.max_iter} iterations. {self.advice}",
+                ConvergenceWarning,
+            )
+
+    def _by_scikit_learn(self, X: NDArray, dictionary: NDArray, known: Precomputed) -> NDArray:
+        """Code rows by scikit-learn; those with missing entries over what is observed of them."""
+        if not np.isnan(X).any():
+            return self._complete(X, dictionary, known).astype(X.dtype, copy=False)
+        codes = np.empty((len(X), len(dictionary)), X.dtype)
+        patterns, pattern = np.unique(~np.isnan(X), axis=0, return_inverse=True)
+        for number, observed in enumerate(patterns):
+            rows = pattern.reshape(-1) == number
+            codes[rows] = self._complete(
+                X[np.ix_(rows, observed)],
+                dictionary[:, observed],
+                known.of_rows(rows, bool(observed.all())),
+            )
+        return codes
+
+    def _complete(self, X: NDArray, dictionary: NDArray, known: Precomputed) -> NDArray:
+        """Code rows without missing entries."""
+        if self.algorithm == "threshold":
+            products = np.dot(dictionary, X.T) if known.cov is None else known.cov
+            codes = (np.sign(products) * np.maximum(np.abs(products) - self.alpha, 0)).T
+            return np.clip(codes, 0, None) if self.positive else codes
+        given = known.gram is not None or known.cov is not None
+        if not given and self._few_rows(X, dictionary):
+            return self._for_few_rows(X, dictionary)
+        return sparse_encode(
+            X,
+            dictionary,
+            gram=known.gram,
+            cov=known.cov,
+            copy_cov=known.copy_cov,
+            algorithm=self.algorithm,
+            n_nonzero_coefs=self.n_nonzero_coefs,
+            alpha=self.alpha,
+            max_iter=self.max_iter,
+            n_jobs=self.n_jobs,
+            check_input=False,
+            verbose=self.verbose,
+            positive=self.positive,
+        )
+
+    def _n_nonzero(self, X: NDArray, dictionary: NDArray) -> int:
+        """Number of codes that 'omp' and 'lars' aim at."""
+        if self.n_nonzero_coefs is None:
+            return int(min(max(X.shape[1] / 10, 1), len(dictionary)))
+        return self.n_nonzero_coefs
+
+    def _few_rows(self, X: NDArray, dictionary: NDArray) -> bool:
+        """Whether preparations for all rows take most of the time, and can be avoided."""
+        n_components, n_features = dictionary.shape
+        if n_components**2 * n_features < _MANY_PRODUCTS:
+            return False
+        if self.algorithm == "lasso_lars":
+            return len(X) == 1
+        # Half of the inner products are the other half, and a step takes two passes.
+        few = 4 * self._n_nonzero(X, dictionary) * len(X) <= n_components
+        return few and not self.positive
+
+    def _for_few_rows(self, X: NDArray, dictionary: NDArray) -> NDArray:
+        """Do as `sparse_encode`, by the functions that it calls."""
+        shape = len(X), len(dictionary)
+        if self.algorithm == "omp":
+            n_nonzero = self._n_nonzero(X, dictionary)
+            codes = orthogonal_mp(dictionary.T, X.T, n_nonzero_coefs=n_nonzero, precompute=False)
+            return codes.T.reshape(shape)
+        with np.errstate(all="ignore"):
+            if self.algorithm == "lars":
+                model = Lars(
+                    n_nonzero_coefs=self._n_nonzero(X, dictionary),
+                    fit_intercept=False,
+                    fit_path=False,
+                    precompute=False,
+                    verbose=self.verbose,
+                )
+                return model.fit(dictionary.T, X.T).coef_.reshape(shape)
+            # A lasso takes too many steps to do without the inner products of all atoms.
+            _, _, codes = lars_path_gram(
+                dictionary @ X[0],
+                dictionary @ dictionary.T,
+                n_samples=X.shape[1],
+                alpha_min=float(self.alpha) / X.shape[1],
+                method="lasso",
+                max_iter=self.max_iter,
+                copy_Gram=False,
+                positive=self.positive,
+                return_path=False,
+                verbose=max(0, self.verbose - 1),
+            )
+            return codes.reshape(shape)
+
+
+def check_features(X: Any, dictionary: NDArray) -> None:
+    """Refuse rows that are longer or shorter than the atoms."""
+    if X.shape[1] != dictionary.shape[1]:
+        raise ValueError(
+            "Dictionary and X have different numbers of features: dictionary.shape: "
+            f"{dictionary.shape}, X.shape: {X.shape}."
+        )

@@ -1,0 +1,174 @@
+"""What a fit of a dictionary is asked for, how far it has come, and what it has found."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .._inference.row_coder import RowCoder
+from .._rows.arrays import to_numpy
+from ..solvers.dictionary.accumulation import ObjectiveSums
+from ..solvers.dictionary.full_batch import Epoch
+from ..solvers.dictionary.statistics import Statistics
+from ..solvers.lasso.coders import Coder
+from .interruption import HeldInterrupts
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """What a fit is asked for; its fields are parameters of `FISTADictionaryLearner`.
+
+    Besides, ``block_coder`` codes blocks of rows while the dictionary is learned, by
+    ``fit_algorithm``, and ``lasso`` solves their lasso for ``alpha`` afterwards.
+    """
+
+    n_components: int | None
+    alpha: float
+    max_iter: int
+    tol: float
+    code_init: NDArray | None
+    dict_init: NDArray | None
+    callback: Callable[[dict[str, Any]], Any] | None
+    verbose: bool | int
+    positive_code: bool
+    positive_dict: bool
+    batch_size: int | None
+    shuffle: bool
+    max_no_improvement: int | None
+    block_coder: Coder
+    lasso: RowCoder
+
+    @property
+    def keeps_dictionary(self) -> bool:
+        """Whether ``dict_init`` stays as it was given."""
+        return self.dict_init is not None and self.max_iter == 0
+
+
+@dataclass
+class SeenRows:
+    """What ``partial_fit`` needs of the rows seen before."""
+
+    code_gram: NDArray
+    code_data: NDArray
+    # Rows since each atom was last used, and rows that used it.
+    idle: NDArray
+    n_uses: NDArray
+    n_rows: int
+    # Rows that the noise variance rests on; old ones count less and less.
+    noise_rows: float
+
+
+@dataclass(frozen=True)
+class LearnedDictionary:
+    """What a fit has found: the state of the estimator's fitted attributes.
+
+    Attributes
+    ----------
+    components : ndarray of shape (n_components, n_features)
+        Atoms.
+    history : list of dict
+        One record per pass.
+    errors : list of float
+        Objective of all rows after each pass.
+    n_steps : int
+        Updates of the dictionary.
+    seen : SeenRows
+        Sums over the rows.
+    noise_variance : float
+        Where the mean bound of the rows is highest; NaN before they have been looked at.
+    """
+
+    components: NDArray
+    history: list[dict[str, Any]]
+    errors: list[float]
+    n_steps: int
+    seen: SeenRows
+    noise_variance: float = math.nan
+
+
+@dataclass
+class FitProgress:
+    """How far a fit has come: the last full pass and the record of all of them."""
+
+    epoch: Epoch
+    history: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+
+    @classmethod
+    def before(cls, dictionary: Tensor) -> Self:
+        """Stand at the first dictionary."""
+        statistics = Statistics.zeros_like(dictionary)
+        return cls(Epoch(dictionary, ObjectiveSums(), statistics, 0, 0.0, False))
+
+    def add(self, epoch: Epoch, n_rows: int) -> None:
+        """Take in a pass, unless the objective is lost."""
+        number = len(self.history) + 1
+        if not math.isfinite(epoch.loss):
+            raise ValueError(
+                f"The objective became {epoch.loss} in epoch {number}: the values of X are too "
+                f"large for {str(epoch.dictionary.dtype).removeprefix('torch.')}. Scale X down, "
+                "and alpha with it, or give float64."
+            )
+        self.epoch = epoch
+        self.errors.append(epoch.loss * n_rows)
+        _log.info("epoch %d: mean objective %.6g", number, epoch.loss)
+        record = {"epoch": number, "loss": epoch.loss, "duration": epoch.duration}
+        self.history.append(record | epoch.parts)
+
+    def follow(
+        self,
+        epochs: Iterator[Epoch],
+        max_iter: int,
+        n_rows: int,
+        interrupts: HeldInterrupts,
+        *,
+        before: Callable[[], None],
+        after: Callable[[], bool],
+    ) -> None:
+        """Take in passes until one has converged, or ``after`` or Ctrl-C ends it."""
+
+        def next_epoch() -> Epoch:
+            before()
+            return next(epochs)
+
+        for _ in range(max_iter):
+            epoch = interrupts.attempt(next_epoch)
+            if epoch is None:
+                break
+            self.add(epoch, n_rows)
+            if interrupts.attempt(after) or interrupts.came or epoch.converged:
+                break
+
+    def learned(self, before: SeenRows | None = None) -> LearnedDictionary:
+        """Return what the passes have found; rows seen before them count on."""
+        statistics, n_components = self.epoch.statistics, len(self.epoch.dictionary)
+        seen = SeenRows(
+            code_gram=to_numpy(statistics.code_gram),
+            code_data=to_numpy(statistics.code_data),
+            idle=np.zeros(n_components, dtype=np.int64) if before is None else before.idle,
+            n_uses=np.zeros(n_components) if before is None else before.n_uses,
+            n_rows=0 if before is None else before.n_rows,
+            noise_rows=0.0 if before is None else before.noise_rows,
+        )
+        components = to_numpy(self.epoch.dictionary).copy()
+        history, errors = list(self.history), list(self.errors)
+        return LearnedDictionary(components, history, errors, self.epoch.n_steps, seen)
+
+
+def shown(epochs: Iterator[Epoch], n_epochs: int) -> Iterator[Epoch]:
+    """Yield passes, with a progress bar."""
+    with tqdm(total=n_epochs, unit="epoch") as bar:
+        for epoch in epochs:
+            bar.set_postfix(objective=f"{epoch.loss:.6g}", refresh=False)
+            bar.update()
+            yield epoch
