@@ -31,8 +31,8 @@ _FIRST_INVERSE_DISPERSIONS = (1e-2, 1e3)
 # torch draws Poisson variates as 64-bit integers.
 _LARGEST_DRAWN_MEAN = 1e15
 _LARGEST_EXPONENT = 60.0
-# From here on four terms of Stirling's series are exact to 1e-11.
-_STIRLING_FROM = 8.0
+# From here on four terms of Stirling's series have the digits of float64.
+_STIRLING_FROM = 12.0
 
 
 class _CountLikelihood(Likelihood):
@@ -345,18 +345,9 @@ def _log1p(value: Tensor, far: Tensor) -> Tensor:
 
 
 def _stirling(y: Tensor) -> Tensor:
-    """Return the remainder of Stirling's formula for log Gamma(y), for y > 0.
-
-    torch's lgamma and its gradient take most of the time of a training step; Gamma(y + 8) and a
-    product of y, ..., y + 7 do not.
-    """
-    small = y.clamp_max(_STIRLING_FROM)
-    pair = small * (small + 7)
-    product = pair * (pair + 6) * (pair + 10) * (pair + 12)
-    shifted = small + 8
-    below = (small + 7.5) * shifted.log() - (small - 0.5) * small.log() - product.log() - 8
-    is_small = y < _STIRLING_FROM
-    inverse = 1 / torch.where(is_small, shifted, y)
+    """Return the remainder of Stirling's formula for log Gamma(y), for y > 0."""
+    small, inverse = y.clamp_max(_STIRLING_FROM), 1 / y.clamp_min(_STIRLING_FROM)
     square = inverse.square()
     series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680)))
-    return torch.where(is_small, below + series, series)
+    direct = torch.lgamma(small) - (small - 0.5) * small.log() + small - _HALF_LOG_2PI
+    return torch.where(y < _STIRLING_FROM, direct, series)

@@ -45,8 +45,8 @@ def _fitted(model, X, **parameters):
 @ALL
 @BOTH
 def test_a_fit_beats_the_model_without_codes(model, kind):
-    X, X_new = _counts(800), _counts(300, seed=1)
-    fitted = _fitted(model, X, likelihood=kind, max_iter=20, learning_rate_init=1e-2)
+    X, X_new = _counts(400), _counts(300, seed=1)
+    fitted = _fitted(model, X, likelihood=kind, max_iter=25, batch_size=32, learning_rate_init=1e-2)
     likelihood = fitted.module_.likelihood
     plain = KINDS[kind]()
     plain.start(torch.from_numpy(X))
