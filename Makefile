@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made when it is missing: Python 3.11 and make are enough.
+# Everything runs in .venv, which is made when it is missing: Python 3.11 or newer and make are enough.
 #   make demo      learn dictionaries from photographs, beside scikit-learn's own
 #   make test      the tests                  (PYTEST_ARGS="-k fista" to choose)
 #   make test-oldest, make test-newest         the tests on the oldest and newest versions
@@ -9,7 +9,15 @@
 #   make docs      the HTML pages, in docs/_build/html, examples run; a warning is an error
 #   make clean     remove what was built, .venv included
 
-PYTHON ?= python3.11
+# The Python that makes .venv: the first of these that fits (PYTHON=python3.12 to choose). Each is
+# run: pyenv puts names on the path whose Python is not active, and Debian leaves out ensurepip.
+PYTHONS := python3 python3.13 python3.12 python3.11
+FITS := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in $(PYTHONS); do \
+	$$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
+NO_PYTHON = Python 3.11 or newer with the modules venv and ensurepip is needed, and none of \
+	$(PYTHONS) is one. Install it (on Debian and Ubuntu: python3-venv), or name one: make PYTHON=/path/to/python
+
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 JOBS ?= 2
@@ -43,8 +51,9 @@ fuzz: $(VENV)/.installed-test
 test-big: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -m big -s $(PYTEST_ARGS) tests/test_streaming.py
 
+# NumPy 1.24 has wheels for no newer Python.
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt PYTHONS=python3.11
 
 test-newest:
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
@@ -69,7 +78,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.created:
-	$(PYTHON) -m venv $(VENV)
+	$(or $(PYTHON),$(error $(NO_PYTHON))) -m venv $(VENV)
 	@touch $@
 
 $(VENV)/.installed-%: $(VENV)/.created pyproject.toml $(CONSTRAINTS)

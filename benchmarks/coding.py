@@ -1,8 +1,8 @@
-"""Time to code a row by the lasso, beside scikit-learn and SPAMS, all to the same objective.
+"""Time to code a row by the lasso, compared with scikit-learn and SPAMS at equal objective.
 
-Every coder runs at a ladder of accuracies on held-out rows. The table has the time at which
-the mean relative excess of the objective over the optimum, in float64, reaches 1e-3 and 1e-6,
-between two rungs by interpolation in logarithms. Products of rows and atoms are included.
+Every coder runs with a series of accuracies on held-out rows. The table gives the time at which the
+mean relative excess of the objective over the optimum, in float64, reaches 1e-3 and 1e-6, by
+logarithmic interpolation between two accuracies. The times include products of rows and atoms.
 
     python benchmarks/coding.py [--rows 4000] [--repeats 3] [--threads 1] [--data patches]
 """
@@ -13,12 +13,12 @@ import warnings
 
 import numpy as np
 import torch
+from data import fashion_mnist, natural_patches
 from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from sklearn_vsc import FISTADictionaryLearner
-from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
 try:
     import spams
@@ -26,7 +26,7 @@ except ImportError:
     spams = None
 
 TARGETS = (1e-3, 1e-6)
-# Data, number of atoms, penalty that they are learned with, share of non-zeros in the codes.
+# Data, number of atoms, penalty used to learn them, share of non-zero codes.
 SETTINGS = (
     ("patches", 256, 1.0, 0.10),
     ("patches", 256, 1.0, 0.03),
@@ -36,20 +36,14 @@ SETTINGS = (
 
 
 def load(data, n_rows):
-    """Return rows to learn from and rows to code."""
+    """Return training rows and rows to code."""
     if data == "fashion-mnist":
-        train, test = (
-            fetch_fashion_mnist(subset=subset, return_X_y=True)[0] for subset in ("train", "test")
-        )
-        return train[:20_000], test[:n_rows]
-    return (
-        load_natural_patches(20_000, subset="train", random_state=0),
-        load_natural_patches(n_rows, subset="test", random_state=0),
-    )
+        return fashion_mnist(20_000, n_rows)
+    return natural_patches(20_000, n_rows)
 
 
 def seconds_of(function, repeats):
-    """Median CPU time and wall time of a call, and its answer."""
+    """Return the median CPU time and wall time of a call, and its result."""
     answer, times = function(), []
     for _ in range(repeats):
         cpu, wall = time.process_time(), time.perf_counter()
@@ -64,7 +58,7 @@ def objective(X, codes, dictionary, alpha):
 
 
 def alpha_for(model, X, density):
-    """Penalty at which the codes have a given share of non-zeros."""
+    """Return the penalty at which the codes have a given share of non-zeros."""
     low, high = 1e-3, float(np.abs(X @ model.components_.T).max())
     for _ in range(20):
         model.set_params(transform_alpha=(low * high) ** 0.5)
@@ -110,7 +104,7 @@ def of_spams_cd(X, dictionary, alpha, n_threads):
 
 
 def climb(ladder, excess_of, n_rows, repeats):
-    """Microseconds a row, CPU and wall, at each target; nan where it is out of reach."""
+    """Return microseconds per row, CPU and wall, at each target; NaN where it is not reached."""
     rungs = []
     for rung in ladder:
         cpu, wall, codes = seconds_of(rung, repeats)
@@ -129,7 +123,7 @@ def climb(ladder, excess_of, n_rows, repeats):
 
 
 def compare(name, model, density, X_train, X, options):
-    """Print the rows of one setting; the atoms are learned first."""
+    """Learn the atoms of one setting, then print its lines of the table."""
     model.set_params(max_iter=10, random_state=0, device="cpu", transform_tol=1e-2).fit(X_train)
     alpha, dictionary = alpha_for(model, X[:500], density), model.components_
     exact = FISTADictionaryLearner(
@@ -163,7 +157,7 @@ def main(options):
     torch.set_num_threads(options.threads)
     print(f"{options.rows} held-out rows, patches of 16 x 16 pixels or Fashion-MNIST, ", end="")
     print(f"{options.threads} threads,")
-    print(f"medians of {options.repeats} repeats; microseconds a row\n")
+    print(f"medians of {options.repeats} repeats; microseconds per row\n")
     print("| setting | coder | CPU, 1e-3 | wall, 1e-3 | CPU, 1e-6 | wall, 1e-6 |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     with threadpool_limits(options.threads, "blas"):

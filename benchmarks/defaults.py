@@ -1,10 +1,9 @@
-"""What the default parameters of ThresholdedVSC rest on: its alternatives on three data sets.
+"""Evidence for the default parameters of ThresholdedVSC: alternatives on three data sets.
 
-Each line changes one parameter of the default, or that and the gradient. Rows to score are held
-out. Digits are in raw units (0 to 16), Fashion-MNIST in [0, 1]; the score does not hang on the unit
-but for the constant -D log.
-Probabilistic PCA with as many components, a half or a quarter of them, stands beside: its
-likelihood is exact.
+Each line changes one parameter of the default, or that parameter and the gradient. Scores are for
+held-out rows. Digits are in raw units (0 to 16), Fashion-MNIST in [0, 1]; except for the constant
+-D log(unit), the score does not depend on the unit. For comparison, the exact log likelihood of
+probabilistic PCA is given, with the same number of components, a half or a quarter of it.
 
     python benchmarks/defaults.py [--data digits patches fashion] [--only default ...] [--rows 5000]
 """
@@ -14,17 +13,15 @@ import time
 import warnings
 
 import numpy as np
-from sklearn.datasets import load_digits
+from data import digits, fashion_mnist, natural_patches
 from sklearn.decomposition import PCA
-from sklearn.model_selection import train_test_split
 
 from sklearn_vsc import ThresholdedVSC
-from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
-# A straight-through gradient raises its own loss as it learns, and must not stop for it.
-THROUGH = {"gradient": "straight_through", "n_iter_no_change": 1000}
-# What leaves the ELBO without a closed form, or asks for draws.
-DRAWN = {
+# A straight-through gradient may raise its own loss while it learns, which must not stop it.
+STRAIGHT_THROUGH = {"gradient": "straight_through", "n_iter_no_change": 1000}
+# Settings for which the ELBO has no closed form, or which ask for samples.
+SAMPLED = {
     "n_draws=5": {"n_draws": 5},
     "n_draws=5, objective='iwae'": {"n_draws": 5, "objective": "iwae"},
     "decoder='mlp'": {"decoder": "mlp"},
@@ -42,38 +39,24 @@ VARIANTS = {
     "density=0.05": {"density": 0.05},
     "density=0.2": {"density": 0.2},
     "fixed threshold, exact": {"threshold_prior": None},
-    "fixed threshold, straight-through": {"threshold_prior": None} | THROUGH,
+    "fixed threshold, straight-through": {"threshold_prior": None} | STRAIGHT_THROUGH,
 }
-VARIANTS |= DRAWN | {f"{name}, straight-through": drawn | THROUGH for name, drawn in DRAWN.items()}
+VARIANTS |= SAMPLED
+VARIANTS |= {
+    f"{name}, straight-through": changed | STRAIGHT_THROUGH for name, changed in SAMPLED.items()
+}
 
 
-def digits(_):
-    """Handwritten digits of 8x8 pixels, in raw units."""
-    X = load_digits().data.astype(np.float32)
-    return 64, *train_test_split(X, test_size=500, random_state=0)
-
-
-def patches(n_rows):
-    """Whitened patches of photographs; the halves of the pictures do not overlap."""
-    train, test = (
-        load_natural_patches(n, patch_size=16, subset=subset, random_state=0)
-        for n, subset in ((n_rows, "train"), (2_000, "test"))
-    )
-    mean, std = train.mean(0), train.std(0)
-    return 256, (train - mean) / std, (test - mean) / std
-
-
-def fashion(n_rows):
-    """Clothes of 28x28 pixels in [0, 1]."""
-    train, test = (fetch_fashion_mnist(subset=s).data for s in ("train", "test"))
-    return 256, train[:n_rows], test[:2_000]
-
-
-DATA = {"digits": digits, "patches": patches, "fashion": fashion}
+# Number of atoms, training rows and held-out rows, given how many rows were asked for.
+DATA = {
+    "digits": lambda _: (64, *(X.astype(np.float32) for X in digits(test_size=500))),
+    "patches": lambda n: (256, *natural_patches(n, patch_size=16, standardised=True)),
+    "fashion": lambda n: (256, *fashion_mnist(n)),
+}
 
 
 def measure(model, X, X_test):
-    """Fit, and describe the codes of held-out rows."""
+    """Fit, and return the table cells that describe the codes of held-out rows."""
     start = time.perf_counter()
     model.fit(X)
     seconds = time.perf_counter() - start
@@ -90,9 +73,9 @@ def measure(model, X, X_test):
 
 
 def exact_likelihood(X, X_test, n_components):
-    """Mean log likelihood of held-out rows under probabilistic PCA."""
+    """Return the mean log likelihood of held-out rows under probabilistic PCA."""
     try:
-        # In single precision its smallest variances are lost.
+        # Single precision would lose the smallest variances.
         return PCA(n_components).fit(X.astype(np.float64)).score(X_test.astype(np.float64))
     except np.linalg.LinAlgError:
         return -np.inf
@@ -104,13 +87,13 @@ def main(names, only, n_rows):
     for name in names:
         n_components, X, X_test = DATA[name](n_rows)
         size = min(n_components, X.shape[1] - 1)
-        # Some pixels of the digits are constant: not every size leaves noise.
+        # Some pixels of the digits are constant: not every size leaves noise variance.
         exact = max(exact_likelihood(X, X_test, size // part) for part in (1, 2, 4))
         print(f"\n{name}: {X.shape[0]} rows of {X.shape[1]} features, {n_components} atoms; exact")
-        print(f"log likelihood of probabilistic PCA, held out: {exact:.1f} nats a row\n")
+        print(f"log likelihood of probabilistic PCA, held out: {exact:.1f} nats per row\n")
         print(
             "| ThresholdedVSC | score, nats | non-zero | explained | squared error | dead atoms | "
-            "fit, s | us a row |"
+            "fit, s | us per row |"
         )
         print("| --- " + "| ---: " * 7 + "|")
         for variant in only or VARIANTS:
@@ -122,6 +105,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="lines to print")
-    parser.add_argument("--rows", type=int, default=5_000, help="training rows, of digits all")
+    parser.add_argument("--rows", type=int, default=5_000, help="training rows (digits: all)")
     options = parser.parse_args()
     main(options.data, options.only, options.rows)

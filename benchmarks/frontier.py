@@ -1,9 +1,9 @@
-"""Share of non-zero codes against explained variance on held-out rows: sparse coders side by side.
+"""Comparison of sparse coders: non-zero codes against explained variance on held-out rows.
 
-A curve for each coder: lasso, lasso with its coefficients refitted by least squares, and
-orthogonal matching pursuit on scikit-learn's dictionary and on ours, over the penalty or the
-number of atoms; ThresholdedVSC and SparseVAE over the density of the prior. Scores are bounds on
-log p(x), in nats a row, where the coder has one.
+There is one curve for each coder. Lasso, lasso with coefficients refitted by least squares, and
+orthogonal matching pursuit use scikit-learn's dictionary and ours, and vary the penalty or the
+number of atoms. ThresholdedVSC and SparseVAE vary the density of the prior. Scores are bounds on
+log p(x), in nats per row, where the coder has one.
 
     python benchmarks/frontier.py [--data patches fashion] [--plot frontier.png] [--rows 20000]
         [--epochs 20]
@@ -15,59 +15,46 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
+from data import fashion_mnist, natural_patches
 from sklearn.decomposition import PCA, MiniBatchDictionaryLearning, sparse_encode
 
 from sklearn_vsc import FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
 N_COMPONENTS = 256
 DENSITIES = (0.02, 0.05, 0.1, 0.2)
 N_NONZERO = (5, 13, 26, 51)
 
 
-def patches(n_rows):
-    """Whitened patches of photographs, each pixel standardised; halves that do not overlap."""
-    train, test = (
-        load_natural_patches(n, patch_size=16, subset=subset, random_state=0).astype(np.float64)
-        for n, subset in ((n_rows, "train"), (2_000, "test"))
-    )
-    mean, std = train.mean(0), train.std(0)
-    return (train - mean) / std, (test - mean) / std
-
-
-def fashion(n_rows):
-    """Clothes of 28x28 pixels in [0, 1]."""
-    train, test = (fetch_fashion_mnist(subset=s).data for s in ("train", "test"))
-    return train[:n_rows].astype(np.float64), test[:2_000].astype(np.float64)
-
-
-DATA = {"patches": patches, "fashion": fashion}
+DATA = {
+    "patches": lambda n: natural_patches(n, patch_size=16, standardised=True, dtype=np.float64),
+    "fashion": lambda n: [X.astype(np.float64) for X in fashion_mnist(n)],
+}
 
 
 def least_squares_refit(X, code, dictionary):
-    """Coefficients of each support, fitted freely."""
+    """Return the least-squares coefficients on each row's support."""
     refitted = np.zeros_like(code)
     for row, z, new in zip(X, code, refitted, strict=True):
-        on = z != 0
-        if on.any():
-            new[on] = np.linalg.lstsq(dictionary[on].T, row, rcond=None)[0]
+        active = z != 0
+        if active.any():
+            new[active] = np.linalg.lstsq(dictionary[active].T, row, rcond=None)[0]
     return refitted
 
 
 def explained(X, reconstruction):
-    """Share of the variance of held-out rows."""
+    """Return the share of the variance of held-out rows that is explained."""
     return 1 - np.sum((X - reconstruction) ** 2) / np.sum((X - X.mean(0)) ** 2)
 
 
 def penalties(X):
-    """Penalties of the lasso that span the densities of interest."""
+    """Return lasso penalties that span the densities of interest."""
     return np.sqrt(np.mean(np.sum((X - X.mean(0)) ** 2, axis=1))) * np.array(
         [0.03, 0.055, 0.08, 0.12]
     )
 
 
 def of_dictionaries(X, X_test):
-    """Yield (curve, density, explained, score, seconds of the fit) of the classical coders."""
+    """Yield (curve, density, explained, score, fit seconds) for the classical coders."""
     mean = X.mean(0)
     centred, test = X - mean, X_test - mean
     for alpha in penalties(X):
@@ -102,7 +89,7 @@ def of_dictionaries(X, X_test):
 
 
 def of_neural(X, X_test, epochs):
-    """Yield the same of the variational coders."""
+    """Yield the same for the variational coders."""
     for density in DENSITIES:
         models = (
             ThresholdedVSC(N_COMPONENTS, density=density, max_iter=epochs, random_state=0),
@@ -126,7 +113,7 @@ def of_neural(X, X_test, epochs):
 
 
 def draw(points, title, axis):
-    """One curve for each coder."""
+    """Plot one curve for each coder."""
     for name in dict.fromkeys(p[0] for p in points):
         curve = np.array(sorted(p[1:3] for p in points if p[0] == name))
         ours = name in ("ThresholdedVSC", "SparseVAE")
@@ -136,14 +123,14 @@ def draw(points, title, axis):
 
 
 def main(names, n_rows, epochs, plot):
-    """Print a table for each data set, and draw the curves."""
+    """Print a table for each data set, and plot the curves."""
     warnings.simplefilter("ignore")
     figure, axes = plt.subplots(1, len(names), figsize=(6.5 * len(names), 5), squeeze=False)
     for name, axis in zip(names, axes[0], strict=True):
         X, X_test = DATA[name](n_rows)
         exact = PCA(min(N_COMPONENTS, X.shape[1] - 1)).fit(X).score(X_test)
         print(f"\n{name}: {X.shape[0]} rows of {X.shape[1]} features, {N_COMPONENTS} atoms; exact")
-        print(f"log likelihood of probabilistic PCA, held out: {exact:.1f} nats a row\n")
+        print(f"log likelihood of probabilistic PCA, held out: {exact:.1f} nats per row\n")
         print("| coder | non-zero | explained | score, nats | fit, s |")
         print("| --- | ---: | ---: | ---: | ---: |")
         points = []
@@ -162,7 +149,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(DATA), default=list(DATA))
     parser.add_argument("--rows", type=int, default=20_000, help="training rows")
-    parser.add_argument("--epochs", type=int, default=20, help="of the variational coders")
-    parser.add_argument("--plot", help="file to draw the curves into")
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of the variational coders")
+    parser.add_argument("--plot", help="file to save the plot in")
     options = parser.parse_args()
     main(options.data, options.rows, options.epochs, options.plot)

@@ -1,10 +1,10 @@
-"""Time to learn a dictionary, beside scikit-learn and SPAMS: held-out objective over time.
+"""Time to learn a dictionary, compared with scikit-learn and SPAMS: held-out objective over time.
 
-All learners get the same rows, penalty and number of atoms. Their dictionaries are taken off
-as they learn, with the clock stopped, and the lasso objective of held-out rows is computed
-for each by the same solver. The table has the seconds, CPU and wall, until that objective is
-within 5%, 2% and 1% of the best that any of them reached; a learner is cut off at `--seconds`.
-With two threads CPU time is that of both.
+All learners get the same rows, penalty and number of atoms. Their dictionaries are recorded during
+training, with the clock stopped, and the same solver computes the lasso objective of held-out rows
+for each. The table gives the seconds, CPU and wall, until this objective is within 5%, 2% and 1% of
+the best value that any learner reached. Learners are stopped at `--seconds`. With two threads, CPU
+time is the sum over both.
 
     python benchmarks/learning.py [--seconds 120] [--curve curve.png]
     python benchmarks/learning.py --data fashion-mnist --alpha 0.213
@@ -18,12 +18,12 @@ import warnings
 
 import numpy as np
 import torch
+from data import fashion_mnist, natural_patches
 from sklearn.decomposition import DictionaryLearning, MiniBatchDictionaryLearning
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from sklearn_vsc import FISTADictionaryLearner
-from sklearn_vsc.datasets import fetch_fashion_mnist, load_natural_patches
 
 try:
     import spams
@@ -35,7 +35,7 @@ SPAMS = "SPAMS trainDL"
 
 
 class Recorder:
-    """Takes off dictionaries, at times that grow by a tenth, until the time is up."""
+    """Record dictionaries at times that grow by a tenth, and stop when the time is up."""
 
     def __init__(self, seconds):
         self.seconds, self.next = seconds, 0.0
@@ -59,7 +59,7 @@ class Recorder:
 
 
 def record(learner, X, seconds):
-    """Return (CPU seconds, wall seconds, dictionary) on the way."""
+    """Return (CPU seconds, wall seconds, dictionary) recorded during the fit."""
     recorder = Recorder(seconds)
     learner.set_params(callback=recorder)
     with contextlib.suppress(KeyboardInterrupt):
@@ -68,7 +68,7 @@ def record(learner, X, seconds):
 
 
 def record_spams(X, n_components, alpha, seconds, n_threads):
-    """SPAMS has no callback: one run for each length, which it takes as wall time."""
+    """Return the same for SPAMS, which has no callback: one run for each length in wall time."""
     data, records, length = np.asfortranarray(X.T.astype(np.float64)), [], 1
     while not records or records[-1][0] < seconds / 2:
         start = Recorder.now()
@@ -88,37 +88,31 @@ def record_spams(X, n_components, alpha, seconds, n_threads):
 
 
 def held_out(records, X, alpha):
-    """Objective of held-out rows after each record."""
+    """Return the objective of held-out rows for each record."""
     losses = []
     for *_, dictionary in records:
         norms = np.linalg.norm(dictionary, axis=1, keepdims=True)
         atoms = (dictionary / np.where(norms > 0, norms, 1)).astype(X.dtype)
-        judge = FISTADictionaryLearner(
+        coder = FISTADictionaryLearner(
             dict_init=atoms, alpha=alpha, max_iter=0, transform_tol=1e-4, device="cpu"
         ).fit(X[:2])
-        codes = judge.transform(X)
-        by_row = 0.5 * ((X - codes @ judge.components_) ** 2).sum(1) + alpha * np.abs(codes).sum(1)
+        codes = coder.transform(X)
+        by_row = 0.5 * ((X - codes @ coder.components_) ** 2).sum(1) + alpha * np.abs(codes).sum(1)
         losses.append(by_row.mean(dtype=np.float64))
     return np.array(losses)
 
 
 def load(name, n_rows, n_held_out):
-    """Return rows to learn from and rows held out."""
+    """Return training rows and held-out rows."""
     if name == "fashion-mnist":
-        rows, held_out = (
-            fetch_fashion_mnist(subset=subset, return_X_y=True)[0] for subset in ("train", "test")
-        )
-        return rows[:n_rows], held_out[:n_held_out]
-    return (
-        load_natural_patches(n_rows, subset="train", random_state=0),
-        load_natural_patches(n_held_out, subset="test", random_state=0),
-    )
+        return fashion_mnist(n_rows, n_held_out)
+    return natural_patches(n_rows, n_held_out)
 
 
 def report(runs, losses):
     """Print the table."""
     best = min(loss.min() for loss in losses.values())
-    print(f"Best held-out objective of a row: {best:.3f}\n")
+    print(f"Best held-out objective per row: {best:.3f}\n")
     columns = [f"{kind}, {share:.0%}" for share in WITHIN for kind in ("CPU", "wall")]
     print("| learner | " + " | ".join(columns) + " | lowest | over the best |")
     print("| --- |" + " ---: |" * (len(columns) + 2))
@@ -134,7 +128,7 @@ def report(runs, losses):
 
 
 def draw(path, runs, losses):
-    """Save the curves as a picture."""
+    """Save a plot of the curves."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -143,7 +137,7 @@ def draw(path, runs, losses):
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name, records in runs.items():
         axes.plot([cpu for cpu, *_ in records], losses[name], marker=".", label=name)
-    axes.set(xscale="log", xlabel="CPU seconds", ylabel="Held-out objective of a row")
+    axes.set(xscale="log", xlabel="CPU seconds", ylabel="Held-out objective per row")
     axes.legend()
     figure.savefig(path, dpi=150)
 
@@ -189,7 +183,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=20_000, help="training rows")
     parser.add_argument("--components", type=int, default=256, help="atoms")
     parser.add_argument("--alpha", type=float, default=0.918, help="penalty")
-    parser.add_argument("--seconds", type=float, default=120, help="CPU seconds of a learner")
+    parser.add_argument("--seconds", type=float, default=120, help="CPU seconds of each learner")
     parser.add_argument("--threads", type=int, default=1, help="threads of every learner")
     parser.add_argument("--learners", nargs="+", help="names of the table's rows; by default, all")
     parser.add_argument("--curve", help="where to save the learning curves, as PNG")

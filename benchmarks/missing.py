@@ -1,19 +1,20 @@
-"""Filling missing values, beside scikit-learn's imputers.
+"""Imputation of missing values, compared with scikit-learn's imputers.
 
-Two data sets, each with rows held out: scikit-learn's digits, and patches of photographs, not
-whitened, of which the held-out ones are from other halves of the photographs. A share of all
-entries is hidden at random, of the held-out rows too, and filled: by our estimators with
-`inverse_transform(transform(X))`, fitted to rows with holes, by scikit-learn's imputers in their
-own way. X is centred by the means of its observed columns and scaled as a whole to unit variance.
-`IterativeImputer` is held between the lowest and the highest value of all that are observed:
-without, it runs away on held-out digits.
+There are two data sets with held-out rows: scikit-learn's digits, and patches of photographs (not
+whitened), whose held-out rows come from the other halves of the photographs. A share of all entries
+is hidden at random, also in the held-out rows, and imputed. Our estimators are fitted to incomplete
+rows and impute by `inverse_transform(transform(X))`; scikit-learn's imputers use their own methods.
+X is centred by the means of its observed columns and scaled as a whole to unit variance.
+`IterativeImputer` is limited to the range of all observed values; otherwise it diverges on held-out
+digits.
 
-The error is the root mean squared one of hidden entries, over that of column means: 1 is no better
-than those. Figures are medians over seeds, which decide both what is hidden and each fit.
-Parameters that have no default for any X (`alpha` of the lasso, the neighbours of `KNNImputer`)
-are chosen for each share: a tenth of the observed entries is hidden too, and the value taken that
-fills these best. This is no part of the times, which are CPU seconds of one thread, to fit and to
-fill the held-out rows. Takes about eight minutes of one core for each seed.
+The error is the root mean squared error of hidden entries divided by that of column means, so a
+value of 1 is no better than column means. Figures are medians over seeds, which determine both the
+hidden entries and each fit. Parameters without a default that suits any X (`alpha` of the lasso,
+the number of neighbours of `KNNImputer`) are chosen for each share: a tenth of the observed entries
+is hidden as well, and the value that imputes these best is used. The times do not include this
+choice. They are CPU seconds on one thread, to fit and to impute the held-out rows. Takes about
+eight minutes on one core for each seed.
 
     python benchmarks/missing.py [--data digits] [--shares 0.1 0.3 0.6] [--seeds 3] [--rows 1500]
 """
@@ -24,15 +25,13 @@ import warnings
 
 import numpy as np
 import torch
+from data import digits, natural_patches
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer
-from sklearn.model_selection import train_test_split
 
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import load_natural_patches
 
 CHOICES = {
     "FISTADictionaryLearner": ("alpha", (0.05, 0.1, 0.2, 0.4, 0.8)),
@@ -41,7 +40,7 @@ CHOICES = {
 
 
 def models(n_components, n_epochs):
-    """Names and estimators."""
+    """Return the estimators by name."""
     size = {"n_components": n_components}
     neural = size | {"max_iter": n_epochs, "n_iter_no_change": n_epochs}
     return {
@@ -60,75 +59,78 @@ def models(n_components, n_epochs):
     }
 
 
-def fill(model, X):
-    """What a fitted model has for every entry of X."""
+def impute(model, X):
+    """Return the values that a fitted model gives for every entry of X."""
     if isinstance(model, KNNImputer | IterativeImputer):
         return model.transform(X)
     return model.inverse_transform(model.transform(X))
 
 
-def error(filled, X, hidden):
-    """Root mean squared error of the hidden entries of centred X, over that of zeros."""
-    return np.sqrt(np.mean((filled - X)[hidden] ** 2) / np.mean(X[hidden] ** 2))
+def error(imputed, X, hidden):
+    """Return the RMS error of the hidden entries of centred X, relative to imputing zeros."""
+    return np.sqrt(np.mean((imputed - X)[hidden] ** 2) / np.mean(X[hidden] ** 2))
 
 
 def prepared(model, X, seed):
-    """Return a copy of a model with this seed, where it has one, and with the limits of X."""
+    """Return a copy of a model with this seed and the range of X, where it has such parameters."""
     model = clone(model)
     given = {"random_state": seed, "min_value": np.nanmin(X), "max_value": np.nanmax(X)}
     return model.set_params(**{key: given[key] for key in given.keys() & model.get_params()})
 
 
 def choose(model, X, seed):
-    """Return the model with the parameter that best fills more entries, hidden here, and its name.
+    """Return the model with its best parameter value, and a description of the choice.
 
-    Parameters that are not to be chosen stay at what they are.
+    The value is chosen by hiding more entries and imputing them. Models without a parameter in
+    `CHOICES` are returned unchanged.
     """
     parameter, values = CHOICES.get(type(model).__name__, (None, ()))
     if parameter is None:
         return model, ""
     observed = ~np.isnan(X)
-    aside = observed & (np.random.default_rng((seed, 1)).random(X.shape) < 0.1)
-    rest = np.where(aside, np.float32(np.nan), X)
+    validation = observed & (np.random.default_rng((seed, 1)).random(X.shape) < 0.1)
+    rest = np.where(validation, np.float32(np.nan), X)
     kept = ~np.isnan(rest).all(axis=1)
     errors = {}
     for value in values:
         model.set_params(**{parameter: value}).fit(rest[kept])
-        errors[value] = error(fill(model, rest[kept]), X[kept], aside[kept])
+        errors[value] = error(impute(model, rest[kept]), X[kept], validation[kept])
     best = min(errors, key=errors.get)
     return model.set_params(**{parameter: best}), f"{parameter}={best:g}"
 
 
 def hide(X, X_test, share, seed):
-    """Return centred and scaled rows, where they are hidden, and the same for rows held out."""
+    """Return centred, scaled rows and their mask of hidden entries; the same for held-out rows."""
     rng = np.random.default_rng(seed)
     hidden, hidden_test = (rng.random(rows.shape) < share for rows in (X, X_test))
     observed = np.where(hidden, np.nan, X)
     mean = np.nanmean(observed, axis=0)
     scale = np.nanstd(observed - mean)
     return tuple(
-        (((rows - mean) / scale).astype(np.float32), there)
-        for rows, there in ((X, hidden), (X_test, hidden_test))
+        (((rows - mean) / scale).astype(np.float32), mask)
+        for rows, mask in ((X, hidden), (X_test, hidden_test))
     )
 
 
 def measure(model, train, test, seed):
-    """Fit one model; its errors on rows learned from and held out, its times, what was chosen."""
+    """Fit one model; return its errors on training and held-out rows, its times and the choice."""
     (X, hidden), (X_test, hidden_test) = train, test
-    holes, holes_test = (np.where(there, np.float32(np.nan), rows) for rows, there in (train, test))
-    model, chosen = choose(prepared(model, holes, seed), holes, seed)
+    X_missing, X_test_missing = (
+        np.where(mask, np.float32(np.nan), rows) for rows, mask in (train, test)
+    )
+    model, chosen = choose(prepared(model, X_missing, seed), X_missing, seed)
     start = time.process_time()
-    model.fit(holes)
-    fitted = time.process_time()
-    filled_test = fill(model, holes_test)
-    filled = time.process_time()
-    errors = error(fill(model, holes), X, hidden), error(filled_test, X_test, hidden_test)
-    return (*errors, fitted - start, filled - fitted), chosen
+    model.fit(X_missing)
+    after_fit = time.process_time()
+    imputed_test = impute(model, X_test_missing)
+    after_imputation = time.process_time()
+    errors = error(impute(model, X_missing), X, hidden), error(imputed_test, X_test, hidden_test)
+    return (*errors, after_fit - start, after_imputation - after_fit), chosen
 
 
 def compare(X, X_test, shares, n_seeds, listed):
     """Print one table."""
-    print("| missing | model | rows learned from | rows held out | fit, s | fill, s |")
+    print("| missing | model | training rows | held-out rows | fit, s | impute, s |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |")
     for share in shares:
         for name, model in listed.items():
@@ -136,54 +138,52 @@ def compare(X, X_test, shares, n_seeds, listed):
                 *(measure(model, *hide(X, X_test, share, seed), seed) for seed in range(n_seeds)),
                 strict=True,
             )
-            train, test, fit, filling = np.median(figures, axis=0)
+            train, test, fit, imputation = np.median(figures, axis=0)
             chosen = f", {' or '.join(sorted(set(choices)))}" if choices[0] else ""
             print(
                 f"| {share:.0%} | {name}{chosen} | {train:.3f} | {test:.3f} | {fit:.1f} | "
-                f"{filling:.2f} |",
+                f"{imputation:.2f} |",
                 flush=True,
             )
 
 
 def compare_penalties(X, X_test, shares, n_components):
-    """Print error of the hidden entries of held-out rows, and score of the others, by penalty."""
+    """Print the error at hidden entries of held-out rows, and the score of the observed ones."""
     penalties = CHOICES["FISTADictionaryLearner"][1]
-    print("\nFISTADictionaryLearner by `alpha`: error on rows held out, and their score in nats:\n")
+    print("\nFISTADictionaryLearner by `alpha`: error on held-out rows, and their score in nats:\n")
     print(f"| missing | {' | '.join(map(str, penalties))} |")
     print(f"| ---: |{' ---: |' * len(penalties)}")
     for share in shares:
         (X_share, hidden), (X_test_share, hidden_test) = hide(X, X_test, share, seed=0)
-        holes = np.where(hidden, np.float32(np.nan), X_share)
-        holes_test = np.where(hidden_test, np.float32(np.nan), X_test_share)
+        X_missing = np.where(hidden, np.float32(np.nan), X_share)
+        X_test_missing = np.where(hidden_test, np.float32(np.nan), X_test_share)
         cells = []
         for alpha in penalties:
             model = FISTADictionaryLearner(
                 n_components, alpha=alpha, max_iter=50, random_state=0
-            ).fit(holes)
-            found = error(fill(model, holes_test), X_test_share, hidden_test)
-            cells.append(f"{found:.3f} ({model.score(holes_test):.1f})")
+            ).fit(X_missing)
+            test_error = error(impute(model, X_test_missing), X_test_share, hidden_test)
+            cells.append(f"{test_error:.3f} ({model.score(X_test_missing):.1f})")
         print(f"| {share:.0%} | {' | '.join(cells)} |", flush=True)
 
 
-def digits(n_rows):
-    """Digits, a quarter held out."""
-    X, X_test = train_test_split(load_digits().data, test_size=0.25, random_state=0)
+def held_out_digits(n_rows):
+    """Return training rows and held-out rows of the digits; a quarter is held out."""
+    X, X_test = digits()
     return X[:n_rows], X_test
 
 
-def patches(n_rows):
-    """12 by 12 patches of the left halves of photographs, and of the right halves."""
-    settings = {"patch_size": 12, "whitening": None, "random_state": 0}
-    X = load_natural_patches(n_rows, subset="train", **settings)
-    return X, load_natural_patches(500, subset="test", **settings)
+def raw_patches(n_rows):
+    """Return 12 by 12 patches, not whitened."""
+    return natural_patches(n_rows, 500, patch_size=12, whitening=None)
 
 
 def main(which, shares, n_seeds, n_rows, n_components, n_epochs):
     """Print the tables."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message=".*atoms")  # that some are not in use is no news
-    warnings.filterwarnings("ignore", category=ConvergenceWarning)  # five rounds are a choice
-    for name, load in {"digits": digits, "patches": patches}.items():
+    warnings.filterwarnings("ignore", message=".*atoms")  # some are unused, which is expected
+    warnings.filterwarnings("ignore", category=ConvergenceWarning)  # five rounds are deliberate
+    for name, load in {"digits": held_out_digits, "patches": raw_patches}.items():
         if which not in (name, "all"):
             continue
         X, X_test = load(n_rows)

@@ -1,14 +1,15 @@
-"""What an epoch of our estimators costs beside a bare loop of torch, with the same network.
+"""Cost of an epoch of our estimators compared with a plain torch loop and the same network.
 
-Three ways to train one model from one start, in turns, so that drift of the machine hits all:
+Three ways to train one model from the same start alternate, so that drift of the machine affects
+all of them:
 
 - ours: `fit`, with its batches, callbacks, schedule and clipping, from one epoch to the next;
-- our loss: a loop of a permutation, batches by index and Adam around the library's own loss;
-- by hand: the same loop around the closed-form loss as one would write it out.
+- our loss: a plain loop (permutation, batches by index, Adam) around the library's own loss;
+- by hand: the same loop around the closed-form loss, written out by hand.
 
-The bar is 1.5 times the loop by hand. With sweeps of coordinate ascent there is no loss by hand:
-the bare loop calls the same sweeps, and the table has their share of its time. Times are medians
-of the epochs after the first of each repeat.
+The target is at most 1.5 times the loop by hand. With sweeps of coordinate ascent there is no loss
+by hand: the plain loop calls the same sweeps, and the table gives their share of its time. Times
+are medians over the epochs after the first one of each repeat.
 
     python benchmarks/overhead.py [--threads 1 2] [--n-refine 0 10] [--clock cpu]
 """
@@ -24,36 +25,36 @@ import torch
 from skorch.callbacks import Callback
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
-from sklearn_vsc._models.objectives import Objective, training_bound
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.datasets import load_natural_patches
 
 BATCH_SIZE = 128
 LEARNING_RATE = 1e-3
-# CPU time is for a machine that others use too; of one thread it means the same.
+# CPU time suits a machine that is busy with other work; on one thread it is equivalent.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class EpochClock(Callback):
-    """Time from the start of an epoch to that of the next: other callbacks' work counts."""
+    """Measure from one epoch's start to the next's, which includes the other callbacks."""
 
     def __init__(self, clock):
         self.clock = clock
 
     def on_train_begin(self, net, **kwargs):
-        """Begin anew."""
+        """Clear the recorded times."""
         self.ticks_ = []
 
     def on_epoch_begin(self, net, **kwargs):
-        """Tick."""
+        """Record the start of an epoch."""
         self.ticks_.append(self.clock())
 
     def on_train_end(self, net, **kwargs):
-        """Tick."""
+        """Record the end of the last epoch."""
         self.ticks_.append(self.clock())
 
 
 def seconds_of_ours(fitted, X, n_epochs, clock):
-    """Seconds of each epoch of a fit that goes on from a fitted estimator."""
+    """Return the seconds of each epoch of a fit that continues from a fitted estimator."""
     epochs = EpochClock(clock)
     model = copy.deepcopy(fitted)
     model.set_params(callbacks=[epochs], max_iter=n_epochs, warm_start=True).fit(X)
@@ -61,7 +62,7 @@ def seconds_of_ours(fitted, X, n_epochs, clock):
 
 
 def seconds_of_loop(module, rows, loss, n_epochs, clock):
-    """Seconds of each epoch of a bare loop that goes on from a fitted module."""
+    """Return the seconds of each epoch of a plain loop that continues from a fitted module."""
     module = copy.deepcopy(module).train()
     optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(0)
@@ -77,12 +78,12 @@ def seconds_of_loop(module, rows, loss, n_epochs, clock):
 
 
 def our_loss(n_refine):
-    """Return the library's objective, called as a function of a batch."""
+    """Return the library's objective as a function of a module and a batch."""
     objective = Objective("exact", n_refine=n_refine)
     generator = torch.Generator().manual_seed(0)
 
     def loss(module, x):
-        return -training_bound(module, x, objective, generator, kl_weight=1.0).mean()
+        return -module.training_step(x, objective, generator, kl_weight=1.0).bound.mean()
 
     return loss
 
@@ -97,7 +98,7 @@ def _bounded_exp(head):
 
 
 def _negative_log_likelihood(module, x, mean, variance):
-    """Minus the expected log density of rows under a linear decoder, for independent codes."""
+    """Return minus the expected log density of rows: linear decoder, independent codes."""
     weight, log_noise = module.decoder.weight, module.likelihood.log_noise_variance
     error = (x - mean @ weight - module.decoder.bias).square().sum(-1)
     error = error + variance @ weight.square().sum(1)
@@ -105,7 +106,7 @@ def _negative_log_likelihood(module, x, mean, variance):
 
 
 def gaussian_loss(module, x):
-    """Minus the ELBO of a Gaussian prior of unit scale, written out."""
+    """Return minus the ELBO for a Gaussian prior of unit scale, written out."""
     loc, log_scale = _heads(module, x)
     variance = _bounded_exp(log_scale).square()
     kl = 0.5 * (variance + loc.square() - 1 - variance.log()).sum(-1)
@@ -113,7 +114,7 @@ def gaussian_loss(module, x):
 
 
 def thresholded_loss(module, x):
-    """Minus the ELBO of a thresholded Laplace of unit scale, its threshold integrated out."""
+    """Return minus the ELBO for a thresholded Laplace prior, its threshold integrated out."""
     loc, log_scale, log_shape, log_rate = _heads(module, x)
     prior_shape, prior_rate = module.family.gamma_shape, module.family.gamma_rate()
     prior_log_on = -prior_shape * math.log1p(1 / prior_rate)
@@ -130,7 +131,7 @@ def thresholded_loss(module, x):
 
 
 def share_of_refinement(module, rows, n_refine, clock):
-    """Share of an epoch of the bare loop that goes into sweeps of coordinate ascent."""
+    """Return the share of an epoch of the plain loop spent on coordinate-ascent sweeps."""
     spent = []
 
     def loss(timed, x):
@@ -140,7 +141,7 @@ def share_of_refinement(module, rows, n_refine, clock):
             spent.append(clock() - start)
             return found
 
-        # In place of the method, for this instance alone.
+        # Replaces the method for this instance only.
         timed.refine = refine
         return our_loss(n_refine)(timed, x)
 
@@ -149,7 +150,7 @@ def share_of_refinement(module, rows, n_refine, clock):
 
 
 def models(n_components, n_refine):
-    """Estimators with their losses by hand; sweeps need codes that can be zero."""
+    """Yield estimators with their losses by hand; sweeps need codes that can be zero."""
     common = {"batch_size": BATCH_SIZE, "learning_rate_init": LEARNING_RATE, "random_state": 0}
     yield (
         ThresholdedVSC(n_components, encoder="mlp", gradient="exact", n_refine=n_refine, **common),
@@ -172,7 +173,7 @@ def models(n_components, n_refine):
 def measure(model, by_hand, X, n_epochs, n_repeats, clock):
     """Print one row of the table."""
     model.set_params(max_iter=1, device="cpu").fit(X)
-    rows, n_refine = model._normalize(X, torch.device("cpu")), model.n_refine
+    rows, n_refine = model._units.to_model(X, torch.device("cpu")), model.n_refine
     losses = {"our loss": our_loss(n_refine)}
     if not n_refine:
         losses["by hand"] = by_hand
@@ -197,7 +198,7 @@ def measure(model, by_hand, X, n_epochs, n_repeats, clock):
 
 def main(options):
     """Measure every model with every number of threads and sweeps."""
-    # So few epochs converge nowhere.
+    # With so few epochs, no fit converges.
     warnings.simplefilter("ignore", UserWarning)
     clock, X = CLOCKS[options.clock], load_natural_patches(options.rows, random_state=0)
     n_epochs = options.repeats * options.epochs

@@ -1,15 +1,16 @@
-"""Every prior of the library on the same data, in the same nats.
+"""Comparison of every prior in the library on the same data, with scores in nats.
 
-Two data sets, each with rows held out: whitened 8 by 8 patches of photographs, and scikit-learn's
-digits, 64 pixels in [0, 1]; 64 codes for both. All neural models train for the same number of
-epochs, with the same networks and their default parameters. FISTADictionaryLearner goes ten times
-through the rows; its penalty has no default that would suit any X, and is chosen by its score on a
-fifth of the training rows, which is not part of the fit time. Times are CPU seconds of one thread.
+There are two data sets with held-out rows, and 64 codes for both: whitened 8 by 8 patches of
+photographs, and scikit-learn's digits, 64 pixels in [0, 1]. All neural models train for the same
+number of epochs, with the same networks and their default parameters. FISTADictionaryLearner makes
+ten passes over the rows. Its penalty has no default that suits any X, and is chosen by its score on
+a fifth of the training rows; the fit time does not include this. Times are CPU seconds on one
+thread.
 
-The likelihood is Gaussian with a learned variance throughout, so all scores are log densities of
-the same rows and can be compared. So can that of scikit-learn's PCA, a Gaussian model without a
-bound in between; its number of components is chosen like the penalty. Takes about twelve minutes
-on one core.
+The likelihood is always Gaussian with a learned variance, so all scores are log densities of the
+same rows and can be compared. They can also be compared with scikit-learn's PCA, a Gaussian model
+whose score is exact, not a bound; its number of components is chosen like the penalty. Takes about
+twelve minutes on one core.
 
     python benchmarks/priors.py [--rows 30000] [--epochs 12] [--digits-epochs 150] [--data patches]
 """
@@ -20,15 +21,14 @@ import warnings
 
 import numpy as np
 import torch
+from data import digits, natural_patches
 from sklearn.base import clone
-from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 
 from sklearn_vsc import FISTADictionaryLearner, SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import load_natural_patches
 
-# One network for all models; those that can also with their default, refined posteriors.
+# One network for all models; some models also with their default, refined posteriors.
 PLAIN = {"encoder": "mlp", "n_refine": 0}
 REFINED = (
     "ThresholdedVSC laplace, Gamma threshold",
@@ -39,7 +39,7 @@ DENSITIES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 def linear_models():
-    """Models with a dictionary as decoder: name, class, parameters."""
+    """Yield models with a dictionary as decoder: name, class, parameters."""
     for base in ("laplace", "gaussian"):
         for threshold, label in ((None, "fixed threshold"), ("gamma", "Gamma threshold")):
             yield (
@@ -68,13 +68,13 @@ def linear_models():
 
 
 def bounded_models():
-    """Models whose MLP decoder ends in a sigmoid, for X in [0, 1]."""
+    """Yield models whose MLP decoder ends in a sigmoid, for X in [0, 1]."""
     for prior in ("gaussian", "laplace", "cauchy"):
         yield f"SparseVAE {prior}", SparseVAE, {"prior": prior, "output_activation": "sigmoid"}
 
 
 def models(kind):
-    """Pairs of name and estimator for one kind of decoder."""
+    """Yield pairs of name and estimator for one kind of decoder."""
     listed = bounded_models() if kind == "MLP, sigmoid" else linear_models()
     for name, cls, parameters in listed:
         model = cls(decoder="linear" if kind == "linear" else "mlp", **parameters)
@@ -84,33 +84,33 @@ def models(kind):
 
 
 def with_budget(model, n_components, n_epochs):
-    """Give a model its size and its epochs; none stops before the last."""
+    """Set the size and the epochs of a model, without early stopping."""
     return model.set_params(
         n_components=n_components, max_iter=n_epochs, n_iter_no_change=n_epochs, random_state=0
     )
 
 
 def choose(X, make, values):
-    """Of models with one parameter, the one with the best score on rows set aside."""
-    rows, aside = train_test_split(X, test_size=0.2, random_state=0)
-    scores = {value: make(value).fit(rows).score(aside) for value in values}
+    """Return the value with the best score on validation rows, and its model."""
+    rows, validation = train_test_split(X, test_size=0.2, random_state=0)
+    scores = {value: make(value).fit(rows).score(validation) for value in values}
     best = max(scores, key=scores.get)
     return best, make(best)
 
 
 def explained_variance(X, X_hat):
-    """Share of the variance of X that a reconstruction explains."""
+    """Return the share of the variance of X that a reconstruction explains."""
     return 1 - np.sum((X - X_hat) ** 2) / np.sum((X - X.mean(axis=0)) ** 2)
 
 
 def print_row(decoder, name, model, X, X_test):
-    """Fit, measure on held-out rows, print."""
+    """Fit a model, measure it on held-out rows, and print a line."""
     start = time.process_time()
     model.fit(X)
     spent = time.process_time() - start
     code = model.transform(X_test)
     explained = explained_variance(X_test, model.inverse_transform(code))
-    elbo, iwae = model.score(X_test), "-"  # of PCA the log likelihood itself
+    elbo, iwae = model.score(X_test), "-"  # PCA: the exact log likelihood
     if "score_method" in model.get_params():
         model.set_params(score_method="iwae", score_draws=100)
         iwae = f"{model.score(X_test):.1f}"
@@ -139,7 +139,7 @@ def compare(X, X_test, n_components, n_epochs, alphas, kinds):
 
 
 def compare_densities(X, X_test, n_components, n_epochs):
-    """Print what priors with an atom at zero make of the density that they are told to expect."""
+    """Print results by `density`, for priors with a point mass at zero."""
     print("\nELBO, and share of non-zero codes, by `density`, linear decoder:\n")
     print(f"| model | {' | '.join(str(density) for density in DENSITIES)} |")
     print(f"| --- |{' ---: |' * len(DENSITIES)}")
@@ -160,31 +160,20 @@ def compare_densities(X, X_test, n_components, n_epochs):
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def patches(n_rows):
-    """Whitened patches of the left halves of photographs, and of the right halves."""
-    X = load_natural_patches(n_rows, patch_size=8, subset="train", random_state=0)
-    X_test = load_natural_patches(2_000, patch_size=8, subset="test", random_state=0)
-    return X, X_test
-
-
-def digits(n_rows):
-    """Digits in [0, 1], each of the 17 levels spread over its interval; a quarter is held out.
-
-    Without that the density of pixels that are always zero has no upper limit.
-    """
-    X = load_digits().data[:n_rows]
-    X = ((X + np.random.default_rng(0).random(X.shape)) / 17).astype(np.float32)
-    return train_test_split(X, test_size=0.25, random_state=0)
-
-
 def main(n_rows, n_epochs, n_digits_epochs, which):
     """Print the tables."""
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message=".*atoms")  # that some are not in use is no news
+    warnings.filterwarnings("ignore", message=".*atoms")  # some are unused, which is expected
     runs = {
-        "patches": (patches, 64, n_epochs, (0.03, 0.06, 0.12, 0.25), ("linear", "MLP")),
+        "patches": (
+            lambda n: natural_patches(n, patch_size=8),
+            64,
+            n_epochs,
+            (0.03, 0.06, 0.12, 0.25),
+            ("linear", "MLP"),
+        ),
         "digits": (
-            digits,
+            lambda n: digits(n, dequantised=True),
             64,
             n_digits_epochs,
             (0.01, 0.02, 0.05, 0.1, 0.2),

@@ -1,30 +1,32 @@
-"""Pyle's three tasks: Gaussian, Laplace and Cauchy codes, side by side.
+"""Pyle's three tasks: a comparison of Gaussian, Laplace and Cauchy codes.
 
-Pyle, "A Sparse VAE", trained variational autoencoders with three priors on small patches that are
-sums of five basis functions, on digits, and on patches of photographs, and looked at what the codes
-stand for. Here are the same tasks, with a figure for what he judged by eye:
+In "A Sparse VAE", Pyle trained variational autoencoders with three priors on small patches that are
+sums of five basis functions, on digits, and on patches of photographs, and studied what the codes
+represent. This script repeats the tasks, with figures for what he judged by eye:
 
-- squared error: of the reconstruction from the 'map' code, a pixel, over the variance of a pixel;
-- ELBO, IWAE-100: bounds on log p(x) of held-out rows, nats;
-- codes in use: those with a mean KL above 0.1 nats a row;
-- accuracy: of ten nearest neighbours among the codes of the training rows (digits only);
-- share of the strongest: of the summed KL of a row, the part of the code that has most of it, mean
-  over rows. One for codes of which a single one speaks;
-- feature kurtosis: of the pixels of each latent feature, mean over the codes in use; it is 3 for
-  Gaussian noise, and high where a few pixels stand out.
+- squared error: error per pixel of the reconstruction from the 'map' code, divided by the variance
+  of a pixel;
+- ELBO, IWAE-100: bounds on log p(x) of held-out rows, in nats;
+- codes in use: codes with a mean KL above 0.1 nats per row;
+- accuracy: of a classifier with ten nearest neighbours on the codes (digits only);
+- share of the strongest: share of a row's KL that belongs to its code with the largest KL, averaged
+  over rows; it is one if a single code carries all the information;
+- feature kurtosis: kurtosis over the pixels of each latent feature, averaged over the codes in use;
+  it is 3 for Gaussian noise, and high where a few pixels stand out.
 
-A latent feature is what a code does to the decoded row: its mean at the upper end of the code's
-range (95 % quantile) less that at the lower end (5 %), all other codes at their medians. Pictures
-are drawn of these and of ``components_``, the linear dictionary of the codes; codes that are not in
-use are left blank.
+A latent feature is the effect of a code on the decoded row: the decoded mean at the upper end of
+the code's range (95 % quantile) minus that at the lower end (5 %), with all other codes at their
+medians. The script plots these features and ``components_``, the linear dictionary of the codes;
+unused codes are left blank.
 
-All decoders are MLPs that end in a sigmoid, without which a Cauchy posterior has no bound. Data lie
-in [0, 1]. Besides the tables, pictures go to --output. Takes about two minutes on one core.
+All decoders are MLPs that end in a sigmoid, because a Cauchy posterior otherwise has no bound. Data
+lie in [0, 1]. The script prints a table and saves plots to --output. Takes about two minutes on one
+core.
 
     python benchmarks/pyle.py [--output pyle] [--fashion-mnist FOLDER] [--epochs 1.0]
 
-FOLDER holds the four idx files of Fashion-MNIST (or MNIST), gzipped or not; they then take the
-place of scikit-learn's digits.
+FOLDER holds the four idx files of Fashion-MNIST (or MNIST), gzipped or not; they replace
+scikit-learn's digits.
 """
 
 import argparse
@@ -45,12 +47,12 @@ from sklearn_vsc.datasets import load_natural_patches
 from sklearn_vsc.inspection import DictionaryDisplay
 
 PRIORS = ("gaussian", "laplace", "cauchy")
-LEAST_KL = 0.1
+MIN_KL = 0.1
 
 
 @dataclass
 class Task:
-    """Rows to learn from, rows held out, and their labels where there are any."""
+    """Training rows, held-out rows, and their labels if there are any."""
 
     name: str
     train: np.ndarray
@@ -61,7 +63,7 @@ class Task:
 
 
 def basis_functions():
-    """Five functions on 5 by 5 pixels: a row, a column, two diagonals and a frame."""
+    """Return five functions on 5 by 5 pixels: a row, a column, two diagonals and a frame."""
     basis = np.zeros((5, 5, 5))
     basis[0, 2, :] = 1
     basis[1, :, 2] = 1
@@ -73,7 +75,7 @@ def basis_functions():
 
 
 def make_sums(n_samples, rng):
-    """Draw sums of some of the five basis functions, with noise, in [0, 1]."""
+    """Draw random sums of the five basis functions plus noise, in [0, 1]."""
     weights = rng.uniform(0.3, 1, (n_samples, 5)) * (rng.random((n_samples, 5)) < 0.4)
     rows = 0.1 + 0.25 * weights @ basis_functions()
     return np.clip(rows + 0.03 * rng.standard_normal(rows.shape), 0, 1).astype(np.float32)
@@ -93,7 +95,7 @@ def load_idx(folder, name):
 
 
 def load_images(folder):
-    """Digits of scikit-learn, or the files of a folder: rows and labels, twice."""
+    """Return training and test rows, then their labels: digits, or the files in a folder."""
     if folder is None:
         X, y = load_digits(return_X_y=True)
         return train_test_split((X / 16).astype(np.float32), y, test_size=0.25, random_state=0)
@@ -106,16 +108,16 @@ def load_images(folder):
 
 
 def load_grey_patches(n_samples, subset):
-    """12 by 12 patches of photographs, not whitened, in [0, 1]."""
+    """Return 12 by 12 patches of photographs, not whitened, in [0, 1]."""
     X = load_natural_patches(
         n_samples, patch_size=12, whitening=None, subset=subset, random_state=0
     )
-    # Three standard deviations of the photographs to either side of the middle.
+    # Maps plus and minus three standard deviations of the photographs to 1 and 0.
     return np.clip(0.5 + X / 6, 0, 1)
 
 
 def tasks(folder, epochs):
-    """List the tasks; `epochs` multiplies their epochs."""
+    """Return the tasks; `epochs` multiplies their numbers of epochs."""
     rng = np.random.default_rng(0)
     X, X_test, y, y_test = load_images(folder)
     n_image_epochs = 150 if folder is None else 20
@@ -132,7 +134,7 @@ def tasks(folder, epochs):
 
 
 def fit(task, prior):
-    """Train a model of the task to the end of its epochs."""
+    """Train a model on a task for all its epochs."""
     return SparseVAE(
         task.n_components,
         prior=prior,
@@ -145,14 +147,14 @@ def fit(task, prior):
 
 
 def code_kl(model, X):
-    """KL of each code from its prior, nats, of shape (n_samples, n_components)."""
+    """Return the KL of each code from its prior, in nats, of shape (n_samples, n_components)."""
     with torch.no_grad():
-        rows = model._normalize(X, torch.device("cpu"))
+        rows = model._units.to_model(X, torch.device("cpu"))
         return model.module_.posterior(rows).kl().numpy()
 
 
 def latent_features(task, model):
-    """What each code does to the decoded row, of shape (n_components, n_features)."""
+    """Return the effect of each code on the decoded row, (n_components, n_features)."""
     code = model.transform(task.train)
     low, middle, high = np.quantile(code, (0.05, 0.5, 0.95), axis=0)
     ends = [
@@ -163,11 +165,11 @@ def latent_features(task, model):
 
 
 def measure(task, model):
-    """Print a row of the table."""
+    """Measure a model, and print a line of the table."""
     code = model.transform(task.test)
     error = np.mean((task.test - model.inverse_transform(code)) ** 2) / task.test.var(axis=0).mean()
     kl = code_kl(model, task.test)
-    used = kl.mean(axis=0) > LEAST_KL
+    used = kl.mean(axis=0) > MIN_KL
     strongest = np.mean(kl.max(axis=1) / kl.sum(axis=1))
     features = latent_features(task, model)[used]
     sharpness = kurtosis(features, axis=1, fisher=False).mean() if used.any() else np.nan
@@ -188,19 +190,19 @@ def measure(task, model):
 
 
 def draw_mosaics(task, models, mosaics, path):
-    """Draw one mosaic for each model, the code with the most KL first, those not in use blank."""
+    """Plot one mosaic per model, with codes ordered by KL and unused codes blank."""
     figure, axes = plt.subplots(1, len(models), figsize=(3 * len(models), 3.3))
     for ax, model, atoms in zip(axes, models, mosaics, strict=True):
         kl = code_kl(model, task.test).mean(axis=0)
         order = np.argsort(-kl)
-        atoms = np.where(kl[order, None] > LEAST_KL, atoms[order], 0)
+        atoms = np.where(kl[order, None] > MIN_KL, atoms[order], 0)
         DictionaryDisplay.from_components(atoms, order=None, cmap="RdBu_r", ax=ax)
         ax.set_title(model.prior)
     save(figure, path)
 
 
 def draw_spread(task, models, path):
-    """Draw the 2-D codes of the held-out rows by label, and the plane of codes decoded."""
+    """Plot the 2-D codes of held-out rows by label, and the decoded plane of codes."""
     side = int(task.train.shape[1] ** 0.5)
     figure, axes = plt.subplots(2, len(models), figsize=(3.2 * len(models), 6.4))
     for (above, below), model in zip(axes.T, models, strict=True):
@@ -221,7 +223,7 @@ def draw_spread(task, models, path):
 
 
 def draw_reconstructions(task, models, path):
-    """Draw held-out rows above what each model makes of them."""
+    """Plot held-out rows above their reconstruction by each model."""
     side = int(task.test.shape[1] ** 0.5)
     shown = task.test[:16]
     strips = [shown, *(model.inverse_transform(model.transform(shown)) for model in models)]
@@ -240,7 +242,7 @@ def save(figure, path):
 
 
 def main(folder, output, epochs):
-    """Fit, print and draw."""
+    """Fit the models, print the table and save the plots."""
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     print(
@@ -265,8 +267,8 @@ def main(folder, output, epochs):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fashion-mnist", metavar="FOLDER", help="idx files to take for digits")
-    parser.add_argument("--output", type=Path, default=Path("pyle"), help="where pictures go")
-    parser.add_argument("--epochs", type=float, default=1.0, help="factor on the epochs")
+    parser.add_argument("--fashion-mnist", metavar="FOLDER", help="idx files to use as digits")
+    parser.add_argument("--output", type=Path, default=Path("pyle"), help="folder for the plots")
+    parser.add_argument("--epochs", type=float, default=1.0, help="multiplier of the epochs")
     given = parser.parse_args()
     main(given.fashion_mnist, given.output, given.epochs)

@@ -1,8 +1,8 @@
-"""What sweeps of coordinate ascent bring, what they cost, and what collapsing adds.
+"""Benefit and cost of coordinate-ascent sweeps, and the gain from collapsed bounds.
 
-Whitened patches, held-out rows from a region of the photographs that no fit has seen. The time
-to code a row stands beside that of scikit-learn's lasso coder on its own dictionary, in the
-same run; medians of repeats.
+The data are whitened patches; held-out rows come from a region of the photographs that is not used
+for training. The time to code a row is compared with scikit-learn's lasso coder on its own
+dictionary, in the same run. Times are medians of repeats.
 
     python benchmarks/refinement.py [--rows 10000] [--epochs 10]
 """
@@ -12,15 +12,15 @@ import time
 import warnings
 
 import numpy as np
+from data import natural_patches
 from sklearn.decomposition import PCA, MiniBatchDictionaryLearning
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import load_natural_patches
 
 
 def seconds_of(function, repeats=5):
-    """Median wall time of a call."""
+    """Return the median wall time of a call."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -30,7 +30,7 @@ def seconds_of(function, repeats=5):
 
 
 def describe(model, X_test):
-    """Share of non-zero codes, explained variance, microseconds to code a row."""
+    """Return the share of non-zero codes, the explained variance and microseconds per row."""
     code = model.transform(X_test)
     error = np.sum((X_test - model.inverse_transform(code)) ** 2)
     variance = 1 - error / np.sum((X_test - X_test.mean(0)) ** 2)
@@ -39,7 +39,7 @@ def describe(model, X_test):
 
 
 def refined(X, X_test, epochs, n_components):
-    """Rows of the table: encoders, sweeps in training, sweeps now."""
+    """Print the lines of the table: encoders, sweeps in training, sweeps at inference."""
     for encoder in ("mlp", "lista"):
         for in_training in (0, 5):
             model = ThresholdedVSC(
@@ -49,43 +49,45 @@ def refined(X, X_test, epochs, n_components):
                 max_iter=epochs,
                 random_state=0,
             ).fit(X)
-            for now in (0, 3, 10, 20, 100):
-                model.set_params(n_refine=now)
+            for n_sweeps in (0, 3, 10, 20, 100):
+                model.set_params(n_refine=n_sweeps)
                 density, variance, micros = describe(model, X_test)
                 print(
-                    f"| {encoder} | {in_training} | {now} | {model.score(X_test):.1f} | "
+                    f"| {encoder} | {in_training} | {n_sweeps} | {model.score(X_test):.1f} | "
                     f"{density:.1%} | {variance:.1%} | {micros:.0f} |",
                     flush=True,
                 )
 
 
 def collapsed(X, X_test, epochs, n_components):
-    """Print the bounds of a Gaussian slab, which integrates out given the supports."""
+    """Print the bounds for a Gaussian slab, which is integrated out given the supports."""
     model = SparseVAE(
         n_components, prior="spike_slab", decoder="linear", max_iter=epochs, random_state=0
     ).fit(X)
-    print("\nSparseVAE(prior='spike_slab', decoder='linear'), nats a row:\n")
-    print("| sweeps now | elbo | collapsed_elbo, 30 draws | iwae, 30 draws |")
+    print("\nSparseVAE(prior='spike_slab', decoder='linear'), nats per row:\n")
+    print("| sweeps at inference | elbo | collapsed_elbo, 30 draws | iwae, 30 draws |")
     print("| ---: | ---: | ---: | ---: |")
-    for now in (0, 3, 10, 20, 100):
-        model.set_params(n_refine=now, score_draws=30)
+    for n_sweeps in (0, 3, 10, 20, 100):
+        model.set_params(n_refine=n_sweeps, score_draws=30)
         bounds = [
             model.set_params(score_method=method).score(X_test)
             for method in ("elbo", "collapsed_elbo", "iwae")
         ]
-        print(f"| {now} | {' | '.join(f'{bound:.1f}' for bound in bounds)} |", flush=True)
+        print(f"| {n_sweeps} | {' | '.join(f'{bound:.1f}' for bound in bounds)} |", flush=True)
 
 
 def main(n_rows, epochs, n_components=144):
-    """Fit with and without sweeps, score with more and fewer."""
+    """Fit with and without sweeps, and score with different numbers of sweeps."""
     warnings.simplefilter("ignore", ConvergenceWarning)
     warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
-    X = load_natural_patches(n_rows, patch_size=12, subset="train", random_state=0)
-    X_test = load_natural_patches(2000, patch_size=12, subset="test", random_state=0)
+    X, X_test = natural_patches(n_rows, patch_size=12)
     exact = PCA(n_components - 1).fit(X).score(X_test)
     print(f"{n_rows} patches of {X.shape[1]} pixels, {n_components} atoms, {epochs} epochs")
-    print(f"Exact log likelihood of probabilistic PCA, held out: {exact:.1f} nats a row\n")
-    print("| encoder | sweeps in training | now | score, nats | non-zero | explained | us a row |")
+    print(f"Exact log likelihood of probabilistic PCA, held out: {exact:.1f} nats per row\n")
+    print(
+        "| encoder | sweeps in training | sweeps at inference | score, nats | non-zero | explained "
+        "| us per row |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     refined(X, X_test, epochs, n_components)
     lasso = MiniBatchDictionaryLearning(

@@ -1,13 +1,13 @@
-"""Time and peak memory of a fit against rows and atoms, the rows in a memmap on disk.
+"""Time and peak memory of a fit against the numbers of rows and atoms, with rows in a memmap.
 
-Every measurement is a process of its own. It maps the rows, read-only, touches them all, fits
-a few hundred of them (which compiles), and then counts from there: CPU and wall seconds of a
-fit of a set number of passes, and how far the peak of its resident memory rises. What the
-mapped rows take is thus not counted; a copy of them would be.
+Every measurement runs in a separate process. It maps the rows read-only, reads all of them, and
+fits a few hundred of them, which compiles the code. It then measures the CPU and wall seconds of a
+fit with a fixed number of passes, and the growth of the peak resident memory. The memory of the
+mapped rows is therefore not counted, but a copy of them would be.
 
-The last table has the memory beside scikit-learn's and that of SPAMS, for which the rows are
-read into memory first. SPAMS has them as float64, which it needs to reach the objective of the
-others, and as float32, which it takes without a copy.
+The last table compares with scikit-learn and SPAMS, with the rows read into memory first. SPAMS
+gets them as float64, which it needs to reach the objective of the others, and as float32, which it
+uses without a copy.
 
     python benchmarks/scaling.py [--rows 10000 100000 1000000] [--components 64 256 1024 4096]
 """
@@ -29,7 +29,7 @@ OURS = {"full batch": None, "mini-batch": 512}
 
 
 def write_rows(path, n_rows, n_features, n_atoms):
-    """Write sums of a few random atoms and noise, a chunk at a time."""
+    """Write sums of a few random atoms plus noise, chunk by chunk."""
     rng = np.random.default_rng(0)
     atoms = rng.normal(size=(n_atoms, n_features)).astype(np.float32)
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
@@ -44,7 +44,7 @@ def write_rows(path, n_rows, n_features, n_atoms):
 
 
 def fit_of(learner, n_components, n_passes, n_threads):
-    """Return a function that fits the learner to rows."""
+    """Return a function that fits a learner to rows."""
     common = {"alpha": ALPHA, "max_iter": n_passes, "tol": 0, "random_state": 0}
     if learner in OURS:
         from sklearn_vsc import FISTADictionaryLearner
@@ -78,14 +78,14 @@ def fit_of(learner, n_components, n_passes, n_threads):
 
 
 def peak():
-    """Largest resident memory so far, in MB; Linux counts in kB, macOS in bytes."""
+    """Return the peak resident memory so far, in MB; Linux counts in kB, macOS in bytes."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def measure(task):
-    """Fit in this process; print what it took."""
-    # What the first process imports would count as a peak of this one.
+    """Fit in this process; print time and memory."""
+    # Imported here: modules imported by the parent process would count towards this one's peak.
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -103,7 +103,7 @@ def measure(task):
 
 
 def measured(options, **task):
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     task = {"threads": options.threads, "passes": options.passes, "mapped": True} | task
     command = [sys.executable, __file__, "--measure", json.dumps(task)]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -111,7 +111,7 @@ def measured(options, **task):
 
 
 def table(header, rows):
-    """Print a table as its rows come."""
+    """Print a table, each row as soon as it is available."""
     print("| " + " | ".join(header) + " |")
     print("| --- |" + " ---: |" * (len(header) - 1))
     for row in rows:
@@ -165,7 +165,7 @@ def main(options):
         path = folder / "rows.npy"
         write_rows(path, 20_000, 256, 256)
         print("Atoms, 20,000 rows of 256 features (20 MB):\n")
-        table(("atoms", "their Gram, MB", "fit", *costs), by_components(options, str(path)))
+        table(("atoms", "Gram, MB", "fit", *costs), by_components(options, str(path)))
         print("Learners, 20,000 rows of 256 features (20 MB), 256 atoms:\n")
         table(("learner", *costs), by_learner(options, str(path)))
 
@@ -174,10 +174,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--components", type=int, nargs="+", default=[64, 256, 1024, 4096])
-    parser.add_argument("--features", type=int, default=64, help="of the table over rows")
-    parser.add_argument("--passes", type=int, default=2, help="over the rows, in each fit")
+    parser.add_argument("--features", type=int, default=64, help="features in the table over rows")
+    parser.add_argument("--passes", type=int, default=2, help="passes over the rows in each fit")
     parser.add_argument("--threads", type=int, default=1, help="threads of every learner")
-    parser.add_argument("--folder", help="where the rows are written; by default, for temporary")
+    parser.add_argument("--folder", help="folder for the rows; default: temporary folder")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:

@@ -1,27 +1,27 @@
-"""SCVAE beside a VAE, a VQ-VAE and PCA: how well each reproduces held-out images.
+"""SCVAE compared with a VAE, a VQ-VAE and PCA: reconstruction of held-out images.
 
-Three sets of images with values in [0, 1]: scikit-learn's digits, Fashion-MNIST, and RGB crops of
-64 by 64 pixels from scikit-learn's two photographs, which train on the left half of each and are
-tested on the right half. All networks are the residual ones of SCVAE, in batches of one size at one
-learning rate, and all train for as long as its default penalty does: for each peer a few epochs are
-timed, and it gets as many as fit.
+There are three data sets of images with values in [0, 1]: scikit-learn's digits, Fashion-MNIST, and
+RGB crops of 64 by 64 pixels from scikit-learn's two photographs, with training crops from the left
+half of each and test crops from the right half. All models use the residual networks of SCVAE, with
+the same batch size and learning rate. All train for as long as SCVAE with its default penalty: a
+few epochs of each other model are timed, and it gets the number of epochs that fit into this time.
 
-- SCVAE, with its default penalty and with others: the sparse sums of atoms are what is decoded.
-- VAE, grid: SparseVAE(prior="gaussian") with a latent vector at each position, of the size that
-  SCVAE's have.
-- VAE, bottleneck: the same with one short latent vector for the image, and linear layers between
-  it and the grid, which come on top of the networks.
-- VQ-VAE: each position has one of 512 learned vectors, of the same size again.
-- PCA, with as many components as an image has non-zero codes by SCVAE.
+- SCVAE, with its default penalty and with others: the decoder gets the sparse sums of atoms.
+- VAE, grid: SparseVAE(prior="gaussian") with a latent vector at each position, of the same size as
+  in SCVAE.
+- VAE, bottleneck: the same with one short latent vector for the image, and additional linear layers
+  between it and the grid.
+- VQ-VAE: each position has one of 512 learned vectors, also of the same size.
+- PCA, with as many components as SCVAE has non-zero codes per image.
 
-PSNR and SSIM are of reconstructions clipped to [0, 1]; of the digits the window of SSIM is 7 pixels
-wide. The code of an image is so many real numbers, of SCVAE those that are not zero (which they are
-is not counted), or so many bits. Scores are bounds on log p(x) in nats an image. Training times are
-CPU seconds (on a GPU, seconds), without what `fit` does before and after. Figures are medians over
-seeds.
+PSNR and SSIM are computed on reconstructions clipped to [0, 1]; for the digits the window of SSIM
+is 7 pixels wide. The size of an image's code is given as a number of real values (for SCVAE the
+non-zero ones, without counting their positions) or as a number of bits. Scores are bounds on log
+p(x) in nats per image. Training times are CPU seconds (on a GPU, wall-clock seconds), without the
+work of `fit` before and after training. Figures are medians over seeds.
 
-`--paper` trains, in place of all that, the configuration of the paper for some steps at full size:
-512 atoms of length 256, images of 256 by 256 pixels, grids of 32 by 32 and 16 by 16.
+`--paper` instead trains the configuration of the paper for some steps at full size: 512 atoms of
+length 256, images of 256 by 256 pixels, grids of 32 by 32 and 16 by 16.
 
     python benchmarks/scvae.py [--data digits fashion photographs] [--rows 10000] [--epochs 20]
         [--seeds 3] [--alphas 0.3 3] [--batch 32] [--plot docs/images/scvae.png] [--device cpu]
@@ -37,28 +37,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from data import digits, fashion_mnist
 from scvae_peers import VQVAE, make_vae
-from sklearn.datasets import load_digits, load_sample_images
+from sklearn.datasets import load_sample_images
 from sklearn.decomposition import PCA
 from sklearn.feature_extraction.image import extract_patches_2d
-from sklearn.model_selection import train_test_split
 from skorch.callbacks import Callback
 
 from sklearn_vsc import SCVAE
-from sklearn_vsc.datasets import fetch_fashion_mnist
 from sklearn_vsc.metrics import psnr, ssim
 from sklearn_vsc.networks import grid_shape
 
 SCORE_DRAWS = 8
-# Images in a step, of all models, and of --paper.
+# Batch size of all models, and of --paper.
 BATCH, PAPER_BATCH = 32, 16
-# Epochs by which the time of one is found, and images of each, at most.
+# Number of epochs used to time one epoch, and the maximum number of images in each.
 N_TIMED, ROWS_TIMED = 5, 1_024
 
 
 @dataclass(frozen=True)
 class Task:
-    """Images, and the size of the models for them."""
+    """A data set of images and the size of its models."""
 
     image_shape: tuple[int, int, int]
     n_downsamplings: int
@@ -66,17 +65,17 @@ class Task:
     bottleneck: int
     n_rows: int
     n_epochs: int
-    # Standard deviation of the window of SSIM, 11 pixels wide or, of the digits, 7.
+    # Standard deviation of the SSIM window, which is 11 pixels wide (7 for the digits).
     sigma: float = 1.5
 
     @property
     def latent_size(self):
-        """Length of latent vectors, SCVAE's default."""
+        """Length of the latent vectors, as in SCVAE by default."""
         return self.n_components // 2
 
     @property
     def n_positions(self):
-        """Latent vectors of an image."""
+        """Number of latent vectors per image."""
         return math.prod(grid_shape(self.image_shape, self.n_downsamplings))
 
 
@@ -88,19 +87,17 @@ TASKS = {
 
 
 def images(name, n_rows):
-    """Training images and held-out ones, in rows."""
+    """Return training images and held-out images as rows."""
     if name == "digits":
-        X = (load_digits().data / 16).astype(np.float32)
-        X, X_test = train_test_split(X, test_size=500, random_state=0)
+        X, X_test = ((X / 16).astype(np.float32) for X in digits(test_size=500))
         return X[:n_rows], X_test
     if name == "fashion":
-        X, X_test = (fetch_fashion_mnist(subset=s).data for s in ("train", "test"))
-        return X[:n_rows], X_test[:500]
+        return fashion_mnist(n_rows, 500)
     return crops(64, n_rows, "left"), crops(64, 200, "right")
 
 
 def crops(side, n_crops, half=None):
-    """Random RGB crops of the photographs, or of one half of each."""
+    """Return random RGB crops of the photographs, or of one half of each."""
     n_each = n_crops // 2
     found = []
     for picture in load_sample_images().images:
@@ -115,7 +112,7 @@ def crops(side, n_crops, half=None):
 
 
 class EpochClock(Callback):
-    """Seconds of each epoch: of the CPU, which other processes do not stretch, or of the wall."""
+    """Seconds of each epoch: CPU time, which other processes do not affect, or wall time."""
 
     def __init__(self, device="cpu"):
         self.device = device
@@ -129,7 +126,7 @@ class EpochClock(Callback):
         self.last_ = now
 
     def now(self):
-        """Read the clock, when the device has done its work."""
+        """Read the clock after the device has finished its work."""
         if self.device == "cpu":
             return time.process_time()
         if torch.cuda.is_available():
@@ -138,18 +135,18 @@ class EpochClock(Callback):
 
 
 def train(model, X):
-    """Fit, and return the number of epochs and the seconds of a typical one."""
+    """Fit, and return the number of epochs and the median seconds per epoch."""
     clock = EpochClock(model.device)
     if isinstance(model, VQVAE):
         model.fit(X, clock)
     else:
-        # Whatever its loss does, a model has its time.
+        # No early stopping: every model uses its full time.
         model.set_params(callbacks=[clock], n_iter_no_change=model.max_iter).fit(X)
     return len(clock.seconds_), float(np.median(clock.seconds_))
 
 
 def epochs_within(make, X, seconds):
-    """Epochs of a model that take so long."""
+    """Return the number of epochs of a model that fit into a time."""
     part = X[:ROWS_TIMED]
     _, of_epoch = train(make(max_iter=N_TIMED), part)
     return max(1, round(seconds / of_epoch * len(part) / len(X)))
@@ -158,8 +155,8 @@ def epochs_within(make, X, seconds):
 # --- measures
 
 
-def reproduction(task, X, X_test, X_hat):
-    """PSNR, SSIM and explained variance of held-out images."""
+def reconstruction_quality(task, X, X_test, X_hat):
+    """Return PSNR, SSIM and explained variance of held-out images."""
     X_hat = np.clip(X_hat, 0, 1)
     error, power = np.sum((X_test - X_hat) ** 2), np.sum((X_test - X.mean(0)) ** 2)
     shape = {"image_shape": task.image_shape, "data_range": 1.0, "sigma": task.sigma}
@@ -171,7 +168,7 @@ def reproduction(task, X, X_test, X_hat):
 
 
 def measure(task, model, X, X_test):
-    """Train a model, and describe it on held-out images."""
+    """Train a model, and return its measures on held-out images."""
     n_epochs, of_epoch = train(model, X)
     found = {"epochs": n_epochs, "seconds": n_epochs * of_epoch}
     if isinstance(model, VQVAE):
@@ -186,28 +183,28 @@ def measure(task, model, X, X_test):
         if isinstance(model, SCVAE):
             found |= {"density": np.mean(codes != 0), "dead": model.n_dead_ / task.n_components}
     state = (model if isinstance(model, VQVAE) else model.module_).state_dict()
-    # Of the codebook and its sums, which move together, one counts.
+    # The codebook follows from its sums, so only one of the two counts.
     found["weights"] = sum(state[name].numel() for name in state if name != "sums")
-    return found | reproduction(task, X, X_test, X_hat)
+    return found | reconstruction_quality(task, X, X_test, X_hat)
 
 
 def measure_pca(task, n_components, X, X_test):
-    """PCA of as many components, or of as many as there can be."""
+    """Return the measures of PCA with this number of components, or the largest possible one."""
     n_components = min(n_components, *X.shape)
     start = time.process_time()
     pca = PCA(n_components, random_state=0).fit(X)
     found = {"seconds": time.process_time() - start, "numbers": n_components}
     X_hat = pca.inverse_transform(pca.transform(X_test))
-    return found | reproduction(task, X, X_test, X_hat)
+    return found | reconstruction_quality(task, X, X_test, X_hat)
 
 
 def runs(task, X, X_test, alphas, seed, n_epochs, device, training):
-    """Yield name and measures of each model, of one seed."""
+    """Yield the name and measures of each model for one seed."""
     shared = {"random_state": seed, "device": device, **training}
 
     def scvae(**parameters):
-        images_are = {"image_shape": task.image_shape, "n_downsamplings": task.n_downsamplings}
-        return SCVAE(task.n_components, **images_are, **shared, **parameters)
+        shape = {"image_shape": task.image_shape, "n_downsamplings": task.n_downsamplings}
+        return SCVAE(task.n_components, **shape, **shared, **parameters)
 
     default = measure(task, scvae(max_iter=n_epochs), X, X_test)
     yield f"SCVAE, alpha={SCVAE().alpha:g} (default)", default
@@ -230,7 +227,7 @@ def runs(task, X, X_test, alphas, seed, n_epochs, device, training):
 # --- output
 
 COLUMNS = {
-    "code": "code of an image",
+    "code": "code per image",
     "density": "non-zero",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
@@ -255,19 +252,19 @@ FORMATS = {
 
 
 def print_line(name, found):
-    """One line of the table."""
+    """Print one line of the table."""
     code = f"{found['bits']:.0f} bits" if "bits" in found else f"{found['numbers']:.0f} numbers"
     cells = [format(found[key], form) if key in found else "-" for key, form in FORMATS.items()]
     print(f"| {' | '.join([name, code, *cells])} |", flush=True)
 
 
 def medians(of_seeds):
-    """Median of each measure."""
+    """Return the median of each measure over seeds."""
     return {key: float(np.median([found[key] for found in of_seeds])) for key in of_seeds[0]}
 
 
 def compare(name, task, X, X_test, alphas, n_seeds, n_epochs, device, training):
-    """Print the table of a data set, and return its figures by model."""
+    """Print the table for a data set, and return its figures by model."""
     grid = " x ".join(map(str, grid_shape(task.image_shape, task.n_downsamplings)))
     print(
         f"\n{name.capitalize()}: {len(X)} images of {' x '.join(map(str, task.image_shape))}, "
@@ -286,7 +283,7 @@ def compare(name, task, X, X_test, alphas, n_seeds, n_epochs, device, training):
 
 
 def draw(figures, path):
-    """Explained variance by the share of non-zero codes; peers as lines across."""
+    """Plot explained variance against the share of non-zero codes; peers as horizontal lines."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(figures), figsize=(5 * len(figures), 4), squeeze=False)
@@ -306,7 +303,7 @@ def draw(figures, path):
 
 
 class PeakMemory(Callback):
-    """Largest memory of training: of the GPU, or of the process."""
+    """Peak memory of training, on the GPU or of the process."""
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         if torch.cuda.is_available():
@@ -321,14 +318,14 @@ class PeakMemory(Callback):
 
 
 def train_paper(n_steps, batch_size, device, side=256):
-    """Print images a second and memory of the configuration of the paper."""
+    """Print images per second and memory for the configuration of the paper."""
     n_epochs = 4
     X = crops(side, max(2, batch_size * math.ceil(n_steps / n_epochs)))
     print(f"\n{len(X)} crops of 3 x {side} x {side}, batches of {batch_size}, {n_epochs} epochs\n")
     print("| grid | explained, training images | images/s | memory of training, GiB | fit, s |")
     print("| --- |" + " ---: |" * 4)
     for n_downsamplings in (3, 4):
-        # Seconds of the wall, on any device.
+        # Wall-clock seconds, on any device.
         clock, memory = EpochClock("auto"), PeakMemory()
         model = SCVAE(
             512,
@@ -357,7 +354,7 @@ def train_paper(n_steps, batch_size, device, side=256):
 
 def main(options):
     """Print the tables."""
-    # That some atoms are not in use is in the table.
+    # The table shows the share of unused atoms.
     warnings.filterwarnings("ignore", message=".*atoms")
     if options.paper:
         return train_paper(options.steps, options.batch or PAPER_BATCH, options.device or "auto")
@@ -382,12 +379,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--rows", type=int, help="training images, at most")
-    parser.add_argument("--epochs", type=int, help="of SCVAE; its peers train as long")
+    parser.add_argument("--epochs", type=int, help="epochs of SCVAE; the others train as long")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--alphas", nargs="*", type=float, default=[0.25, 0.5, 2.0, 4.0])
-    parser.add_argument("--plot", help="file to draw the curves over alpha into")
+    parser.add_argument("--plot", help="file to save the plot over alpha in")
     parser.add_argument("--device", help="default: cpu, with --paper auto")
     parser.add_argument("--paper", action="store_true", help="train at the size of the paper")
     parser.add_argument("--steps", type=int, default=100, help="training steps of --paper")
-    parser.add_argument("--batch", type=int, help="images in a training step")
+    parser.add_argument("--batch", type=int, help="images per training step")
     main(parser.parse_args())

@@ -1,6 +1,7 @@
-"""What `scvae.py` compares SCVAE with: a VAE and a VQ-VAE of the same residual networks."""
+"""Models that `scvae.py` compares with SCVAE: a VAE and a VQ-VAE with the same networks."""
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -8,13 +9,14 @@ from torch import nn
 from torch.nn.functional import embedding, mse_loss, one_hot
 
 from sklearn_vsc import SparseVAE
-from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
+from sklearn_vsc._models.construction import VariationalDescription
+from sklearn_vsc._models.latent_variable import Heads
 from sklearn_vsc.networks import N_CHANNELS, residual_decoder, residual_encoder
 from sklearn_vsc.networks._init import linear_layer
 
 
 def grid_networks(task, generator):
-    """The encoder to features at each position, and the decoder, that SCVAE starts from."""
+    """Return the initial encoder (features at each position) and decoder of SCVAE."""
     encoder = residual_encoder(task.image_shape, task.n_downsamplings, generator)
     decoder = residual_decoder(task.image_shape, task.n_downsamplings, task.latent_size, generator)
     with torch.no_grad():
@@ -23,7 +25,7 @@ def grid_networks(task, generator):
 
 
 class GridHeads(nn.Module):
-    """Heads of a latent vector at each position; the positions share them."""
+    """Posterior parameters of a latent vector at each position, with weights shared."""
 
     def __init__(self, n_heads, latent_size, generator):
         super().__init__()
@@ -33,24 +35,27 @@ class GridHeads(nn.Module):
         return self.heads(features.unflatten(1, (-1, N_CHANNELS))).transpose(1, 2).flatten(2)
 
 
-class GridVAE(SparseVAE):
-    """SparseVAE whose posterior has a latent vector at each position."""
+class GridDescription(VariationalDescription):
+    """A model whose posterior has a latent vector at each position."""
 
-    def _build(self, rows, generator):
-        family = self._make_family()
-        encoder, n_hidden = self._make_encoder(rows, generator)
-        latent_size = self._n_components * N_CHANNELS // n_hidden
-        return LatentVariableModel(
-            encoder,
-            GridHeads(family.n_heads, latent_size, generator),
-            self._make_decoder(rows, family, generator),
-            self._make_likelihood(),
-            family,
-        )
+    def build(self, start, generator):
+        model = super().build(start, generator)
+        n_hidden = model.heads.linear.in_features
+        latent_size = model.n_components * N_CHANNELS // n_hidden
+        model.heads = GridHeads(model.family.n_heads, latent_size, generator)
+        return model
+
+
+class GridVAE(SparseVAE):
+    """A SparseVAE with such a model."""
+
+    def _describe(self):
+        described = super()._describe()
+        return GridDescription(**{f.name: getattr(described, f.name) for f in fields(described)})
 
 
 def make_vae(task, is_grid, **parameters):
-    """A plain VAE, of one latent vector at each position or one for the image."""
+    """Return a plain VAE with a latent vector at each position, or one for the image."""
     generator = torch.Generator().manual_seed(parameters["random_state"])
     encoder, decoder = grid_networks(task, generator)
     n_numbers = task.n_positions * task.latent_size
@@ -70,13 +75,13 @@ class VQVAE(nn.Module):
     """Vector-quantised autoencoder: a codebook of moving averages, straight-through gradients.
 
     van den Oord, Vinyals and Kavukcuoglu (2017), Neural Discrete Representation Learning. Entries
-    that hardly any vector is closest to start again at one of the batch.
+    that are rarely the closest to any vector are reset to a random vector of the batch.
     """
 
     n_entries = 512
     decay = 0.99
     commitment = 0.25
-    # Vectors of a batch, on average, that an entry needs to stay.
+    # An entry with a smaller average number of vectors per batch is reset.
     least_count = 0.1
 
     def __init__(self, task, *, max_iter, batch_size, learning_rate_init, random_state, device):
@@ -96,7 +101,7 @@ class VQVAE(nn.Module):
         self.register_buffer("counts", torch.zeros(self.n_entries))
 
     def fit(self, X, clock):
-        """Train on rows, with the schedule of SCVAE, and tell a clock of each epoch."""
+        """Train on rows with SCVAE's schedule, and notify a clock of each epoch."""
         self.offset, self.unit = X.mean(0), float((X - X.mean(0)).std())
         rows = self.normalized(X)
         self.to(self.device).train()
@@ -125,18 +130,18 @@ class VQVAE(nn.Module):
         return self
 
     def normalized(self, X):
-        """Rows in the units of the networks."""
+        """Return rows in the units of the networks."""
         return torch.from_numpy((X - self.offset) / self.unit).to(self.device)
 
     def quantized(self, rows):
-        """Vectors of the encoder (n, P, L), and the entries that are closest to them."""
+        """Return the encoder's vectors (n, P, L), and the indices of the closest entries."""
         vectors = self.encoder(rows)
         with torch.no_grad():
             entries = torch.cdist(vectors.flatten(0, 1), self.codebook).argmin(1)
         return vectors, entries.view(vectors.shape[:2])
 
     def loss(self, rows):
-        """Squared error and commitment; the codebook moves along."""
+        """Return squared error plus commitment loss, and update the codebook."""
         vectors, entries = self.quantized(rows)
         chosen = embedding(entries, self.codebook)
         self.update(vectors.detach().flatten(0, 1), entries.flatten())
@@ -154,14 +159,14 @@ class VQVAE(nn.Module):
 
     @torch.no_grad()
     def restart(self, vectors, are_dead):
-        """Put entries where vectors of the batch are."""
+        """Reset dead entries to random vectors of the batch."""
         n_dead = int(are_dead.sum())
         picked = torch.randint(len(vectors), (n_dead,), generator=self.generator)
         self.codebook[are_dead] = self.sums[are_dead] = vectors[picked.to(vectors.device)]
         self.counts[are_dead] = 1.0
 
     def decoded(self, X):
-        """Reconstructions of rows, and the entries that they use."""
+        """Return the reconstructions of rows, and the entries that they use."""
         parts = []
         with torch.no_grad():
             for rows in self.normalized(X).split(500):

@@ -1,6 +1,6 @@
-"""Fits of ThresholdedVSC with many seeds: none ends without numbers, or without codes.
+"""Robustness of ThresholdedVSC over many seeds: counts of non-finite and collapsed fits.
 
-A fit has collapsed when its codes explain less than a twentieth of the variance.
+A fit counts as collapsed if its codes explain less than a twentieth of the variance.
 
     python benchmarks/seeds.py [--seeds 20] [--rows 3000] [--epochs 10]
 """
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def main(n_seeds, n_rows, epochs, names):
-    """Print the spread over seeds, and the number of fits gone wrong."""
+    """Print the spread over seeds, and the number of failed fits."""
     warnings.simplefilter("ignore", UserWarning)
     print("| data | setting | fits | not finite | collapsed | explained | score, nats |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
@@ -41,9 +41,9 @@ def main(n_seeds, n_rows, epochs, names):
                 error = np.sum((X - model.inverse_transform(code)) ** 2)
                 gains.append(1 - error / np.sum((X - X.mean(0)) ** 2))
                 scores.append(model.score(X))
-            wrong = ~np.isfinite(gains) | ~np.isfinite(scores)
+            failed = ~np.isfinite(gains) | ~np.isfinite(scores)
             print(
-                f"| {name} | {setting} | {n_seeds} | {wrong.sum()} | "
+                f"| {name} | {setting} | {n_seeds} | {failed.sum()} | "
                 f"{np.sum(np.array(gains) < 0.05)} | {np.min(gains):.3f} to {np.max(gains):.3f} | "
                 f"{np.min(scores):.1f} to {np.max(scores):.1f} |",
                 flush=True,

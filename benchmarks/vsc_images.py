@@ -1,28 +1,29 @@
 """Variational sparse coding of images with a deep generator: the figures of Fallah & Rozell.
 
-Their Figure 7 and what belongs to it, on Fashion-MNIST: convolutional networks, a Gaussian
-likelihood of the variance that the published loss stands for, every prior, trained on the best of
-some draws as published, against the number of codes and the share of them that are not zero.
-Beside them the relaxed gates that ThresholdedVSC has for deep decoders, in place of the published
-gradient, and ThresholdedVSC as it is by default: a linear decoder and the exact ELBO.
+Reproduces their Figure 7 and the related results on Fashion-MNIST: convolutional networks, a
+Gaussian likelihood whose variance corresponds to the published loss, and every prior, trained on
+the best of several samples as published, against the number of codes and the share of non-zero
+codes. Two methods are compared with them: the relaxed gates that ThresholdedVSC uses for deep
+decoders, in place of the published gradient, and ThresholdedVSC with its defaults, a linear decoder
+and the exact ELBO.
 
-All errors are of held-out images, squared, a pixel, times 1000:
+All errors are squared errors per pixel of held-out images, times 1000:
 
-- best: of the best of 20 draws of the posterior, chosen with the image in hand, as published.
-- one: of a single draw.
-- mean, map: of the posterior mean, and of the code of `transform`, both without any draw.
+- best: of the best of 20 posterior samples, chosen by comparison with the image, as published.
+- one: of a single sample.
+- mean, map: of the posterior mean, and of the code from `transform`, both without sampling.
 
-`non-zero` is the share of codes that are not zero in the best draw, and in the code of `transform`.
-`multi-information`, in bits, of the best draws: by counts in the published bins, and by the lower
-bound of `metrics.multi_information`, which needs more images than codes. `correlation` is that of a
-class (one against the rest) with the code that tells most of it, by posterior means, averaged over
-classes. `collapsed` are codes whose posterior is the prior. `ELBO` is in nats an image, under the
-likelihood as declared.
+`non-zero` is the share of non-zero codes in the best sample, and in the code from `transform`.
+`multi-information` is in bits, for the best samples: from counts in the published bins, and from
+the lower bound of `metrics.multi_information`, which needs more images than codes. `correlation` is
+the correlation of a class (one against the rest) with its most informative code, from posterior
+means, averaged over classes. `collapsed` is the share of codes whose posterior equals the prior.
+`ELBO` is in nats per image, under the declared likelihood.
 
-By default a few epochs over some rows, for a CPU: some twenty minutes on one thread, and far from
-the published 300 epochs.
-`--full` trains as long as published; it wants a GPU. `--celeba` does the same with images of a
-folder, cut and resized as published. Each line is printed when it is there.
+By default the script trains for a few epochs on a few rows, for a CPU. This takes about twenty
+minutes on one thread, and is far from the published 300 epochs. `--full` trains as long as
+published and needs a GPU. `--celeba` does the same with the images in a folder, cropped and resized
+as published. Each line is printed as soon as it is available.
 
     python benchmarks/vsc_images.py [--latents 20 64 256 1024] [--shares 0.05 0.1 0.2 0.5]
         [--only Gaussian "thresholded Laplace" linear] [--rows 60000] [--epochs 300] [--draws 20]
@@ -50,13 +51,13 @@ from sklearn_vsc.metrics import (
     posterior_collapse,
 )
 
-# Draws of which published test errors take the best, and those that estimate an ELBO.
+# Number of samples whose best gives the published test errors, and number for an ELBO estimate.
 BEST_OF, SCORE_DRAWS = 20, 4
-# Images coded at once: networks make large maps of many draws.
+# Images coded at once: with many samples, the feature maps of the networks are large.
 CHUNK = 200
 # Edges of the published bins for images.
 BINS = 30
-# The number of codes and the share at which the others are varied, and pictures are drawn.
+# The number of codes while the share varies, and the share while the number varies; also plotted.
 LATENTS, SHARE = 64, 0.1
 SHORT = {
     "rows": 1_000, "test": 500, "epochs": 5, "batch": 32, "draws": 4, "rate": 3e-3,
@@ -72,7 +73,7 @@ FULL_CELEBA = FULL | {
 
 
 def fashion(n_rows, n_test):
-    """Training images, held-out ones, and which class these are of."""
+    """Return training images, held-out images, their class indicators and the class names."""
     X, _ = fetch_fashion_mnist(return_X_y=True)
     test = fetch_fashion_mnist(subset="test")
     return (
@@ -84,7 +85,7 @@ def fashion(n_rows, n_test):
 
 
 def celeba(folder, attributes, n_rows, n_test):
-    """The same of a folder of faces, cut and resized as published."""
+    """Return the same for a folder of faces, cropped and resized as published."""
     faces = load_attributed_images(folder, attributes, crop=140, size=64, n_images=n_rows + n_test)
     return faces.data[:n_rows], faces.data[n_rows:], faces.target[n_rows:], faces.target_names
 
@@ -93,13 +94,13 @@ def celeba(folder, attributes, n_rows, n_test):
 
 
 def coded(model, X, method, n_draws=1):
-    """Codes by one of the rules of `transform`."""
+    """Return codes by one of the methods of `transform`."""
     model.set_params(transform_method=method, n_draws=n_draws)
     return np.concatenate([model.transform(X[rows]) for rows in gen_batches(len(X), CHUNK)])
 
 
 def measure(model, X, X_test, attributes, with_dictionary):
-    """Fit a model, and describe it on held-out images."""
+    """Fit a model, and return its measures on held-out images."""
     start = time.perf_counter()
     model.fit(X)
     found = {"seconds": time.perf_counter() - start}
@@ -124,7 +125,7 @@ def measure(model, X, X_test, attributes, with_dictionary):
         found["copula"] = multi_information(best)
     correlation = attribute_correlation(means, attributes)
     if with_dictionary:
-        # Of draws, as published: posterior means are too much alike to be told apart.
+        # From samples, as published: posterior means are too similar to be distinguished.
         drawn = coded(model, X, "max_elbo", BEST_OF)
         found["dictionary"] = effective_dictionary(X - X.mean(0), drawn)
     return found | {
@@ -139,7 +140,7 @@ def measure(model, X, X_test, attributes, with_dictionary):
 
 COLUMNS = {
     "best": ("best of 20", ".1f"),
-    "one": ("one draw", ".1f"),
+    "one": ("one sample", ".1f"),
     "mean": ("mean", ".1f"),
     "map": ("map", ".1f"),
     "share": ("non-zero, best", ".1%"),
@@ -154,16 +155,16 @@ COLUMNS = {
 
 
 def print_line(name, n_components, share, found):
-    """One line of the table."""
+    """Print one line of the table."""
     cells = [
         format(found[key], form) if key in found else "-" for key, (_, form) in COLUMNS.items()
     ]
-    asked = f"{share:.0%}" if name in (*SPARSE, LINEAR) else "-"
-    print(f"| {name} | {n_components} | {asked} | {' | '.join(cells)} |", flush=True)
+    requested = f"{share:.0%}" if name in (*SPARSE, LINEAR) else "-"
+    print(f"| {name} | {n_components} | {requested} | {' | '.join(cells)} |", flush=True)
 
 
 def settings(latents, shares, only):
-    """Yield which prior, with how many codes and which share: first those that pictures show."""
+    """Yield prior, number of codes and share of non-zeros; first the settings that are plotted."""
     n_middle = LATENTS if LATENTS in latents else latents[0]
     middle = SHARE if SHARE in shares else shares[0]
     pairs = [(n_middle, middle), *((n_middle, share) for share in shares if share != middle)]
@@ -176,7 +177,7 @@ def settings(latents, shares, only):
 
 
 def draw_curves(figures, path):
-    """Errors and multi-information by the number of codes and by the share of non-zero ones."""
+    """Plot errors and multi-information by the number of codes and by the share of non-zeros."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 8), sharey="row", layout="constrained")
@@ -194,13 +195,13 @@ def draw_curves(figures, path):
             above.plot(x, [of["map"] for of in measures], ls=":", **style)
             below.plot(x, [of.get("copula", np.nan) for of in measures], **style)
             below.plot(x, [of["plug_in"] for of in measures], ls="--", **style)
-    axes[0, 0].set(ylabel="squared error a pixel, x 1000", xscale="log")
-    axes[0, 0].set_title("best of 20 draws (dots: the code of `transform`)", fontsize="medium")
+    axes[0, 0].set(ylabel="squared error per pixel, x 1000", xscale="log")
+    axes[0, 0].set_title("best of 20 samples (dots: the code from `transform`)", fontsize="medium")
     axes[1, 0].set(ylabel="multi-information, bits", xlabel="codes", xscale="log")
     axes[1, 0].set_yscale("symlog", linthresh=1)
     axes[1, 0].set_ylim(bottom=-1)
     axes[1, 0].set_title("lower bound (dashes: counts in bins)", fontsize="medium")
-    axes[1, 1].set(xlabel=f"share of codes that are not zero, of {n_middle}")
+    axes[1, 1].set(xlabel=f"share of non-zero codes, of {n_middle}")
     for axis in axes[:, 0]:
         ticks = sorted({key[1] for key in figures})
         axis.set_xticks(ticks, ticks)
@@ -210,7 +211,7 @@ def draw_curves(figures, path):
 
 
 def draw_dictionaries(task, figures, path):
-    """What each code stands for, by least squares: the atoms of the largest norm."""
+    """Plot the least-squares dictionary of the codes: the atoms with the largest norm."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(3, 3, figsize=(9, 10), layout="constrained")
@@ -225,7 +226,7 @@ def draw_dictionaries(task, figures, path):
 
 
 def draw_attributes(task, figures, names, path):
-    """Of each model, for each attribute, the atom whose code tells most of it."""
+    """Plot, for each model and attribute, the atom whose code is most informative."""
     import matplotlib.pyplot as plt
 
     n_shown = min(10, len(names))
@@ -237,7 +238,7 @@ def draw_attributes(task, figures, names, path):
         for attribute, axis in enumerate(row):
             correlation = found["correlations"][attribute]
             best = np.abs(correlation).argmax()
-            # More of it where the picture has the attribute.
+            # Signed so that images with the attribute have a positive code.
             atom = np.sign(correlation[best]) * found["dictionary"][best]
             DictionaryDisplay(atom[None], image_shape=task.image_shape).plot(ax=axis)
             axis.set_title(f"{abs(correlation[best]):.2f}", fontsize="small")
@@ -249,7 +250,7 @@ def draw_attributes(task, figures, names, path):
 
 
 def save(figure, path):
-    """Write a picture, small enough for the pages of a guide."""
+    """Save a figure, small enough for the pages of the guide."""
     import matplotlib.pyplot as plt
 
     options = {"pil_kwargs": {"quality": 75}} if path.endswith(".jpg") else {}
@@ -258,7 +259,7 @@ def save(figure, path):
 
 
 def draw(task, figures, names, folder):
-    """Draw what there is; dictionaries are those of the first number of codes and share."""
+    """Plot all results; dictionaries use the first number of codes and the first share."""
     stem = Path(folder) / f"papers_images_{task.name.split('-')[0].lower()}"
     first = next(iter(figures))[1:]
     shown = {key[0]: found for key, found in figures.items() if key[1:] == first}
@@ -268,8 +269,8 @@ def draw(task, figures, names, folder):
 
 
 def main(options):
-    """Print the table, and draw."""
-    # That codes are not in use, and that counts say little of so many codes, is in the table.
+    """Print the table, and save the plots."""
+    # The table shows unused codes; counts are known to saturate with many codes.
     warnings.filterwarnings("ignore", message=".*(atoms|joint entropy)")
     task = CELEBA if options.celeba else FASHION
     sizes = (FULL_CELEBA if options.celeba else FULL) if options.full else SHORT
@@ -281,7 +282,7 @@ def main(options):
     print(
         f"{task.name}: {len(X)} images, {len(X_test)} held out, whose distance from the mean image "
         f"is {base:.1f}.\n{sizes['epochs']} epochs in batches of {sizes['batch']}, the best of "
-        f"{sizes['draws']} draws in training, noise variance {noise}.\n"
+        f"{sizes['draws']} samples in training, noise variance {noise}.\n"
         f"The linear decoder: {sizes['linear_epochs']} epochs.\n"
     )
     print(f"| prior | codes | share | {' | '.join(name for name, _ in COLUMNS.values())} |")
@@ -312,17 +313,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="train as long as published")
     parser.add_argument("--latents", type=int, nargs="+", help="numbers of codes")
-    parser.add_argument("--shares", type=float, nargs="+", help="of codes that are not zero")
-    parser.add_argument("--only", nargs="+", choices=[*PRIORS, "linear"], help="some priors")
-    parser.add_argument("--rows", type=int, help="images to learn from")
-    parser.add_argument("--test", type=int, help="images held out")
-    parser.add_argument("--epochs", type=int, help="of the deep models")
-    parser.add_argument("--linear-epochs", type=int, help="of the linear decoder")
-    parser.add_argument("--batch", type=int, help="images in a step of the deep models")
-    parser.add_argument("--draws", type=int, help="draws in training, of which the best counts")
-    parser.add_argument("--rate", type=float, help="highest learning rate of the deep models")
-    parser.add_argument("--learned-noise", action="store_true", help="not the published variance")
+    parser.add_argument("--shares", type=float, nargs="+", help="shares of non-zero codes")
+    parser.add_argument("--only", nargs="+", choices=[*PRIORS, "linear"], help="priors to run")
+    parser.add_argument("--rows", type=int, help="number of training images")
+    parser.add_argument("--test", type=int, help="number of held-out images")
+    parser.add_argument("--epochs", type=int, help="epochs of the deep models")
+    parser.add_argument("--linear-epochs", type=int, help="epochs of the linear decoder")
+    parser.add_argument("--batch", type=int, help="batch size of the deep models")
+    parser.add_argument("--draws", type=int, help="samples in training; the best is used")
+    parser.add_argument("--rate", type=float, help="peak learning rate of the deep models")
+    parser.add_argument("--learned-noise", action="store_true", help="learn the noise variance")
     parser.add_argument("--celeba", nargs=2, metavar=("FOLDER", "ATTRIBUTES"))
-    parser.add_argument("--plot", metavar="DIR", help="where to draw the figures")
+    parser.add_argument("--plot", metavar="DIR", help="folder for the figures")
     parser.add_argument("--device", default="cpu")
     main(parser.parse_args())

@@ -1,4 +1,4 @@
-"""What `vsc_images.py` trains: the published networks and settings, as our parameters have them."""
+"""Models of `vsc_images.py`: the published networks and settings as our parameters."""
 
 import itertools
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import nn
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
 
-# The published spread, which is the variance of a Gaussian base and the scale of a Laplace one.
+# The published spread: the variance of a Gaussian base, the scale of a Laplace base.
 SPREAD = 0.1
 GAMMA_KL_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of the encoder, whose mirror image is in the decoder."""
+    """One convolution of the encoder, which the decoder mirrors."""
 
     n_out: int
     stride: int = 2
@@ -26,12 +26,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Task:
-    """Images, the published networks for them, and the weight of the KL."""
+    """A data set, its published networks and the weight of the KL."""
 
     name: str
     image_shape: tuple[int, int, int]
     layers: tuple[Layer, ...]
-    # Of the KL, beside a squared error that is a mean over pixels.
+    # Relative to a squared error that is a mean over pixels.
     kl_weight: float
 
     @property
@@ -41,7 +41,7 @@ class Task:
 
     @property
     def noise_variance(self):
-        """Of the Gaussian likelihood that the published loss stands for."""
+        """Variance of the Gaussian likelihood to which the published loss corresponds."""
         return self.kl_weight * self.n_pixels / 2
 
 
@@ -60,7 +60,7 @@ CELEBA = Task(
 
 
 def published_networks(task, n_components, seed=0):
-    """Encoder and decoder with normalisation by batches, as published; keywords of an estimator."""
+    """Return the published encoder and decoder, with batch norm, as keywords of an estimator."""
     channels = [task.image_shape[0], *(layer.n_out for layer in task.layers)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -84,7 +84,7 @@ def published_networks(task, n_components, seed=0):
 
 
 class PublishedAdam(Callback):
-    """The published moments and weight decay; learning rate and clipping stay ours."""
+    """Set the published moments and weight decay; learning rate and clipping stay ours."""
 
     def on_train_begin(self, net, **kwargs):
         for group in net.optimizer_.param_groups:
@@ -113,7 +113,7 @@ def _thresholded(prior, prior_scale, gamma, gradient="straight_through"):
     )
 
 
-# Class and parameters, given the share of codes that the prior expects not to be zero.
+# Class and parameters, given the share of codes that the prior expects to be non-zero.
 PRIORS = {
     "Gaussian": _vae("gaussian", SPREAD**0.5),
     "Laplace": _vae("laplace", SPREAD, posterior_family="laplace"),
@@ -122,16 +122,16 @@ PRIORS = {
     "thresholded Gaussian, Gamma": _thresholded("gaussian", SPREAD**0.5, True),
     "thresholded Laplace": _thresholded("laplace", SPREAD, False),
     "thresholded Laplace, Gamma": _thresholded("laplace", SPREAD, True),
-    # Not among the published ones: our gradient, and the KL of what is drawn.
+    # Not published: our gradient, and the KL of the thresholded distributions.
     "thresholded Laplace, relaxed": _thresholded("laplace", SPREAD, True, "gumbel_softmax"),
 }
-# Those that have exact zeros.
+# Priors with exact zeros.
 SPARSE = tuple(name for name in PRIORS if name not in ("Gaussian", "Laplace"))
 LINEAR = "linear, exact ELBO"
 
 
 def deep_model(task, prior, n_components, density, **training):
-    """The published model under a prior."""
+    """Return the published model with a prior."""
     model, parameters = PRIORS[prior](density)
     return model(
         n_components,
@@ -146,5 +146,5 @@ def deep_model(task, prior, n_components, density, **training):
 
 
 def linear_model(n_components, density, **training):
-    """ThresholdedVSC as it is by default: a linear decoder, trained by its ELBO in closed form."""
+    """Return ThresholdedVSC with its defaults: a linear decoder and the closed-form ELBO."""
     return ThresholdedVSC(n_components, density=density, random_state=0, **training)

@@ -1,25 +1,27 @@
 """Variational sparse coding of patches with a linear generator: the tables of Fallah & Rozell.
 
-The methods of their Table 1 with the published settings (see ``vsc_settings.py``), the subgradient
-of their Table 2, and beside them the lasso and the exact ELBO of our defaults, on whitened 16x16
-patches of photographs, standardised for each pixel, 256 atoms. Each line is printed when it is
-there, with, of held-out rows:
+Runs the methods of their Table 1 with the published settings (see ``vsc_settings.py``) and the
+subgradient of their Table 2, and compares them with the lasso and the exact ELBO of our defaults.
+The data are whitened 16x16 patches of photographs, each pixel standardised; there are 256 atoms.
+Each line is printed as soon as it is available, with these measures on held-out rows:
 
-- loss: the published yardstick, 0.5 |x - z A|^2 + 20 |z|_1, a row; of the best of J draws for the
-  published methods (as published; of a single draw where training takes the mean), else of the
-  code that `transform` gives by default. Codes are in the published unit: their priors have one
-  spread.
-- map: the same of the default code of `transform`; lasso: the least loss with the same atoms.
-- norm: of an atom, on average. The yardstick falls as it grows, whatever the codes.
-- non-zero, explained: share of codes, and of the variance, by the codes of 'loss'.
-- information: multi-information in bits, as 'copula' / 'plug_in' estimate it, of these codes.
-- IWAE: importance-weighted bound of log p(x) in nats, 64 draws, for the noise variance of
-  training, and after / for the one that the posteriors' errors of training rows have. FISTA: ELBO.
-- collapse: share of codes whose posterior is the prior / that are zero, on 95% of the rows.
+- loss: the published yardstick, 0.5 |x - z A|^2 + 20 |z|_1, per row. For the published methods it
+  is the loss of the best of J samples (as published), or of a single sample where training uses the
+  mean; otherwise it is the loss of the default code from `transform`. Codes are in the published
+  unit, so all priors have the same spread.
+- map: the same loss for the default code from `transform`.
+- lasso: the lowest loss with the same atoms.
+- norm: the mean norm of the atoms. The yardstick falls as it grows, for any codes.
+- non-zero, explained: the share of non-zero codes, and the share of variance explained by the codes
+  of 'loss'.
+- information: multi-information of these codes in bits, estimated by 'copula' / 'plug_in'.
+- IWAE: importance-weighted bound on log p(x) in nats, 64 samples, with the noise variance of
+  training / with the mean squared error of posterior samples of training rows. FISTA: ELBO.
+- collapse: share of codes whose posterior equals the prior / that are zero, on 95% of the rows.
 - gradient: signal-to-noise ratio of the gradient of the dictionary / of the encoder.
-- Jaccard: agreement of two draws on which codes are not zero / of draws that know no row.
+- Jaccard: agreement of two samples on which codes are non-zero / expected by chance.
 
-20,000 patches and 8,000 steps take about two hours on one core, most of them for J = 20 and Gamma.
+20,000 patches and 8,000 steps take about two hours on one core, mostly for J = 20 and Gamma.
 
     python benchmarks/vsc_linear.py [--full] [--steps 8000] [--only "thresholded Laplace, J = 1"]
         [--plot DIR] [--models DIR]
@@ -52,10 +54,10 @@ from sklearn_vsc.metrics import (
     support_consistency,
 )
 
-# Of the lasso, for atoms of unit norm: about as many non-zero codes as the priors expect.
+# Lasso penalty for atoms of unit norm: gives about as many non-zero codes as the priors expect.
 ALPHA = 0.918
 N_DRAWS = 64
-# Rows whose posteriors are drawn often.
+# Number of rows whose posteriors are sampled many times.
 N_DRAWN = 500
 COLUMNS = (
     "method",
@@ -82,13 +84,13 @@ FAMILIES = {
     "thresholded Laplace, Gamma": "thresholded_laplace_gamma",
     "thresholded Gaussian, Gamma": "thresholded_gaussian_gamma",
 }
-# Training by the mean of the draws, or by none, is judged by one draw.
+# Training with the mean of the samples, or without samples, is evaluated with one sample.
 ONE_DRAW = {"objective": "elbo", "transform_method": "sample"}
 EXACTLY = ONE_DRAW | {"gradient": "exact"}
-# Inclusion, location and scale of a code are free of each other.
+# Inclusion, location and scale of a code are independent parameters.
 FREE = {"threshold_prior": "gamma", "kl": "thresholded", "n_refine": 0}
-LEARNED = {"callbacks": None, "noise_variance": "learned"}  # by our optimiser
-# What changes the published settings, for thresholded Laplace.
+LEARNED = {"callbacks": None, "noise_variance": "learned"}  # with our optimiser
+# Changes of the published settings, for thresholded Laplace.
 VARIANTS = {
     "J = 20, mean": ONE_DRAW | {"n_draws": 20},
     "J = 1, from noise": {"from_noise": True},
@@ -121,7 +123,7 @@ PUBLISHED |= {
     for label, changes in VARIANTS.items()
 }
 METHODS = (*EXACT, *PUBLISHED)
-# Whose atoms are drawn.
+# Methods whose atoms are plotted.
 PICTURED = (
     "FISTA",
     "Gaussian, J = 20",
@@ -133,11 +135,11 @@ PICTURED = (
 
 
 def fitted(name, X, n_steps, folder):
-    """Return the model of this name, fitted now or read from where it was kept."""
+    """Return the model with this name and its fit time, fitted now or loaded from the folder."""
     kept = folder and Path(folder, f"{name}, {len(X)} rows, {n_steps} steps.joblib")
     if kept and kept.exists():
         return joblib.load(kept)
-    torch.manual_seed(0)  # of the published encoder
+    torch.manual_seed(0)  # initial weights of the published encoder
     if name in EXACT:
         model = EXACT[name](max(1, round(n_steps / math.ceil(len(X) / 128))))
     else:
@@ -152,20 +154,20 @@ def fitted(name, X, n_steps, folder):
 
 
 def published_unit(model):
-    """Return what codes are multiplied by for a prior, or a penalty, of the published size."""
+    """Return the factor that converts codes to the scale of the published prior or penalty."""
     if isinstance(model, FISTADictionaryLearner):
         return model.alpha / PENALTY
     return SCALES[model.prior] / model.prior_scale
 
 
 def yardstick(X, reconstruction, code):
-    """Half the squared error and the penalised absolute code, a row."""
+    """Return half the squared error plus the l1 penalty of the code, per row."""
     errors, sizes = np.sum((X - reconstruction) ** 2, axis=1), np.abs(code).sum(axis=1)
     return np.mean(0.5 * errors + PENALTY * sizes)
 
 
 def bounds(model, X, X_test):
-    """Bounds of log p(x) of some rows, under the noise variance as trained and refitted."""
+    """Return bounds on log p(x) for some rows, with the trained and the refitted noise variance."""
     rows = X_test[:N_DRAWN]
     if isinstance(model, FISTADictionaryLearner):
         return f"{model.score(rows):.1f}"
@@ -173,7 +175,7 @@ def bounds(model, X, X_test):
     as_trained = f"{model.score(rows):.1f}"
     if model.noise_variance == "learned":
         return as_trained
-    # What the draws of training rows leave, a moment estimate; posteriors stay as they are.
+    # Moment estimate: the error of posterior samples on training rows; posteriors are unchanged.
     drawn = model.sample_posterior(X[: 4 * N_DRAWN])[0]
     error = np.mean((X[: 4 * N_DRAWN] - model.inverse_transform(drawn)) ** 2)
     likelihood = model.module_.likelihood
@@ -183,26 +185,26 @@ def bounds(model, X, X_test):
 
 
 def codes_of(model, X_test):
-    """Return the codes that are judged, and the default codes of `transform`."""
-    judged = model.transform(X_test)
+    """Return the codes that are evaluated, and the default codes from `transform`."""
+    evaluated = model.transform(X_test)
     if isinstance(model, FISTADictionaryLearner) or model.transform_method == "map":
-        return judged, judged
-    return judged, copy.deepcopy(model).set_params(transform_method="map").transform(X_test)
+        return evaluated, evaluated
+    return evaluated, copy.deepcopy(model).set_params(transform_method="map").transform(X_test)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What of a model comes from its posteriors: nothing, where it has no draws."""
+    """Measures that depend on posterior samples."""
 
     collapse: float
     signal: GradientSNR
     agreement: float
-    # Agreement of supports that are drawn with the same probabilities, whatever the row.
+    # Agreement of supports sampled with the same probabilities, independently of the row.
     by_chance: float
 
 
 def drawn(model, X_test):
-    """Collapse of posteriors, signal of gradients and agreement of draws."""
+    """Return posterior collapse, gradient signal-to-noise ratio and agreement of samples."""
     rows = X_test[:N_DRAWN]
     draws = model.sample_posterior(rows, n_draws=10)
     active = draws != 0
@@ -216,7 +218,7 @@ def drawn(model, X_test):
 
 
 def measure(model, X, X_test):
-    """Return the figures of one line, and what of it is drawn."""
+    """Return the figures of one line, and the measures to plot."""
     unit = published_unit(model)
     (code, point), atoms = codes_of(model, X_test), model.components_ / unit
     mean = model.inverse_transform(np.zeros((1, len(atoms)), dtype=X_test.dtype))
@@ -247,7 +249,7 @@ def measure(model, X, X_test):
 
 
 def plot_dictionaries(models, path):
-    """Draw the most used atoms of each dictionary."""
+    """Plot the most used atoms of each dictionary."""
     figure, axes = plt.subplots(2, 3, figsize=(9, 6.4), layout="constrained")
     for (name, model), axis in zip(models.items(), axes.flat, strict=False):
         DictionaryDisplay.from_estimator(model, n_components=49, ax=axis)
@@ -258,7 +260,7 @@ def plot_dictionaries(models, path):
 
 
 def plot_draws(found, path):
-    """Draw signal-to-noise ratios and the agreement of draws, as published figures 4 and 5 do."""
+    """Plot signal-to-noise ratios and the agreement of samples, like published figures 4 and 5."""
     size = (12, 0.28 * len(found) + 1.2)
     figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, layout="constrained")
     places = np.arange(len(found))
@@ -267,13 +269,13 @@ def plot_draws(found, path):
         axis.barh(places, np.where(np.isfinite(ratios), ratios, np.nan))
         for place in places[~np.isfinite(ratios)]:
             beside = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": "small"}
-            axis.text(0.1, place, "no draws", **beside)
-        # Where posteriors have collapsed, the encoder's gradient is the KL's, which has no noise.
+            axis.text(0.1, place, "no samples", **beside)
+        # For collapsed posteriors, the encoder's gradient is that of the KL, which has no noise.
         axis.set(xscale="log", xlim=(0.05, 100))
         axis.axvline(np.sqrt(2 / np.pi / 100), color="k", lw=1, ls=":")  # noise alone
         title = "dictionary" if part == "decoder" else part
         axis.set(title=f"signal to noise, {title}")
-    axes[2].barh(places, [line.agreement for line in found.values()], label="two draws")
+    axes[2].barh(places, [line.agreement for line in found.values()], label="two samples")
     chance = [line.by_chance for line in found.values()]
     axes[2].plot(chance, places, "k|", ms=9, mew=2, label="by chance")
     axes[2].set(title="Jaccard index of supports", xlim=(0, 1.02))
@@ -284,15 +286,15 @@ def plot_draws(found, path):
 
 
 def main(names, n_rows, n_test, n_steps, folder, plot):
-    """Print the table line by line, and draw the pictures."""
+    """Print the table line by line, and save the plots."""
     warnings.simplefilter("ignore", UserWarning)
     X, X_test = patches(n_rows, n_test)
     exact = PCA(N_COMPONENTS - 1).fit(X.astype(np.float64)).score(X_test[:N_DRAWN])
     nothing = yardstick(X_test, np.zeros_like(X_test), np.zeros(X_test.shape))
-    print(f"{len(X)} patches to learn from, {len(X_test)} held out. Loss of the all-zero code:")
+    print(f"{len(X)} training patches, {len(X_test)} held out. Loss of the all-zero code:")
     noise = norm(scale=NOISE_VARIANCE**0.5).logpdf(X_test[:N_DRAWN]).sum(axis=1).mean()
     print(f"{nothing:.1f}. Log likelihood of zeros with the published noise variance: {noise:.1f}")
-    print(f"nats; exact one of probabilistic PCA: {exact:.1f} nats.\n")
+    print(f"nats; exact log likelihood of probabilistic PCA: {exact:.1f} nats.\n")
     print(f"| {' | '.join(COLUMNS)} |\n| --- {'| ---: ' * (len(COLUMNS) - 1)}|", flush=True)
     pictured, found = {}, {}
     for name in names:
@@ -315,8 +317,8 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=20_000, help="training rows")
     parser.add_argument("--steps", type=int, default=8_000, help="training steps")
     parser.add_argument("--full", action="store_true", help="80,000 rows, 300 epochs, as published")
-    parser.add_argument("--models", metavar="DIR", help="where fitted models are kept and found")
-    parser.add_argument("--plot", metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--models", metavar="DIR", help="folder to save and load fitted models")
+    parser.add_argument("--plot", metavar="DIR", help="folder for the plots")
     options = parser.parse_args()
     if options.full:
         options.rows, options.steps = 80_000, 240_000

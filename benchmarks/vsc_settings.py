@@ -1,54 +1,49 @@
-"""The settings of Fallah & Rozell (2022) for patches, in parameters of our estimators.
+"""The settings of Fallah & Rozell (2022) for patches, as parameters of our estimators.
 
-What the estimators have no parameter for, the published optimiser, is a skorch callback.
+The published optimiser, for which the estimators have no parameter, is a skorch callback.
 """
 
 import itertools
 import math
 
 import torch
+from data import natural_patches
 from skorch.callbacks import Callback
 from torch import nn
 from torch.nn.functional import normalize
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
-from sklearn_vsc.datasets import load_natural_patches
 
 N_COMPONENTS = 256
 N_FEATURES = 256
 BATCH_SIZE = 100
-# Weight of the KL beside a squared error that is a mean over pixels.
+# Weight of the KL relative to a squared error that is a mean over pixels.
 BETA = 0.01
-# The Gaussian likelihood that this loss stands for.
+# Variance of the Gaussian likelihood to which this loss corresponds.
 NOISE_VARIANCE = BETA * N_FEATURES / 2
-# The published "spread" 0.1 is the scale of a Laplace law and the variance of a Gaussian one.
+# The published "spread" 0.1 is the scale of a Laplace and the variance of a Gaussian distribution.
 SCALES = {"laplace": 0.1, "gaussian": 0.1**0.5, "spike_slab": 0.1**0.5}
-# Of the published yardstick.
+# Penalty of the published yardstick.
 PENALTY = 20.0
 THRESHOLDS = {"laplace": 0.25, "gaussian": 0.52}
-# Of the published run, whatever its length.
+# Step at which the published warm-up ends, for any length of the run.
 LAST_WARMUP_STEP = 6_000
 
 
 def patches(n_rows, n_test):
-    """Whitened patches of photographs, each pixel standardised; halves that do not overlap."""
-    train, test = (
-        load_natural_patches(n, patch_size=16, subset=subset, random_state=0)
-        for n, subset in ((n_rows, "train"), (n_test, "test"))
-    )
-    mean, std = train.mean(0), train.std(0)
-    return (train - mean) / std, (test - mean) / std
+    """Return whitened patches, each pixel standardised, from non-overlapping halves."""
+    return natural_patches(n_rows, n_test, patch_size=16, standardised=True)
 
 
 class PublishedOptimizer(Callback):
-    """The published training: SGD of the encoder along a cycle, and steps of the dictionary.
+    """The published training: SGD with a cyclic rate for the encoder, steps for the dictionary.
 
-    The published encoder follows the mean squared error over pixels plus BETA times the KL, which
-    is BETA times our loss, by SGD with Nesterov momentum. The dictionary follows half the sum of
+    The published encoder minimises the mean squared error over pixels plus BETA times the KL, which
+    is BETA times our loss, by SGD with Nesterov momentum. The dictionary minimises half the sum of
     squared errors, which is our loss times the noise variance, by plain gradient steps. Neither
-    clips its gradients. A published location is no multiple of the prior's scale, as ours is, so
-    its head starts larger here, and learns faster, by that. With ``from_noise`` atoms start as
-    published, as noise of unit norm, else as patches.
+    clips its gradients. Our locations are multiples of the prior's scale, unlike the published
+    ones. To compensate, the head's initial weights and its gradient are scaled up accordingly. With
+    ``from_noise`` atoms start as published, as noise of unit norm; otherwise they start as patches.
     """
 
     def __init__(self, prior, n_steps, from_noise=False):
@@ -86,7 +81,7 @@ class PublishedOptimizer(Callback):
 
 
 def _cycle(progress, peak=0.01, rise=0.05):
-    """Learning rate after this share of the steps: up by a line, then down by a cosine."""
+    """Return the learning rate after this share of the steps: linear rise, then cosine decay."""
     first, last = peak / 25, peak / 25e4
     if progress < rise:
         return first + (peak - first) * progress / rise
@@ -95,18 +90,18 @@ def _cycle(progress, peak=0.01, rise=0.05):
 
 
 def published_encoder():
-    """The published MLP, with torch's own initial weights."""
+    """Return the published MLP, with torch's default initial weights."""
     sizes = (N_FEATURES, 512, 1024, 512, 256)
     layers = [(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(sizes)]
     return nn.Sequential(*itertools.chain(*layers))
 
 
 def published(family, n_steps, n_rows, *, n_draws=1, from_noise=False, **parameters):
-    """Return an estimator with the published settings, for about so many steps.
+    """Return an estimator with the published settings, for about `n_steps` steps.
 
-    ``family`` is 'gaussian', 'laplace', 'spike_slab', or 'thresholded_' and one of the first two,
-    with '_gamma' behind it for an inferred threshold. ``from_noise``: atoms start as noise, and
-    the noise of draws reaches its full size as late as published.
+    ``family`` is 'gaussian', 'laplace', 'spike_slab', or 'thresholded_' plus one of the first two,
+    with the suffix '_gamma' for an inferred threshold. With ``from_noise``, atoms start as noise,
+    and the noise of samples reaches its full size as late as published.
     """
     base = family.removeprefix("thresholded_").removesuffix("_gamma")
     steps_per_epoch = math.ceil(n_rows / BATCH_SIZE)

@@ -28,7 +28,12 @@ autodoc_default_options = {"members": True, "inherited-members": True}
 numpydoc_show_class_members = False
 # Each parameter documented, and no other; the sections a reader needs.
 numpydoc_validation_checks = {"GL08", "PR01", "PR02", "RT01"}
-numpydoc_validation_exclude = {r"\.__init__$", r"\.set_\w+_request$"}
+numpydoc_validation_exclude = {
+    r"\.__init__$",
+    r"\.set_\w+_request$",
+    # One sentence with shapes describes what answers to a protocol or is a function of tensors.
+    r"^sklearn_vsc\.(latents|likelihoods|networks|solvers)\.",
+}
 
 # Examples are run, and one that raises fails the build. Where the pictures of Fashion-MNIST are
 # not installed, those that need them are shown without what they print and draw.
@@ -65,9 +70,9 @@ html_theme_options = {
 
 
 def _skip_what_others_document(app, what, name, obj, skip, options):
-    """Leave out members that come from scikit-learn or skorch; their own pages describe them."""
+    """Leave out members that come from another library; its own pages describe them."""
     module = getattr(obj, "__module__", None) or ""
-    return True if module.split(".")[0] in ("sklearn", "skorch") else None
+    return True if module.split(".")[0] in ("sklearn", "skorch", "torch") else None
 
 
 def setup(app):

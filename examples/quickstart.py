@@ -1,8 +1,8 @@
-"""Sparse codes of photographs, beside scikit-learn's own dictionary learning.
+"""Sparse codes of photographs, compared with scikit-learn's dictionary learning.
 
-Learns 256 atoms from 20,000 whitened patches of photographs with three estimators, codes
-patches of a part of the photographs that none of them has seen, prints a table and draws the
-dictionaries. Takes about two minutes on two cores.
+Learns 256 atoms from 20,000 whitened patches of photographs with three estimators and codes
+held-out patches from another part of the photographs. Prints a table and plots the dictionaries.
+Takes about two minutes on two cores.
 
     python examples/quickstart.py [--output dictionaries.png]
 """
@@ -26,7 +26,7 @@ ALPHA = 1.2
 
 
 def estimators():
-    """Give the three estimators by name; scikit-learn's has the same atoms and penalty."""
+    """Return the estimators by name; the two lasso learners have the same penalty."""
     return {
         "scikit-learn MiniBatch": MiniBatchDictionaryLearning(
             N_COMPONENTS,
@@ -42,7 +42,7 @@ def estimators():
         "ThresholdedVSC": ThresholdedVSC(
             N_COMPONENTS,
             prior="laplace",
-            max_iter=10,  # of 50: the rest gains a little more
+            max_iter=10,  # the default is 50, which gains a little more
             random_state=0,
             verbose=sys.stderr.isatty(),
         ),
@@ -50,15 +50,15 @@ def estimators():
 
 
 def explained_variance(X, X_hat):
-    """Share of the variance of X that a reconstruction explains."""
+    """Return the share of the variance of X that a reconstruction explains."""
     return 1 - np.sum((X - X_hat) ** 2) / np.sum((X - X.mean(axis=0)) ** 2)
 
 
 def main(output):
-    """Fit, measure, print and draw."""
+    """Fit the models, print the table and plot the dictionaries."""
     X = load_natural_patches(20_000, subset="train", random_state=0)
     X_test = load_natural_patches(4_000, subset="test", random_state=0)
-    print(f"{len(X)} patches of {X.shape[1]} pixels to learn from, {len(X_test)} held out\n")
+    print(f"{len(X)} patches of {X.shape[1]} pixels for training, {len(X_test)} held out\n")
 
     print("estimator               non-zero   explained     score   fit")
     print("                           codes    variance      nats     s")
@@ -66,7 +66,7 @@ def main(output):
     for ax, (name, model) in zip(axes, estimators().items(), strict=True):
         start = time.perf_counter()
         with warnings.catch_warnings():
-            # scikit-learn's coordinate descent stops short of its tolerance in float32.
+            # scikit-learn's coordinate descent does not reach its tolerance in float32.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(X)
             seconds = time.perf_counter() - start
@@ -79,10 +79,10 @@ def main(output):
         ax.set_title(name)
     figure.tight_layout()
     figure.savefig(output, dpi=100)
-    print(f"\nThe dictionaries are drawn in {output}.")
+    print(f"\nSaved a plot of the dictionaries as {output}.")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="dictionaries.png", help="where the picture goes")
+    parser.add_argument("--output", default="dictionaries.png", help="file to save the plot in")
     main(parser.parse_args().output)

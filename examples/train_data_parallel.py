@@ -1,13 +1,14 @@
-"""A model that several processes train together, each on its part of every batch.
+"""Data-parallel training: several processes train one model, each on its part of every batch.
 
-Learns atoms of whitened patches of photographs. On a machine with two GPUs, or with the CPU alone
-and the extra 'accelerate' installed:
+Learns atoms from whitened patches of photographs. With the extra 'accelerate' installed, on a
+machine with two GPUs or only a CPU:
 
     accelerate launch --multi_gpu --num_processes 2 examples/train_data_parallel.py
 
-Without a GPU the name of that option misleads: it starts the processes, which then talk through
-gloo. The batches are the same for any number of processes, and so are the gradients, to rounding:
-`python examples/train_data_parallel.py` trains the same model alone.
+Without a GPU, the name of `--multi_gpu` is misleading: it starts the processes, which then
+communicate through gloo. The batches are the same for any number of processes, and so are the
+gradients, up to rounding: `python examples/train_data_parallel.py` trains the same model in one
+process.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from sklearn_vsc.datasets import load_natural_patches
 
 
 def main(n_samples, max_iter, output):
-    """Fit in all processes; the first one tells of it."""
+    """Fit in all processes; the first one reports the result."""
     state = PartialState(cpu=not torch.cuda.is_available())
     X = load_natural_patches(n_samples, subset="train", random_state=0)
     model = ThresholdedVSC(
@@ -39,10 +40,10 @@ def main(n_samples, max_iter, output):
     if state.is_main_process:
         print(
             f"{state.num_processes} processes on {state.device.type}: {duration:.1f} s, "
-            f"score {model.score(X[:1000]):.2f} nats a row"
+            f"score {model.score(X[:1000]):.2f} nats per row"
         )
         if output is not None:
-            # The model opens anywhere: it need not know of the processes that trained it.
+            # With this device, the model can be used in a single process on any machine.
             model.set_params(device="auto").save(output)
     state.destroy_process_group()
 

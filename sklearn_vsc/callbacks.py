@@ -1,4 +1,4 @@
-"""Callbacks that watch a fit: its score, and its estimator on disk."""
+"""Callbacks for a fit: score monitoring and checkpoints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ._training.fit_tasks import EPOCH
 
 __all__ = ["EstimatorCheckpoint", "ScoreMonitor"]
 
-# What an estimator carries of callbacks, while it is fitted and after: code, and no part of it.
+# Attributes for callbacks that an estimator has during and after a fit; not part of its state.
 _CALLBACK_STATE = (
     "_skl_callbacks",
     "_skl_callbacks_to_teardown",
@@ -28,28 +28,29 @@ _CALLBACK_STATE = (
 
 
 class EstimatorCheckpoint(Callback):
-    """Save the estimator into a folder, every so many epochs of a fit.
+    """Save the estimator into a folder every few epochs of a fit.
 
-    What is saved is the estimator as if the fit had been interrupted after that epoch, by its
-    ``save``: the folder always holds a whole model, the newest one. Read it by
-    :func:`sklearn_vsc.load`; a neural estimator goes on from there by ``warm_start=True``.
+    The estimator is saved with its ``save`` method, as if the fit had been interrupted after that
+    epoch: the folder always contains a complete model, the latest one. Load it with
+    :func:`sklearn_vsc.load`; a neural estimator continues from there with ``warm_start=True``.
 
-    Give it to ``callbacks`` of a neural estimator, or to ``set_callbacks`` of any of the four,
-    which needs scikit-learn 1.9.
+    Pass it to the ``callbacks`` parameter of a neural estimator, or to ``set_callbacks`` of any
+    estimator, which needs scikit-learn 1.9.
 
     Parameters
     ----------
     path : str or path-like
-        The folder; its parent must exist. Each fit that runs needs one of its own.
+        The folder; its parent must exist. Fits that run at the same time need separate folders.
 
     every : int, default=1
-        Epochs between two checkpoints, counted as ``n_iter_`` counts them. Each takes as long
-        as coding a sample of at most 4096 rows; by ``set_callbacks`` every epoch does.
+        Number of epochs between checkpoints, counted as in ``n_iter_``. A checkpoint takes about
+        as long as coding a sample of at most 4096 rows; with ``set_callbacks`` every epoch takes
+        this long.
 
     Raises
     ------
     ValueError
-        Where ``every`` is not a whole number of at least 1.
+        If ``every`` is not a whole number of at least 1.
 
     Examples
     --------
@@ -76,12 +77,12 @@ class EstimatorCheckpoint(Callback):
         estimator.save(self.path)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Save, if it is time; called by skorch.
+        """Save if a checkpoint is due; called by skorch.
 
         Parameters
         ----------
         net : NeuralNet
-            In training.
+            The net in training.
         **kwargs : dict
             Not used.
         """
@@ -128,16 +129,16 @@ class EstimatorCheckpoint(Callback):
         *,
         fitted_estimator: Any = None,
     ) -> None:
-        """Save, if it is time; called by scikit-learn after a fit and each of its epochs.
+        """Save if a checkpoint is due; called by scikit-learn after a fit and each of its epochs.
 
         Parameters
         ----------
         estimator : estimator instance
-            In its fit.
+            The estimator being fitted.
         context : CallbackContext
-            Of the fit or of an epoch.
+            Context of the fit or of an epoch.
         fitted_estimator : estimator instance or None, default=None
-            As if the fit had ended here.
+            The estimator as if the fit had ended here.
         """
         if context.task_name == EPOCH and fitted_estimator.n_iter_ % self.every == 0:
             self._save(fitted_estimator)
@@ -147,17 +148,17 @@ class ScoreMonitor(ScoringMonitor):
     """Record ``score(X)``, in nats, after each epoch of a fit.
 
     scikit-learn's :class:`~sklearn.callback.ScoringMonitor` records nothing in a fit without
-    ``y``; this one does. It needs scikit-learn 1.9. Give it to ``set_callbacks``.
+    ``y``; this one does. It needs scikit-learn 1.9. Pass it to ``set_callbacks``.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features), default=None
-        Rows to score. None: those of ``fit``.
+        Rows to score. None takes the rows of ``fit``.
 
     Raises
     ------
     TypeError
-        Where scikit-learn is older than 1.9.
+        If scikit-learn is older than 1.9.
 
     Examples
     --------
@@ -190,16 +191,16 @@ class ScoreMonitor(ScoringMonitor):
         Parameters
         ----------
         estimator : estimator instance
-            In its fit.
+            The estimator being fitted.
         context : CallbackContext
-            Of the fit or of an epoch.
+            Context of the fit or of an epoch.
         X : array-like of shape (n_samples, n_features), default=None
             Rows of the fit.
         fitted_estimator : estimator instance or None, default=None
-            As if the fit had ended here.
+            The estimator as if the fit had ended here.
         """
         rows = X if self.X is None else self.X
-        # Targets that nobody reads: without any, nothing is recorded.
+        # Dummy targets, which are never read; without targets nothing would be recorded.
         targets = None if rows is None else np.zeros(np.shape(rows)[0])
         super().on_fit_task_end(
             estimator, context, X=rows, y=targets, fitted_estimator=fitted_estimator
@@ -207,5 +208,5 @@ class ScoreMonitor(ScoringMonitor):
 
 
 def _score(estimator: Any, X: ArrayLike, y: Any = None) -> dict[str, float]:
-    """Return what scikit-learn's monitor is to record."""
+    """Return what scikit-learn's monitor should record."""
     return {"score": estimator.score(X)}

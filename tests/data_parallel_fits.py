@@ -1,8 +1,8 @@
-"""Run by a launcher, in several processes: fits that they share, and what is left of them.
+"""Data-parallel fits and their outcomes, run by a launcher in several processes.
 
     accelerate launch --multi_gpu --num_processes 2 tests/data_parallel_fits.py FOLDER
 
-Each process writes its outcomes into a file of its own. Run alone, `outcome` gives those of one.
+Each process writes its outcomes into its own file. `outcome` can also be called in one process.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from sklearn_vsc.datasets import make_sparse_coded
 from sklearn_vsc.latents.gaussian import Gaussian
 from sklearn_vsc.latents.laplace import Laplace
 
-# The last batch of a pass has a single row: fewer than processes.
+# The last batch of a pass has a single row, so fewer rows than there are processes.
 X = make_sparse_coded(n_samples=101, n_components=12, noise=0.1, random_state=0)[0]
 TINY = {"max_iter": 2, "batch_size": 50, "hidden_layer_sizes": (16,), "random_state": 0}
 
-# Fits whose steps hang on the rows alone, once noise is taken away.
+# Fits whose steps depend only on the rows once noise is removed.
 AGREEING = {
     "exact": (ThresholdedVSC, {}),
     "missing": (ThresholdedVSC, {"density": 0.02}),
@@ -38,7 +38,7 @@ AGREEING = {
 
 
 class Own(torch.nn.Module):
-    """An encoder that draws, keeps running means and does not use all it has."""
+    """An encoder with dropout, running means and unused parameters."""
 
     def __init__(self, n_features):
         super().__init__()
@@ -69,7 +69,7 @@ def weights(model):
 
 
 def outcome(name, device):
-    """Fit without noise; return the first gradient, losses, weights and scores."""
+    """Fit without noise; return gradients, losses, parts, weights and scores."""
     cls, params = AGREEING[name]
     gradients = []
     clip = GradientNormClipping.on_grad_computed
@@ -100,7 +100,7 @@ def outcome(name, device):
 
 
 def drawn_fit():
-    """Fit with noise, rows held out, a module of one's own and no seed; go on with one pass."""
+    """Fit with noise, validation rows, a custom module and no seed, then make one more pass."""
     with torch.random.fork_rng():
         encoder = Own(X.shape[1])
     model = SparseVAE(
@@ -111,7 +111,7 @@ def drawn_fit():
         early_stopping=True,
         **TINY | {"random_state": None, "device": "accelerate"},
     )
-    # Running means want two rows of every batch.
+    # Running means need at least two rows in every batch.
     rows = X[:100]
     model.fit(rows)
     before = weights(model), [record["valid_loss"] for record in model.history_]
@@ -120,7 +120,7 @@ def drawn_fit():
 
 
 def seeds():
-    """Return what seeds the draws of this process."""
+    """Return the seed for this process's draws."""
     found = []
 
     class Watch(Callback):
@@ -140,8 +140,8 @@ def error_of(rows, **params):
     return None
 
 
-def error_of_one_that_goes_on(index):
-    """Return the error where one process has a model, and the other begins."""
+def error_of_different_states(index):
+    """Return the error if one process already has a fitted model and the other does not."""
     model = SparseVAE(12, **TINY).fit(X)
     if index:
         model = SparseVAE(12, **TINY)
@@ -175,7 +175,7 @@ def main(folder):
     warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
     before = torch.random.get_rng_state()
     found = {name: outcome(name, "accelerate") for name in AGREEING}
-    # The fit has made this process join the group.
+    # The fit made this process join the group.
     state = PartialState()
     index = state.process_index
     found |= {
@@ -186,7 +186,7 @@ def main(folder):
         "other rows": error_of(X + index),
         "fewer rows": error_of(X[index:]),
         "other batches": error_of(X, batch_size=50 - 25 * index),
-        "other state": error_of_one_that_goes_on(index),
+        "other state": error_of_different_states(index),
         "interrupted": interrupted(),
         "shown": shown(),
         "generator untouched": torch.equal(before, torch.random.get_rng_state()),

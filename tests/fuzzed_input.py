@@ -1,4 +1,4 @@
-"""Strategies that draw bad input, and good: parameters, data and calls of the four estimators."""
+"""Strategies for bad and good input: parameters, data and method calls of the estimators."""
 
 import math
 import warnings
@@ -22,7 +22,7 @@ from skorch.callbacks import EpochTimer
 
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
 
-# Small ones: a case takes some hundredths of a second.
+# Small settings: a case takes a few hundredths of a second.
 _NETWORK = {
     "n_components": 3,
     "hidden_layer_sizes": (4,),
@@ -45,7 +45,7 @@ SMALL = {
     SparseVAE: _NETWORK,
     SCVAE: _NETWORK,
 }
-# Of these a large value is right, and takes long or much memory.
+# Large values of these are valid, but take much time or memory.
 _COSTLY = {
     "n_components",
     "max_iter",
@@ -59,7 +59,7 @@ _COSTLY = {
     "transform_max_iter",
 }
 _LARGEST = 8
-# What `fit` is to be given beside a wrong value: nothing else is wrong then.
+# Candidate values for any parameter.
 _FLOATS = [math.nan, math.inf, -math.inf, 1e300, 1e-300, 5e-324, 1e30, 1e-30, 1e5, 1e-5, 0.5, -0.5]
 _INTEGERS = [-1, 0, 1, 2, 3, 2**31, 2**32, 2**63, 10**30]
 _OTHERS = [
@@ -123,7 +123,7 @@ class _Fails(torch.nn.Module):
 
 
 def _modules(n_features, n_components):
-    """Networks of a user's own, most of them of the wrong shape."""
+    """A user's own networks, most of them with the wrong shape."""
     sizes = st.sampled_from([1, 2, 3, 4, n_features, n_components])
     linear = st.builds(torch.nn.Linear, sizes, sizes)
 
@@ -147,7 +147,7 @@ def constraints_of(estimator_class):
 
 
 def is_allowed(estimator_class, name, value):
-    """Whether the constraint of this parameter holds; others may stand against it."""
+    """Whether this parameter's own constraint holds; other parameters may still conflict."""
     try:
         constraints = {name: constraints_of(estimator_class)[name]}
         validate_parameter_constraints(constraints, {name: value}, estimator_class.__name__)
@@ -167,7 +167,7 @@ def _is_cheap(name, value):
 
 
 def _values(estimator_class, name, n_features):
-    """Values of one parameter: those that are right, those near, and those far off."""
+    """Values of one parameter: valid ones, near misses, and entirely wrong ones."""
     pools = [st.sampled_from(_FLOATS), st.sampled_from(_INTEGERS), st.sampled_from(_OTHERS)]
     for constraint in constraints_of(estimator_class)[name]:
         if isinstance(constraint, StrOptions):
@@ -208,9 +208,9 @@ _SOUND_VALUES = ["uniform", "uniform", "normal", "binary", "constant column", "r
 _ODD_VALUES = [
     "zero",
     "one value",
-    "holes",
-    "nothing in a row",
-    "nothing in a column",
+    "missing entries",
+    "row all missing",
+    "column all missing",
     "all missing",
     "infinite",
     "minus infinite",
@@ -239,7 +239,7 @@ _ODD_CONTAINERS = [
 
 @dataclass
 class Data:
-    """Rows of a case, and whether nothing is wrong with them."""
+    """Rows of a case, and whether they are valid."""
 
     X: Any
     sound: bool
@@ -275,11 +275,11 @@ def _of_values(draw, values, n, d, rng):
             X[:] = 0
         case "one value":
             X[:] = X[0, 0]
-        case "holes":
+        case "missing entries":
             X[rng.uniform(size=X.shape) < 0.3] = np.nan
-        case "nothing in a row":
+        case "row all missing":
             X[row] = np.nan
-        case "nothing in a column":
+        case "column all missing":
             X[:, column] = np.nan
         case "all missing":
             X[:] = np.nan
@@ -379,7 +379,7 @@ def _contained(X, container):
 
 @st.composite
 def data(draw, n_features=None, sound=None):
-    """Rows as an array, a frame, or anything else; two in three are sound."""
+    """Rows as an array, a frame, or anything else; two in three are valid."""
     if sound is None:
         sound = draw(st.integers(0, 2)) > 0
     n = draw(st.integers(1, 12))
@@ -397,7 +397,7 @@ def data(draw, n_features=None, sound=None):
             container = draw(st.sampled_from(_ODD_CONTAINERS))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     with warnings.catch_warnings(action="ignore"):
-        # Odd containers are deprecated in places; what we make of them is the question.
+        # Some odd containers are deprecated; here only our handling of them matters.
         X = _contained(_as_dtype(_of_values(draw, values, n, d, rng), dtype), container)
     return Data(X, sound, values, dtype, container, (n, d))
 
@@ -411,7 +411,7 @@ _COUNTS = st.sampled_from([1, 2, 3, 0, -1, 1.0, 1.5, math.nan, "1", None, True, 
 
 @dataclass
 class Call:
-    """A method and what it is given; the names of its arguments, as an error would say them."""
+    """A method with its arguments, and the arguments' names as they appear in error messages."""
 
     method: str
     arguments: tuple[Any, ...]
@@ -446,7 +446,7 @@ def _calls(draw, estimator_class, n_features):
 
 @dataclass
 class Case:
-    """An estimator's parameters, the rows that it is fitted to, and what it is asked then."""
+    """An estimator's parameters, the call that fits it, and the calls that follow."""
 
     estimator_class: type
     changed: dict[str, Any]
@@ -459,7 +459,7 @@ class Case:
 
 @st.composite
 def cases(draw, estimator_class):
-    """Mostly one or two parameters off their defaults, or X odd; sometimes many."""
+    """Mostly one or two parameters that differ from their defaults, or an odd X; sometimes many."""
     rows = draw(data())
     n_features = rows.shape[1]
     names = sorted(constraints_of(estimator_class))
@@ -467,7 +467,7 @@ def cases(draw, estimator_class):
     picked = draw(st.lists(st.sampled_from(names), min_size=n_changed, max_size=n_changed))
     changed = {name: draw(_values(estimator_class, name, n_features)) for name in picked}
     if n_changed > 3 or draw(st.booleans()):
-        # A value of the wrong kind would hide what the others do.
+        # A value of the wrong type would hide the effect of the others.
         changed = {k: v for k, v in changed.items() if is_allowed(estimator_class, k, v)}
     if "conv" in [v for v in changed.values() if isinstance(v, str)] and draw(st.booleans()):
         changed["image_shape"] = (1, 1, n_features)

@@ -1,8 +1,8 @@
-"""Run as a script: presses Ctrl-C at random moments of fits, and looks at what is left.
+"""Script that presses Ctrl-C at random moments during fits and checks the outcome.
 
     python tests/interrupted_fits.py CLASS FITS PRESSES SEED
 
-Prints how often each outcome was seen in the fits that were interrupted.
+Prints how often each outcome occurred among the interrupted fits.
 """
 
 import collections
@@ -23,7 +23,7 @@ X = np.random.default_rng(0).standard_normal((300, 12)) @ np.triu(np.ones((12, 1
 
 
 class Presses(threading.Thread):
-    """Sends SIGINT to this process at some moments, then says so."""
+    """Sends SIGINT to this process at given moments, then sets an event."""
 
     def __init__(self, moments):
         super().__init__(daemon=True)
@@ -38,7 +38,7 @@ class Presses(threading.Thread):
 
 
 def interrupted(model, moments):
-    """Fit under Ctrl-C; return whether it raised, and what it warned of."""
+    """Fit with Ctrl-C; return whether it raised, and whether it warned of an interruption."""
     presses, raised = Presses(moments), False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -55,15 +55,15 @@ def interrupted(model, moments):
                 raised = True
         presses.over.wait()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert handler is signal.default_int_handler, "the handler was not put back"
+    assert handler is signal.default_int_handler, "the handler was not restored"
     return raised, any("interrupted" in str(w.message) for w in caught)
 
 
 def check(model, max_iter, raised, told):
-    """Return a name for the outcome, which must be one of those documented."""
+    """Return a name for the outcome, which must be one of the documented ones."""
     if not hasattr(model, "components_"):
         left = set(vars(model)) - set(model.get_params())
-        assert raised and not left, f"not fitted, but left with {left}"
+        assert raised and not left, f"not fitted, but has attributes {left}"
         return "not fitted"
     n_iter = model.n_iter_
     assert len(model.history_) == n_iter
@@ -90,13 +90,13 @@ def main(name, n_fits, n_presses, seed):
         if told or outcome == "not fitted":
             seen[outcome] += 1
         else:
-            # It came too late.
+            # Ctrl-C came too late.
             span *= 0.8
     print(dict(sorted(seen.items())))
 
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
-    # A shell's background jobs, and all they start, ignore it from the start.
+    # Background jobs of a shell, and their children, ignore SIGINT by default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main(sys.argv[1], *map(int, sys.argv[2:]))

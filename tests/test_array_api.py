@@ -1,7 +1,7 @@
-"""torch tensors in and out, under scikit-learn's dispatch on the array API.
+"""torch tensors as input and output, with scikit-learn's array API dispatch.
 
-SciPy has to be told of it before it is imported, so that a process of its own runs these tests
-where SCIPY_ARRAY_API is not set.
+SciPy needs the setting before it is imported, so these tests run in a separate process if
+SCIPY_ARRAY_API is not set.
 """
 
 import copy
@@ -55,7 +55,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], id
 
 
 def _obstacle():
-    """What keeps dispatch from being turned on here, if anything."""
+    """Return why dispatch cannot be enabled here, or None."""
     try:
         with config_context(array_api_dispatch=True):
             return None
@@ -67,10 +67,10 @@ OBSTACLE = _obstacle()
 dispatched = pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 
 
-# Where the setting is there and dispatch is not, as with an old SciPy, a process does not help.
+# If dispatch does not work despite the setting, as with an old SciPy, a process does not help.
 @pytest.mark.skipif("SCIPY_ARRAY_API" in os.environ, reason="this process has the setting")
 @pytest.mark.skipif(OBSTACLE is None, reason="dispatch works without the setting")
-def test_in_a_process_with_the_setting():
+def test_these_tests_pass_in_a_process_with_the_setting():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
         command,
@@ -84,7 +84,7 @@ def test_in_a_process_with_the_setting():
 
 
 def answers(model, rows):
-    """All that a fitted estimator makes of rows, by name."""
+    """All results of a fitted estimator for some rows, by name."""
     posterior = model.posterior(rows)
     codes = model.transform(rows)
     return {
@@ -104,11 +104,11 @@ def answers(model, rows):
 @dispatched
 @each
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
-def test_scikit_learns_extra_checks(estimator):
+def test_scikit_learns_extra_checks_pass(estimator):
     checks = estimator_checks._yield_array_api_checks(clone(estimator), only_numpy=False)
     passed = []
     for check in checks:
-        # scikit-learn asks what torch was built for, not what there is.
+        # scikit-learn checks what torch was built for, not what is available.
         if "cuda" in str(check.keywords) and not torch.cuda.is_available():
             continue
         try:
@@ -123,7 +123,7 @@ def test_scikit_learns_extra_checks(estimator):
 @dispatched
 @each
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-def test_scikit_learns_check_of_the_values(estimator, device):
+def test_scikit_learns_check_of_the_values_passes(estimator, device):
     estimator_checks.check_array_api_input_and_values(
         type(estimator).__name__, estimator, "torch", device, "float64"
     )
@@ -133,7 +133,7 @@ def test_scikit_learns_check_of_the_values(estimator, device):
 @each
 @each_dtype
 @each_device
-def test_tensors_in_and_out(estimator, dtype, device):
+def test_tensors_give_tensors_with_the_same_values_as_arrays(estimator, dtype, device):
     tensors = [torch.from_numpy(rows).to(device, dtype) for rows in (X, ROWS)]
     arrays = [rows.numpy(force=True) for rows in tensors]
     plain = clone(estimator).set_params(device=device).fit(arrays[0])
@@ -153,7 +153,7 @@ def test_tensors_in_and_out(estimator, dtype, device):
 
 @dispatched
 @each
-def test_the_tensors_are_left_alone(estimator):
+def test_input_tensors_are_not_modified(estimator):
     rows = torch.from_numpy(X.copy())
     with config_context(array_api_dispatch=True):
         model = clone(estimator).fit(rows)
@@ -164,27 +164,27 @@ def test_the_tensors_are_left_alone(estimator):
 
 @dispatched
 @each
-def test_learning_goes_on_from_tensors(estimator):
+def test_partial_fit_continues_from_tensors(estimator):
     plain = clone(estimator).fit(X).partial_fit(X)
     rows = torch.from_numpy(X)
     with config_context(array_api_dispatch=True):
         model = clone(estimator).fit(rows).partial_fit(rows)
         assert_array_equal(model.components_, plain.components_)
-        # What cannot be learned from changes nothing.
+        # Rows that raise an error change nothing.
         before = dict(vars(model))
         with pytest.raises(ValueError, match="inf"):
             model.partial_fit(torch.full_like(rows, torch.inf))
         assert isinstance(model.components_, torch.Tensor)
         assert vars(model).keys() == before.keys()
         assert_array_equal(model.transform(rows), plain.transform(X))
-    # Without dispatch all is NumPy again.
+    # Without dispatch, everything is NumPy again.
     model.partial_fit(rows)
     assert type(model.components_) is np.ndarray
     assert type(model.transform(rows)) is np.ndarray
 
 
 @each
-def test_without_dispatch_numpy_comes_out(estimator):
+def test_without_dispatch_results_are_numpy_arrays(estimator):
     model = clone(estimator).fit(torch.from_numpy(X))
     plain = clone(estimator).fit(X)
     expected = answers(plain, ROWS)
@@ -197,14 +197,14 @@ def test_without_dispatch_numpy_comes_out(estimator):
 
 
 @each
-def test_other_types_of_tensors_become_float64(estimator):
+def test_tensors_of_other_dtypes_become_float64(estimator):
     model = clone(estimator).fit(X)
     expected = model.transform(ROWS)
     for dtype in (torch.int64, torch.uint8, torch.bfloat16, torch.float16):
         codes = model.transform(torch.from_numpy(ROWS).to(dtype))
         assert codes.dtype == np.float64
         assert_array_equal(codes, expected)
-    # A tensor with a history is taken for its values.
+    # Only the values of a tensor that requires gradients are used.
     assert_array_equal(model.transform(torch.from_numpy(ROWS).requires_grad_()), expected)
 
 
@@ -216,7 +216,7 @@ def test_a_gpu_tensor_needs_dispatch(estimator):
         clone(estimator).fit(torch.from_numpy(X).cuda())
 
 
-def test_a_tensor_elsewhere_needs_dispatch():
+def test_a_tensor_on_another_device_needs_dispatch():
     rows = torch.empty(3, 2, device="meta")
     with pytest.raises(TypeError, match=r"tensor on meta .*array_api_dispatch"):
         ESTIMATORS[0].fit(rows)
@@ -224,7 +224,7 @@ def test_a_tensor_elsewhere_needs_dispatch():
 
 @dispatched
 @each
-def test_another_namespace_than_that_of_fit_is_refused(estimator):
+def test_a_namespace_other_than_that_of_fit_is_an_error(estimator):
     if compat.check_same_namespace.__module__ == compat.__name__:
         pytest.skip("scikit-learn < 1.9 has no such check")
     with config_context(array_api_dispatch=True):
@@ -241,10 +241,10 @@ def test_another_namespace_than_that_of_fit_is_refused(estimator):
 
 @dispatched
 @each
-def test_scikit_learn_moves_an_estimator(estimator):
+def test_scikit_learn_can_move_an_estimator(estimator):
     array_api = pytest.importorskip("sklearn.utils._array_api")
     if not hasattr(array_api, "move_estimator_to"):
-        pytest.skip("scikit-learn < 1.9 moves none")
+        pytest.skip("scikit-learn < 1.9 cannot move estimators")
     plain = clone(estimator).fit(X)
     with config_context(array_api_dispatch=True):
         tensor = torch.from_numpy(ROWS)
@@ -261,14 +261,14 @@ def test_scikit_learn_moves_an_estimator(estimator):
 @dispatched
 @each
 @each_device
-def test_copies_of_a_fit_on_tensors(estimator, device, tmp_path):
+def test_copies_of_a_fit_on_tensors_work_anywhere(estimator, device, tmp_path):
     rows = torch.from_numpy(X).to(device)
     with config_context(array_api_dispatch=True):
         model = clone(estimator).fit(rows)
         assert model.components_.device.type == device
         expected = model.transform(rows).cpu()
         for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-            # On the CPU, so that it opens anywhere; rows may be where they are.
+            # Copies are on the CPU, so that they open anywhere; rows may be on any device.
             assert other.components_.device.type == "cpu"
             assert_array_equal(other.transform(rows).cpu(), expected)
         assert clone(model).get_params() == estimator.get_params()
@@ -290,7 +290,7 @@ def test_grids_of_codes_are_tensors_too():
 
 
 @dispatched
-def test_sparse_matrices_hold_no_tensors():
+def test_sparse_matrices_cannot_hold_tensors():
     model = clone(ESTIMATORS[0]).set_params(sparse_output=True)
     assert get_tags(model).array_api_support is False
     with config_context(array_api_dispatch=True):
@@ -301,7 +301,7 @@ def test_sparse_matrices_hold_no_tensors():
 
 @dispatched
 @pytest.mark.parametrize("estimator", ESTIMATORS[:2], ids=lambda e: type(e).__name__)
-def test_grid_search_on_tensors(estimator):
+def test_grid_search_works_on_tensors(estimator):
     grid = {"n_components": [4, 8]}
     plain = GridSearchCV(estimator, grid, cv=2, error_score="raise").fit(X)
     with config_context(array_api_dispatch=True):
@@ -312,7 +312,7 @@ def test_grid_search_on_tensors(estimator):
 
 
 @dispatched
-def test_read_only_results_come_back_as_tensors_of_their_own():
+def test_read_only_results_become_separate_tensors():
     with config_context(array_api_dispatch=True):
         home = Home.of(torch.zeros(1))
         array = np.arange(3.0)
@@ -322,7 +322,7 @@ def test_read_only_results_come_back_as_tensors_of_their_own():
     assert_array_equal(array, [0, 1, 2])
 
 
-def test_what_is_no_array_is_left_as_it_is():
+def test_objects_that_are_not_arrays_are_not_changed():
     frame = [[1.0, 2.0]]
     assert to_host(frame) is frame
     assert to_host(X) is X
@@ -330,8 +330,8 @@ def test_what_is_no_array_is_left_as_it_is():
 
 
 @each
-def test_methods_are_called_as_before(estimator):
-    """With names and without; what is routed to them is what they take."""
+def test_decorated_methods_keep_their_signature(estimator):
+    """They accept positional and keyword arguments and request no metadata."""
     model = clone(estimator).fit(X=X, y=None)
     codes = model.transform(X=ROWS)
     assert_array_equal(codes, model.transform(ROWS))
@@ -347,7 +347,7 @@ def test_methods_are_called_as_before(estimator):
 
 
 @each
-def test_tags(estimator):
+def test_tags_describe_the_estimator(estimator):
     tags = get_tags(estimator)
     assert tags.array_api_support is True
     assert tags.input_tags.sparse is False

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 # --- devices
 
 
-def test_cpu_is_always_there():
+def test_cpu_is_always_available():
     assert resolve_device("cpu") == CPU
 
 
@@ -31,28 +31,28 @@ def test_cpu_is_always_there():
     ("cuda", "mps", "expected"),
     [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_takes_the_best_there_is(monkeypatch, cuda, mps, expected):
+def test_auto_takes_the_best_available_device(monkeypatch, cuda, mps, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert resolve_device("auto").type == expected
 
 
 @pytest.mark.parametrize("name", ["nonsense", "", "gpu", "cuda:one", "CPU"])
-def test_unknown_device_is_named(name):
+def test_error_names_an_unknown_device(name):
     with pytest.raises(ValueError, match=r"'device' parameter must be") as raised:
         resolve_device(name)
     assert repr(name) in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1", "mps", "meta", "xla"])
-def test_absent_device_is_named(monkeypatch, name):
+def test_error_names_an_unavailable_device(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match=rf"device='{name}' is not available"):
         resolve_device(name)
 
 
-def test_one_cuda_device_too_many(monkeypatch):
+def test_cuda_device_with_too_high_a_number_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(ValueError, match=r"device='cuda:2'.*CUDA devices found: 2"):
@@ -72,12 +72,12 @@ def test_one_cuda_device_too_many(monkeypatch):
         (torch.float64, "cpu", torch.float64),
     ],
 )
-def test_compute_dtype(dtype, device, expected):
+def test_compute_dtype_depends_on_data_and_device(dtype, device, expected):
     assert compute_dtype(dtype, torch.device(device)) == expected
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_arrays_come_back_as_they_went(dtype):
+def test_arrays_survive_a_round_trip(dtype):
     X = np.random.RandomState(0).normal(size=(4, 3)).astype(dtype)
     back = to_numpy(to_tensor(X, CPU))
     assert back.dtype == dtype
@@ -87,7 +87,7 @@ def test_arrays_come_back_as_they_went(dtype):
 
 
 def test_read_only_arrays_are_never_written_to(tmp_path):
-    """Not even by what is done in place to the tensor; and torch has nothing to warn of."""
+    """Not even by in-place operations on the tensor; and torch does not warn."""
     X = np.arange(12.0).reshape(4, 3)
     np.save(tmp_path / "X.npy", X)
     frozen = X.copy()
@@ -130,7 +130,7 @@ def _draws(X, seed=3):
     return torch.stack([torch.rand(5, generator=g) for g in row_generators(X, seed)])
 
 
-def test_draws_hang_on_the_row_alone():
+def test_draws_depend_only_on_the_row():
     X = np.random.RandomState(0).normal(size=(8, 3))
     draws = _draws(X)
     assert len(torch.unique(draws, dim=0)) == 8
@@ -138,7 +138,7 @@ def test_draws_hang_on_the_row_alone():
     assert_array_equal(_draws(X[order]), draws[order])
     assert_array_equal(_draws(X[2:5]), draws[2:5])
     assert_array_equal(_draws(X[6:7]), draws[6:7])
-    # However the array lies in memory.
+    # The memory layout does not matter.
     assert_array_equal(_draws(np.asfortranarray(X)), draws)
     assert_array_equal(_draws(X[::-1]), draws.flip(0))
     assert_array_equal(_draws(np.hstack([X, X])[:, :3]), draws)
@@ -152,17 +152,17 @@ def test_equal_rows_have_equal_draws():
     assert not torch.equal(draws[0], draws[3])
 
 
-def test_draws_hang_on_the_seed():
+def test_draws_depend_on_the_seed():
     X = np.random.RandomState(0).normal(size=(4, 3))
     assert_array_equal(_draws(X, 7), _draws(X, 7))
     assert not np.isin(_draws(X, 7), _draws(X, 8)).any()
-    # Any seed that is drawn will do.
+    # Every seed that can be drawn works.
     for seed in (0, np.iinfo(np.int32).max):
         assert _draws(X, seed).isfinite().all()
 
 
 def test_draws_are_random():
-    """Over rows as over draws: a fifth of them below a fifth."""
+    """For each draw, one fifth of the rows are below one fifth."""
     X = np.arange(20_000.0)[:, None]
     draws = _draws(X)
     share = (draws < 0.2).double().mean(0)
@@ -171,7 +171,7 @@ def test_draws_are_random():
     assert abs(correlation) < 4 / np.sqrt(len(X))
 
 
-def test_global_generators_are_left_alone():
+def test_global_generators_are_not_affected():
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     X = np.ones((2, 2))
     _draws(X)
@@ -184,7 +184,7 @@ def test_global_generators_are_left_alone():
     assert_array_equal(np.random.get_state()[1], numpy_state)
 
 
-def test_no_seed_is_not_the_global_generator():
+def test_none_does_not_mean_the_global_generator():
     state = np.random.get_state()[1].copy()
     private = [_arrays.private_random_state(None) for _ in range(2)]
     assert draw_seed(private[0]) != draw_seed(private[1])

@@ -1,4 +1,4 @@
-"""scikit-learn's callbacks on all four estimators, and those of this package."""
+"""scikit-learn's callbacks on all estimators, and the callbacks of this package."""
 
 import copy
 import importlib.util
@@ -42,7 +42,7 @@ def make(cls, **params):
 
 
 class Recorder:
-    """Keeps what scikit-learn tells of; stops after some epochs, or fails."""
+    """Records events from scikit-learn; stops the fit or fails after some epochs."""
 
     def __init__(self, stop_at=None, fail_at=None):
         self.events, self.fitted = [], []
@@ -78,11 +78,11 @@ def test_a_fit_is_a_task_and_so_is_each_epoch(cls):
     assert recorder.events == ["setup", "begin fit", *epochs, "end fit", "teardown"]
     assert [fitted.n_iter_ for fitted, _ in recorder.fitted] == [1, 2, 3, 3]
     for fitted, score in recorder.fitted:
-        # What was shown does not change as the fit goes on.
+        # An estimator that was passed to a callback does not change as the fit continues.
         assert fitted.score(X) == score
         assert len(fitted.history_) == fitted.n_iter_
         assert fitted.history_ == model.history_[: fitted.n_iter_]
-    # So few rows are all looked at: the last epoch is the fit.
+    # With so few rows all are used for evaluation, so the last epoch gives the final score.
     assert recorder.fitted[-2][1] == recorder.fitted[-1][1] == model.score(X)
     assert len({score for _, score in recorder.fitted}) == 3
     model.partial_fit(X)
@@ -91,19 +91,19 @@ def test_a_fit_is_a_task_and_so_is_each_epoch(cls):
 
 @needs_callbacks
 @pytest.mark.parametrize("cls", ALL)
-def test_looking_on_changes_nothing(cls):
+def test_watching_a_fit_does_not_change_it(cls):
     alone = make(cls).fit(X)
     watched = make(cls).set_callbacks(Recorder()).fit(X)
     assert_array_equal(alone.components_, watched.components_)
     assert alone.score(X) == watched.score(X)
-    # Nor what is drawn later.
+    # Later draws do not change either.
     alone.partial_fit(X), watched.partial_fit(X)
     assert_array_equal(alone.components_, watched.components_)
 
 
 @needs_callbacks
 @pytest.mark.parametrize("cls", ALL)
-def test_an_epoch_shown_can_learn_on(cls):
+def test_the_estimator_of_an_epoch_can_be_trained_further(cls):
     recorder = Recorder()
     make(cls).set_callbacks(recorder).fit(X)
     fitted = recorder.fitted[1][0]
@@ -145,7 +145,7 @@ def test_clones_pipelines_and_searches_keep_callbacks():
 
 @needs_callbacks
 @pytest.mark.parametrize("cls", [SCVAE, FISTADictionaryLearner])
-def test_progress_bar_of_scikit_learn(cls, capsys):
+def test_progress_bar_of_scikit_learn_is_shown(cls, capsys):
     pytest.importorskip("rich")
     from sklearn.callback import ProgressBar
 
@@ -175,7 +175,7 @@ for cls in (sklearn_vsc.FISTADictionaryLearner, sklearn_vsc.SCVAE):
 """
 
 
-def test_versions_of_scikit_learn_without_callbacks():
+def test_estimators_work_with_versions_of_scikit_learn_without_callbacks():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -213,7 +213,7 @@ def test_scores_of_frames_give_no_warning():
 
 @pytest.fixture
 def saved(monkeypatch):
-    """Every estimator that was to be saved, with its path."""
+    """Record every estimator that would be saved, with its path."""
     found = []
 
     def save(self, path):
@@ -228,12 +228,12 @@ def saved(monkeypatch):
 @needs_callbacks
 @pytest.mark.parametrize("how", ["callbacks", "set_callbacks"])
 @pytest.mark.parametrize("cls", ALL)
-def test_checkpoints_come_every_so_many_epochs(cls, how, saved):
+def test_checkpoints_are_saved_at_the_given_interval(cls, how, saved):
     checkpoint = EstimatorCheckpoint("folder", every=2)
     if how == "set_callbacks":
         model = make(cls, max_iter=5).set_callbacks(checkpoint)
     elif cls is FISTADictionaryLearner:
-        pytest.skip("has no skorch callbacks")
+        pytest.skip("does not have skorch callbacks")
     else:
         model = make(cls, max_iter=5, callbacks=[checkpoint])
     model.fit(X)
@@ -253,7 +253,7 @@ def test_checkpoints_count_the_epochs_of_all_fits(cls, saved):
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, None])
-def test_intervals_are_whole_numbers(every):
+def test_intervals_must_be_whole_numbers(every):
     with pytest.raises(ValueError, match="'every' parameter must be a whole number"):
         EstimatorCheckpoint("folder", every=every)
 
@@ -261,10 +261,10 @@ def test_intervals_are_whole_numbers(every):
 @needs_callbacks
 @needs_save
 @pytest.mark.parametrize("cls", ALL)
-def test_a_checkpoint_goes_on(cls, tmp_path):
+def test_training_continues_from_a_checkpoint(cls, tmp_path):
     recorder = Recorder()
     checkpoint = EstimatorCheckpoint(tmp_path / "model", every=2)
-    # Warnings are errors: what is not saved of callbacks is taken off before.
+    # Warnings are errors, so attributes for callbacks must be removed before saving.
     make(cls).set_callbacks(checkpoint, recorder).fit(X)
     model = sklearn_vsc.load(tmp_path / "model")
     kept, score = recorder.fitted[1]
@@ -318,15 +318,15 @@ def test_the_last_checkpoint_opens_after_a_kill(tmp_path):
 
 
 @pytest.mark.parametrize("cls", NEURAL)
-def test_checkpoints_of_skorch_go_on(cls, tmp_path):
-    """A new estimator with the same parameters and rows takes over where the files end."""
+def test_training_continues_from_checkpoints_of_skorch(cls, tmp_path):
+    """A new estimator with the same parameters and rows continues from the files."""
 
     def checkpoint():
         return skorch.callbacks.Checkpoint(monitor=None, dirname=str(tmp_path))
 
     first = make(cls, callbacks=[checkpoint()]).fit(X)
     assert {path.name for path in tmp_path.iterdir()} >= {"params.pt", "optimizer.pt"}
-    # Names that a user finds in the file are those of module_, after "model.".
+    # The names in the file are those of module_, prefixed with "model.".
     weights = torch.load(tmp_path / "params.pt")
     assert {name.removeprefix("model.") for name in weights} == set(first.module_.state_dict())
 
@@ -350,7 +350,7 @@ def test_checkpoints_of_skorch_go_on(cls, tmp_path):
 
 
 @pytest.mark.parametrize("cls", NEURAL)
-def test_interrupted_after_loading_keeps_what_was_loaded(cls, tmp_path):
+def test_interruption_after_loading_keeps_the_loaded_model(cls, tmp_path):
     class Interrupt(skorch.callbacks.Callback):
         def on_batch_end(self, net, **kwargs):
             raise KeyboardInterrupt

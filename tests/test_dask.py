@@ -1,4 +1,4 @@
-"""dask: its workers under GridSearchCV, and its arrays."""
+"""dask workers with GridSearchCV, and dask arrays."""
 
 import numpy as np
 import pytest
@@ -34,16 +34,16 @@ def _name(value):
 
 @pytest.fixture(scope="module")
 def client():
-    """Two workers, each a process with one thread."""
+    """A client with two workers, each a process with one thread."""
     with pytest.MonkeyPatch.context() as patch:
-        # What a user's shell has: nothing. dask sets these for its workers.
+        # As in a user's shell, these are not set; dask sets them for its workers.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             patch.delenv(name, raising=False)
         with (
             distributed.LocalCluster(
                 n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
             ) as cluster,
-            # Not the default of other tests.
+            # It must not become the default client of other tests.
             distributed.Client(cluster, set_as_default=False) as client,
         ):
             yield client
@@ -51,7 +51,7 @@ def client():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("estimator", "grid"), SEARCHES, ids=_name)
-def test_search_finds_what_a_serial_one_does(client, estimator, grid):
+def test_search_gives_the_same_result_as_a_serial_one(client, estimator, grid):
     serial = GridSearchCV(estimator, grid, cv=2).fit(X)
     search = GridSearchCV(clone(estimator), grid, cv=2)
     with parallel_config(backend="dask", client=client):
@@ -68,7 +68,7 @@ def test_search_finds_what_a_serial_one_does(client, estimator, grid):
 
 
 def _who_fits(seed):
-    """Fit in a worker; return the process, and the threads that torch and coders take."""
+    """Fit in a worker; return its process id, and the number of threads for torch and coders."""
     import os
 
     import torch
@@ -91,7 +91,7 @@ def _rows():
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=_name)
-def test_whole_array_is_computed_by_fit(estimator):
+def test_fit_computes_the_whole_array(estimator):
     model, plain = clone(estimator).fit(_rows()), clone(estimator).fit(X)
     np.testing.assert_array_equal(model.components_, plain.components_)
     np.testing.assert_array_equal(model.transform(_rows()), plain.transform(X))
@@ -99,8 +99,8 @@ def test_whole_array_is_computed_by_fit(estimator):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=_name)
-def test_blocks_go_through_partial_fit(estimator):
-    """Blocks are computed one at a time, and the rest of the array is not."""
+def test_partial_fit_computes_only_its_block(estimator):
+    """Blocks are computed one at a time, without the rest of the array."""
     computed = []
 
     def note(block, block_info=None):
@@ -112,7 +112,7 @@ def test_blocks_go_through_partial_fit(estimator):
     model, plain, start = clone(estimator), clone(estimator), 0
     for i, size in enumerate(BLOCKS):
         computed.clear()
-        # In this process, where it is noted.
+        # Computed in this process, so that it is recorded.
         with dask.config.set(scheduler="synchronous"):
             model.partial_fit(noted.blocks[i])
         assert set(computed) == {i}
@@ -132,6 +132,6 @@ def test_codes_are_computed_block_by_block(estimator):
     np.testing.assert_allclose(codes.compute(), expected, atol=1e-9 * np.abs(expected).max())
 
 
-def test_bad_rows_in_a_block_are_found():
+def test_bad_rows_in_a_block_are_an_error():
     with pytest.raises(ValueError, match="infinity"):
         SparseVAE(3).partial_fit(da.full((8, 4), np.inf, chunks=4))

@@ -1,4 +1,4 @@
-"""Two processes train one model, by accelerate on the CPU."""
+"""Two processes train a model together, with accelerate on the CPU."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from sklearn_vsc._training.process_group import ProcessGroup
 
 TESTS = Path(__file__).parent
 EXAMPLE = TESTS.parent / "examples" / "train_data_parallel.py"
-# What a launcher asks about is said here.
+# All options are given, so that the launcher does not ask for any.
 LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"),
     *("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
@@ -50,7 +50,7 @@ def launch(*command):
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """What each of two processes found."""
+    """Outcomes of each of the two processes."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("processes")
     launch(TESTS / "data_parallel_fits.py", folder)
@@ -59,7 +59,7 @@ def processes(tmp_path_factory):
     return [pickle.loads(path.read_bytes()) for path in files]
 
 
-def test_two_processes_talk_through_gloo(processes):
+def test_two_processes_communicate_through_gloo(processes):
     assert [found["n_processes"] for found in processes] == [2, 2]
     assert [found["backend"] for found in processes] == ["gloo", "gloo"]
 
@@ -69,7 +69,7 @@ def test_two_processes_talk_through_gloo(processes):
 def test_gradients_agree_with_one_process(processes, name):
     alone, (shared, _) = outcome(name, "cpu"), [found[name] for found in processes]
     assert len(alone["gradients"]) == len(shared["gradients"]) == 6
-    # The first step is taken from the same weights; rounding grows from there.
+    # The first step starts from the same weights; afterwards rounding errors grow.
     rounding = 2e-3 if name == "bf16" else 1e-5
     for step, tolerance in [(0, rounding), (1, 100 * rounding), (2, 100 * rounding)]:
         expected, found = alone["gradients"][step], shared["gradients"][step]
@@ -97,7 +97,7 @@ def test_processes_agree_on_draws_running_means_and_early_stopping(processes):
     assert not np.array_equal(first["before"][0], first["after"])
 
 
-def test_processes_draw_apart(processes):
+def test_processes_have_different_seeds(processes):
     (first,), (second,) = (found["seeds"] for found in processes)
     assert first != second
     group = ProcessGroup(SimpleNamespace(num_processes=3, process_index=0))
@@ -115,17 +115,17 @@ def test_processes_draw_apart(processes):
         ("other state", "in n_iter_."),
     ],
 )
-def test_processes_that_differ_all_say_so(processes, what, named):
+def test_all_processes_raise_an_error_if_they_differ(processes, what, named):
     for found in processes:
         assert found[what].startswith("device='accelerate' needs the same rows and parameters")
         assert found[what].endswith(named)
 
 
-def test_interrupted_processes_have_no_model(processes):
+def test_interrupted_processes_do_not_have_a_model(processes):
     assert [found["interrupted"] for found in processes] == [False, False]
 
 
-def test_one_process_shows_a_bar(processes):
+def test_only_one_process_shows_a_progress_bar(processes):
     first, second = (found["shown"] for found in processes)
     assert "Epoch 2 of 2" in first
     assert second == ""
@@ -136,7 +136,7 @@ def test_global_generator_is_untouched(processes):
 
 
 @pytest.mark.slow
-def test_example_is_launched(tmp_path):
+def test_example_can_be_launched(tmp_path):
     pytest.importorskip("accelerate")
     done = launch(EXAMPLE, "--n-samples=300", "--max-iter=1", f"--output={tmp_path / 'model'}")
     assert done.stdout.count("2 processes on cpu") == 1
@@ -146,7 +146,7 @@ def test_example_is_launched(tmp_path):
 
 @pytest.fixture
 def alone(monkeypatch):
-    """accelerate's state of a process that was not launched, forgotten afterwards."""
+    """accelerate in a process without a launcher; its state is reset afterwards."""
     accelerate = pytest.importorskip("accelerate")
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -155,17 +155,17 @@ def alone(monkeypatch):
     accelerate.PartialState._reset_state()
 
 
-def test_one_process_trains_as_always(alone):
+def test_a_single_process_trains_as_usual(alone):
     plain = SparseVAE(12, **TINY, device="cpu").fit(X)
     model = SparseVAE(12, **TINY, device="accelerate").fit(X)
     np.testing.assert_array_equal(weights(model), weights(plain))
     assert model.score(X) == plain.score(X)
 
 
-def test_state_that_knows_nothing_of_the_others_is_refused(alone, monkeypatch):
+def test_state_set_up_without_the_other_processes_is_an_error(alone, monkeypatch):
     alone.PartialState(cpu=True)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"'accelerate' finds .* 1 process, but 2 .*cpu=True"):
+    with pytest.raises(ValueError, match=r"'accelerate' found .* 1 process, but 2 .*cpu=True"):
         SparseVAE(12, **TINY, device="accelerate").fit(X)
 
 
@@ -180,6 +180,6 @@ def test_error_without_accelerate_names_the_extra(monkeypatch):
         model.transform(X)
 
 
-def test_dictionary_learning_is_not_shared():
+def test_dictionary_learning_is_not_data_parallel():
     with pytest.raises(ValueError, match="device"):
         FISTADictionaryLearner(3, device="accelerate").fit(X)

@@ -1,7 +1,7 @@
-"""Bad input, drawn by machine: an answer that is right in form, or an error that teaches.
+"""Random bad input gives either a well-formed result or a helpful error.
 
-The default run looks at a sample of each class, the slow test at 500 cases of each; they are the
-same each time. ``make fuzz`` draws new ones, and FUZZ_CASES says how many of each class.
+By default a sample of cases for each class is run, and 500 for each class in the slow test; they
+are the same each time. ``make fuzz`` draws new ones; FUZZ_CASES sets their number for each class.
 """
 
 import re
@@ -19,17 +19,17 @@ from sklearn.utils._param_validation import InvalidParameterError
 
 from sklearn_vsc import FISTADictionaryLearner
 
-# scikit-learn's own checks speak of X in these words too.
+# scikit-learn's own checks may refer to X in these words.
 SKLEARN_SAYS = re.compile(
     r"[Ii]nput|array|[Dd]ata\b|convert|feature names|container|argument must be|could not be"
 )
-# What is there to warn the programmer who calls these: here that is us.
+# Warnings attributed to these libraries are meant for the code that calls them, which is ours.
 OF_OTHERS = re.compile(r"[/\\](torch|skorch|numpy|numba|scipy)[/\\]")
 EACH = pytest.mark.parametrize("estimator_class", SMALL, ids=lambda c: c.__name__)
 
 
 def snapshot(estimator):
-    """Attributes of an estimator, and copies of what could be written to."""
+    """Return the attributes of an estimator, with copies of mutable values."""
 
     def kept(value):
         if isinstance(value, np.ndarray):
@@ -52,7 +52,7 @@ def assert_unchanged(before, estimator):
 
 
 def asked(estimator, call):
-    """What a call returns, after a look at what it warns of and at what it must not touch."""
+    """Return the result of a call, after checking its warnings and what it must not modify."""
     generators = torch.get_rng_state(), np.random.get_state()[1:3]
     X = call.data.X if call.data else None
     given_X = X.copy() if isinstance(X, np.ndarray) and X.dtype.kind in "fiub" else None
@@ -71,7 +71,7 @@ def asked(estimator, call):
 
 
 def assert_teaches(error, estimator, call, changed, fitted, learned_oddly):
-    """The error is of a kind that users expect, and names what is at fault."""
+    """Check that the error has a type that users expect and names the culprit."""
     message = str(error)
     if isinstance(error, NotFittedError):
         assert not fitted and call.method not in FITTING
@@ -87,7 +87,7 @@ def assert_teaches(error, estimator, call, changed, fitted, learned_oddly):
     if not rows_are_right and SKLEARN_SAYS.search(message):
         return
     assert names_one_of(suspects, message), f"none of {suspects} in: {message}"
-    # Where one parameter alone cannot be right, it is the one to be named.
+    # If exactly one parameter is invalid by itself, the message must name it.
     wrong = [n for n, v in changed.items() if not is_allowed(type(estimator), n, v)]
     if len(wrong) == 1 and rows_are_right and call.method in FITTING:
         assert names_one_of(wrong, message), f"{wrong[0]} is not in: {message}"
@@ -98,7 +98,7 @@ def names_one_of(names, message):
 
 
 def fits(estimator, call, fitted):
-    """Whether rows or codes have the number of columns that the fitted estimator asks for."""
+    """Whether rows or codes have the number of columns that the fitted estimator expects."""
     if not fitted or call.method in ("fit", "fit_transform"):
         return True
     codes = call.method == "inverse_transform"
@@ -107,7 +107,7 @@ def fits(estimator, call, fitted):
 
 
 def assert_sound(found, estimator, call):
-    """What was returned is finite, and of the right shape and dtype."""
+    """Check that the result is finite and has the right shape and dtype."""
     if call.method in ("fit", "partial_fit"):
         assert found is estimator
         return assert_fitted_soundly(estimator)
@@ -146,7 +146,7 @@ def shape_of(estimator, call):
         return (n_rows, n_features)
     codes = (n_rows, estimator._n_features_out)
     if call.method == "sample_posterior":
-        # Without the signs that `split_sign` parts.
+        # Draws are not affected by `split_sign`.
         return (call.arguments[1], n_rows, len(estimator.components_))
     return codes if call.method != "posterior" else (n_rows, len(estimator.components_))
 
@@ -160,7 +160,7 @@ def assert_fitted_soundly(estimator):
 
 
 def check(case):
-    """Fit and ask; see that every answer is sound, or an error that changes nothing."""
+    """Check that every call gives a valid result, or an error that changes nothing."""
     estimator, changed, learned_oddly = case.make(), dict(case.changed), False
     for call in [case.fit, *case.calls]:
         if call.method == "set_params":
@@ -182,12 +182,12 @@ def check(case):
             event(f"{call.method}: answered")
             assert_sound(found, estimator, call)
             if call.method in FITTING:
-                # Later rows may then be out of proportion.
+                # The scale of later rows may then be too different.
                 learned_oddly |= not call.data.sound
 
 
 def fuzz(estimator_class, n_cases, **options):
-    """Check so many cases; a failure is shrunk to a small one and printed."""
+    """Check this many cases; a failure is shrunk to a small one and printed."""
     options |= {"max_examples": n_cases, "deadline": None, "database": None}
 
     @settings(suppress_health_check=[HealthCheck.too_slow], **options)
@@ -200,7 +200,7 @@ def fuzz(estimator_class, n_cases, **options):
 
 @pytest.fixture(autouse=True)
 def fixed_cases_stay_the_same(monkeypatch, request):
-    """Newer hypothesis also draws numbers that it reads in modules: any edit gave other cases."""
+    """Newer hypothesis also draws constants found in modules, so that edits would change cases."""
     providers = sys.modules.get("hypothesis.internal.conjecture.providers")
     if hasattr(providers, "_get_local_constants") and not request.config.getoption("--fuzz-cases"):
         nothing = providers.Constants()
@@ -208,15 +208,15 @@ def fixed_cases_stay_the_same(monkeypatch, request):
 
 
 @EACH
-def test_a_sample_of_input_is_answered_or_refused_clearly(estimator_class, tmp_path, monkeypatch):
-    # Where models are saved under relative paths.
+def test_a_sample_of_input_gives_a_result_or_a_clear_error(estimator_class, tmp_path, monkeypatch):
+    # Models are saved under relative paths.
     monkeypatch.chdir(tmp_path)
     fuzz(estimator_class, 25, derandomize=True)
 
 
 @pytest.mark.slow
 @EACH
-def test_input_is_answered_or_refused_clearly(estimator_class, tmp_path, monkeypatch, request):
+def test_input_gives_a_result_or_a_clear_error(estimator_class, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     n_cases = request.config.getoption("--fuzz-cases")
     fuzz(estimator_class, n_cases or 500, derandomize=n_cases is None)

@@ -9,10 +9,11 @@ import torch
 from numpy.testing import assert_allclose
 from scipy import integrate, special, stats
 from torch import nn
+from training_bounds import training_bound
 
 from sklearn_vsc._models.gate_gradients import NVILBaseline, muprop, nvil, rebar, reinforce
 from sklearn_vsc._models.latent_variable import LatentVariableModel
-from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective, training_bound
+from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective
 from sklearn_vsc.latents import Noise, SpikeSlab, SpikeSlabPosterior
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.networks import LinearDecoder

@@ -1,4 +1,4 @@
-"""Estimators with convolutional networks, for rows that are images."""
+"""Estimators with convolutional networks, for rows that represent images."""
 
 import copy
 import pickle
@@ -41,7 +41,7 @@ def small(cls, encoder="conv", decoder="conv", **params):
 
 @each_class
 @each_pair
-def test_fits_improves_and_copies(cls, encoder, decoder):
+def test_estimators_fit_improve_and_can_be_copied(cls, encoder, decoder):
     model = small(cls, encoder, decoder).fit(DIGITS)
     first, second = (record["loss"] for record in model.history_)
     assert second < first - 0.1
@@ -54,7 +54,7 @@ def test_fits_improves_and_copies(cls, encoder, decoder):
     assert model.inverse_transform(codes).shape == (200, 64)
     assert model.components_.shape == (6, 64) and model.sample(3).shape == (3, 64)
     assert np.isfinite(model.score(DIGITS))
-    # The code of a row is its own.
+    # The code of a row does not depend on other rows.
     assert_allclose(model.transform(DIGITS[7:8]), codes[7:8], rtol=1e-6, atol=1e-9)
     restored, again = pickle.loads(pickle.dumps(model)), clone(model).fit(DIGITS)
     for other in (restored, again):
@@ -65,20 +65,20 @@ def test_fits_improves_and_copies(cls, encoder, decoder):
     assert model.score(DIGITS) != before
 
 
-def test_learns_digits():
+def test_digits_are_learned():
     model = small(SparseVAE, prior="gaussian", max_iter=20, batch_size=50).fit(DIGITS)
     residual = DIGITS - model.inverse_transform(model.transform(DIGITS))
-    # Reached: 0.66.
+    # It actually explains 66%.
     assert np.sum(residual**2) < 0.5 * np.sum((DIGITS - DIGITS.mean(0)) ** 2)
 
 
 @each_class
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_types_generators_and_odd_batches(cls, dtype):
+def test_dtypes_global_generators_and_batches_of_one_row(cls, dtype):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     X = DIGITS.astype(dtype)
-    # The last batch is of one row, and so is a set of its own.
+    # The last batch has one row, and so has the data of partial_fit.
     model = small(cls, batch_size=179, early_stopping=True, validation_fraction=0.1).fit(X)
     model.partial_fit(X[:1])
     codes = model.transform(X)
@@ -88,7 +88,7 @@ def test_types_generators_and_odd_batches(cls, dtype):
 
 
 @each_class
-def test_colour_images_of_odd_sizes(cls):
+def test_colour_images_may_have_odd_sizes(cls):
     X = np.random.default_rng(0).normal(size=(30, 3 * 5 * 9)) + np.arange(135)
     for image_shape in [(3, 5, 9), [3, 5, 9], np.array([3, 5, 9])]:
         model = small(cls, image_shape=image_shape).fit(X)
@@ -109,12 +109,12 @@ def test_zero_codes_start_at_the_mean_image(cls, params):
     assert_allclose(model.inverse_transform(np.zeros((1, 6)))[0], mean, atol=1e-4)
 
 
-def test_a_decoder_of_convolutions_is_not_linear():
+def test_a_convolutional_decoder_is_not_linear():
     for encoder in ("conv", "mlp"):
         model = small(SparseVAE, encoder, prior="spike_slab").fit(DIGITS)
-        assert not model._trains_exactly() and not model.module_.has_closed_likelihood
+        assert not model._describe().trains_exactly and not model.module_.has_closed_likelihood
         assert not hasattr(model, "intercept_")
-    assert small(SparseVAE, "conv", "linear")._trains_exactly()
+    assert small(SparseVAE, "conv", "linear")._describe().trains_exactly
     message = "decoder='conv'"
     for params in [
         {"gradient": "exact"},
@@ -146,7 +146,7 @@ def test_a_decoder_of_convolutions_is_not_linear():
         ((1, 8, 9), r"must multiply to the 64 features of X; got \(1, 8, 9\), .* to 72"),
     ],
 )
-def test_bad_shapes_are_named(cls, encoder, decoder, image_shape, message):
+def test_error_messages_name_the_bad_shape(cls, encoder, decoder, image_shape, message):
     model = small(cls, encoder, decoder, image_shape=image_shape)
     for call in (model.fit, model.partial_fit):
         with pytest.raises(ValueError, match=f"^The 'image_shape' parameter {message}"):
@@ -155,13 +155,13 @@ def test_bad_shapes_are_named(cls, encoder, decoder, image_shape, message):
 
 
 @each_class
-def test_shapes_of_the_wrong_type_are_named(cls):
+def test_error_messages_name_shapes_of_the_wrong_type(cls):
     with pytest.raises(InvalidParameterError, match="The 'image_shape' parameter"):
         small(cls, image_shape=64).fit(DIGITS)
 
 
 @each_class
-def test_other_networks_leave_the_shape_alone(cls):
+def test_other_networks_ignore_the_shape(cls):
     plain = small(cls, "mlp", "linear", image_shape=None).fit(DIGITS)
     for image_shape in [(1, 8, 8), (3, 3, 3)]:
         model = small(cls, "mlp", "linear", image_shape=image_shape).fit(DIGITS)
@@ -169,7 +169,7 @@ def test_other_networks_leave_the_shape_alone(cls):
 
 
 @each_class
-def test_a_users_own_convolutions(cls):
+def test_a_users_own_convolutional_modules_work(cls):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = nn.Sequential(

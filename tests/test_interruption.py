@@ -1,4 +1,4 @@
-"""Ctrl-C costs at most the epoch that it comes in."""
+"""Ctrl-C costs at most the epoch in which it is pressed."""
 
 import copy
 import os
@@ -21,9 +21,9 @@ from sklearn_vsc import (
     FISTADictionaryLearner,
     SparseVAE,
     ThresholdedVSC,
-    _neural,
 )
 from sklearn_vsc._rows import arrays as _arrays
+from sklearn_vsc._training import model_fit
 from sklearn_vsc._training.dictionary_fit import DictionaryFit
 from sklearn_vsc._training.interruption import HeldInterrupts, unchanged_on_error
 
@@ -36,14 +36,14 @@ ALL = [*NEURAL, FISTADictionaryLearner]
 
 @pytest.fixture(autouse=True)
 def hears_ctrl_c():
-    """A shell's background jobs, and all they start, ignore it from the start."""
+    """Install the default handler: background jobs of a shell ignore SIGINT by default."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def press():
-    """Press Ctrl-C: a signal, which Python hears before the next statement."""
+    """Press Ctrl-C, as a signal that Python handles before the next statement."""
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(1000):
         pass
@@ -54,14 +54,14 @@ def make(cls, **params):
 
 
 def state_of(model):
-    """Everything that an estimator holds, as bytes."""
+    """Return the state of an estimator as bytes."""
     return pickle.dumps({name: value for name, value in vars(model).items() if name != "callbacks"})
 
 
-# --------------------------------------------------------------------------- holding back
+# --------------------------------------------------------------------------- deferring
 
 
-def test_ctrl_c_comes_in_attempts_and_is_noted_between_them():
+def test_ctrl_c_interrupts_attempts_and_is_recorded_between_them():
     steps = []
     with HeldInterrupts() as interrupts:
         assert interrupts.attempt(lambda: "done") == "done"
@@ -78,13 +78,13 @@ def test_ctrl_c_comes_in_attempts_and_is_noted_between_them():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_before_the_first_attempt_ctrl_c_comes_as_always():
+def test_before_the_first_attempt_ctrl_c_works_as_usual():
     with pytest.raises(KeyboardInterrupt), HeldInterrupts():
         press()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_work_that_raises_keyboard_interrupt_is_cut_and_other_errors_pass():
+def test_keyboard_interrupt_ends_an_attempt_and_other_errors_are_raised():
     def raise_(error):
         raise error
 
@@ -109,7 +109,7 @@ def test_a_handler_of_the_program_is_kept():
     assert heard == [1, 1]
 
 
-def test_fits_in_other_threads_touch_no_handler():
+def test_fits_in_other_threads_do_not_change_the_handler():
     failed, during = [], []
 
     def callback(_):
@@ -128,7 +128,7 @@ def test_fits_in_other_threads_touch_no_handler():
     assert set(during) == {signal.default_int_handler}
 
 
-def test_what_failed_leaves_no_trace():
+def test_attributes_are_restored_after_an_error():
     class Thing:
         pass
 
@@ -170,10 +170,8 @@ def test_ctrl_c_at_many_random_moments(cls, n_presses):
 @pytest.mark.parametrize("partly", [False, True])
 def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
     """The first look at the trained model is cut, before or after it changed something."""
-    if cls is FISTADictionaryLearner:
-        owner, name = DictionaryFit, "look"
-    else:
-        owner, name = cls, "_settle_noise_variance"
+    is_learner = cls is FISTADictionaryLearner
+    owner, name = (DictionaryFit, "look") if is_learner else (model_fit, "settle")
     look, sizes = getattr(owner, name), []
 
     def cut(self, rows, *args, **kwargs):
@@ -185,12 +183,12 @@ def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
         return look(self, rows, *args, **kwargs)
 
     monkeypatch.setattr(owner, name, cut)
-    for module in (_arrays, _neural):
+    for module in (_arrays, model_fit):
         monkeypatch.setattr(module, "FEW_ROWS", 20)
     model = make(cls)
     with pytest.warns(UserWarning, match=r"interrupted.* 3 "):
         model.fit(X)
-    # It ends with a look at fewer rows.
+    # Another evaluation with fewer rows follows.
     assert sizes == [60, 20]
     assert model.n_iter_ == len(model.history_) == 3
     monkeypatch.undo()
@@ -214,13 +212,13 @@ def test_a_second_ctrl_c_does_no_harm(cls, monkeypatch):
             if training and len(net.history) == 2:
                 press()
 
-    settle = cls._settle_noise_variance
+    settle = model_fit.settle
 
-    def pressed_again(self, *args):
+    def pressed_again(*args):
         press()
-        return settle(self, *args)
+        return settle(*args)
 
-    monkeypatch.setattr(cls, "_settle_noise_variance", pressed_again)
+    monkeypatch.setattr(model_fit, "settle", pressed_again)
     model = make(cls, callbacks=[Twice()])
     with pytest.warns(UserWarning, match="last whole epoch, 1 of 3"):
         model.fit(X)
@@ -228,11 +226,11 @@ def test_a_second_ctrl_c_does_no_harm(cls, monkeypatch):
     assert np.isfinite(model.score(X))
 
 
-# --------------------------------------------------------------------- before the first one
+# ----------------------------------------------------------------- before the first epoch
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_ctrl_c_before_there_is_a_model_ends_the_fit(cls, monkeypatch):
+def test_ctrl_c_before_there_is_a_model_is_raised(cls, monkeypatch):
     monkeypatch.setattr(cls, "_begin", lambda *args, **kwargs: press())
     model = make(cls)
     with pytest.raises(KeyboardInterrupt):
@@ -246,7 +244,7 @@ def test_interrupted_partial_fit_raises_and_changes_nothing(cls, monkeypatch):
     for model in (make(cls), fitted):
         before, again = state_of(model), copy.deepcopy(model)
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            # In the middle of the pass, and after it.
+            # Ctrl-C is pressed in the middle of the pass, and after it.
             patch.setattr(cls, "_record_usage", lambda *args, **kwargs: press())
             patch.setattr(cls, "_add_rows", lambda *args, **kwargs: press(), raising=False)
             model.partial_fit(X)
@@ -255,7 +253,7 @@ def test_interrupted_partial_fit_raises_and_changes_nothing(cls, monkeypatch):
 
 
 @pytest.mark.parametrize("cls", NEURAL)
-def test_partial_fit_interrupted_in_its_pass(cls):
+def test_partial_fit_interrupted_in_its_pass_changes_nothing(cls):
     class Press(Callback):
         def on_batch_end(self, net, **kwargs):
             press()
@@ -268,7 +266,7 @@ def test_partial_fit_interrupted_in_its_pass(cls):
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_nothing_is_lost_where_warnings_are_errors(cls):
+def test_nothing_is_lost_if_warnings_are_errors(cls):
     class Press(Callback):
         def on_epoch_end(self, net, **kwargs):
             press()

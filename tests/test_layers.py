@@ -1,62 +1,52 @@
-"""The floors of the package: who may import whom, and what importing it costs."""
+"""The layers of the package: who may import whom, how long chains are, what import costs."""
 
 import ast
+import inspect
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import sklearn_vsc
+from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseCoder, SparseVAE, ThresholdedVSC
 
 PACKAGE = Path(sklearn_vsc.__file__).parent
+ESTIMATORS = (FISTADictionaryLearner, SparseCoder, ThresholdedVSC, SparseVAE, SCVAE)
 
-# Each floor, and the floors of the package that it may import. A floor is a module or a folder.
-FLOORS = {
-    "latents": {"latents"},
-    "masks": set(),
-    "likelihoods": {"masks"},
-    "networks": {"masks", "networks", "solvers"},
-    "solvers": {"solvers"},
-    "bounds": set(),
-    "gate_gradients": {"networks"},
-    "model": {"gate_gradients", "latents", "likelihoods", "masks", "networks", "solvers"},
-    "sparse_autoencoder": {"latents", "likelihoods", "model", "networks"},
-    "objectives": {
-        "bounds",
-        "gate_gradients",
-        "latents",
-        "likelihoods",
-        "masks",
-        "model",
-        "sparse_autoencoder",
-    },
-    "_data_parallel": set(),
-    "_precision": {"model", "networks", "sparse_autoencoder"},
-    "_epoch_parts": set(),
-    "training": {
-        "_data_parallel",
-        "_epoch_parts",
-        "_interruption",
-        "_precision",
-        "latents",
-        "model",
-        "networks",
-        "objectives",
-    },
-}
+# The layers from the bottom to the top. A module imports from its own layer and from those below,
+# never from those above. A layer is a list of modules and folders.
+LAYERS = [
+    ["_version", "_show_versions"],
+    ["latents", "solvers", "_rows"],
+    ["likelihoods", "networks", "_persistence", "metrics", "inspection", "datasets"],
+    ["_models"],
+    ["_inference"],
+    ["_training"],
+    ["_base"],
+    ["dictionary", "sparse_coder", "thresholded", "sparse_vae", "scvae", "callbacks"],
+    ["loading"],
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(LAYERS) for name in names}
 NUMERICS = {"numpy", "scipy", "torch"}
-LIBRARIES = {floor: NUMERICS for floor in FLOORS} | {
+# Other libraries that a layer may import; modules that are not listed may import any dependency.
+LIBRARIES = {
+    "latents": NUMERICS,
+    "likelihoods": NUMERICS,
+    "networks": NUMERICS,
     "solvers": NUMERICS | {"llvmlite", "numba"},
-    "_data_parallel": NUMERICS | {"accelerate", "skorch"},
-    "_epoch_parts": NUMERICS | {"skorch"},
-    "training": NUMERICS | {"skorch", "tqdm"},
+    "_models": NUMERICS,
+    # scikit-learn codes rows by the algorithms that bear its names.
+    "_inference": NUMERICS | {"sklearn"},
+    "metrics": NUMERICS | {"sklearn"},
 }
-
-ESTIMATORS = {
-    getattr(sklearn_vsc, name).__module__.removeprefix("sklearn_vsc.")
-    for name in sklearn_vsc.__all__
-    if isinstance(getattr(sklearn_vsc, name), type)
+# Neighbours on one floor that stay strangers.
+NEVER = {
+    "solvers": {"latents", "_rows"},
+    "latents": {"solvers", "_rows"},
+    "metrics": {"_persistence", "datasets", "inspection", "likelihoods", "networks"},
+    "datasets": {"_persistence", "inspection", "likelihoods", "metrics", "networks"},
 }
 
 
@@ -73,57 +63,115 @@ def _imports(path):
             yield from (".".join([*base, alias.name]) for alias in node.names)
 
 
-def _files(floor):
-    module, folder = PACKAGE / f"{floor}.py", PACKAGE / floor
-    return [module] if module.exists() else sorted(folder.rglob("*.py"))
+def _modules():
+    """Files of the package by the full names of their modules, `__init__` of the top left out."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = ["sklearn_vsc", *path.relative_to(PACKAGE).with_suffix("").parts]
+        if parts[-1] == "__init__":
+            parts.pop()
+        if len(parts) > 1:
+            yield ".".join(parts), path
 
 
-def _split(floor):
-    """Imports of a floor: floors of the package, and other libraries."""
+def _top(name):
+    """Module or folder at the top of the package that a full name lies in."""
+    return name.split(".")[1]
+
+
+def _imported_modules(path, modules):
+    """Modules of the package that a file imports."""
+    for name in _imports(path):
+        parts = name.split(".")
+        while parts and ".".join(parts) not in modules:
+            parts.pop()
+        if parts:
+            yield ".".join(parts)
+
+
+MODULES = dict(_modules())
+TOPS = sorted({_top(name) for name in MODULES})
+
+
+def test_every_module_has_its_layer():
+    assert set(TOPS) - {"_versions"} == set(FLOOR_OF)
+    assert len(LAYERS) <= 9
+
+
+@pytest.mark.parametrize("top", sorted(FLOOR_OF))
+def test_imports_run_downwards(top):
     inside, outside = set(), set()
-    for path in _files(floor):
-        for name in _imports(path):
-            top, *rest = name.split(".")
-            if top == "sklearn_vsc":
-                inside.add(rest[0] if rest else "")
-            elif top not in sys.stdlib_module_names:
-                outside.add(top)
-    return inside, outside
+    for name, path in MODULES.items():
+        if _top(name) != top:
+            continue
+        for found in _imports(path):
+            first = found.split(".")[0]
+            if first == "sklearn_vsc":
+                inside.add(_top(found))
+            elif first not in sys.stdlib_module_names:
+                outside.add(first)
+    above = {other for other in inside if FLOOR_OF[other] > FLOOR_OF[top]}
+    assert not above
+    assert not inside & NEVER.get(top, set())
+    assert outside <= LIBRARIES.get(top, outside)
 
 
-@pytest.mark.parametrize("floor", FLOORS)
-def test_floor_stays_below(floor):
-    assert _files(floor)
-    inside, outside = _split(floor)
-    assert inside <= FLOORS[floor]
-    assert "torch" in outside
-    assert outside <= LIBRARIES[floor]
-
-
-def test_metrics_need_no_model():
-    """What they want to know of an estimator they ask it."""
-    inside, outside = _split("metrics")
-    assert inside == {"_array_api", "_arrays", "_images", "_numbers", "metrics", "solvers"}
-    assert outside == {"numpy", "scipy", "sklearn", "torch"}
-    assert _split("_images") == (set(), {"numpy"})
-    assert _split("_numbers") == (set(), set())
+def test_no_module_imports_itself_in_a_circle():
+    graph = {
+        name: {other for other in _imported_modules(path, MODULES) if other != name}
+        for name, path in MODULES.items()
+    }
+    assert sum(map(len, graph.values())) > 200
+    # A package's `__init__` gathers its modules: importing one of them is not a circle.
+    for name, others in graph.items():
+        graph[name] = {other for other in others if not name.startswith(f"{other}.")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_estimators_do_not_import_each_other():
-    assert len(ESTIMATORS) >= 2
-    for estimator in ESTIMATORS:
-        inside, _ = _split(estimator)
-        assert inside
-        assert not inside & (ESTIMATORS - {estimator})
+    homes = {estimator.__module__ for estimator in ESTIMATORS}
+    assert len(homes) == len(ESTIMATORS)
+    for home in homes:
+        assert not homes & set(_imported_modules(MODULES[home], MODULES)) - {home}
 
 
-def test_nothing_below_imports_an_estimator():
-    for path in PACKAGE.rglob("*.py"):
-        module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if module == "__init__":
+def _own_classes(estimator):
+    return [c for c in estimator.__mro__ if c.__module__.startswith("sklearn_vsc")]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_chains_are_short_and_seldom_call_up(estimator):
+    """A reader of one class needs to know few others."""
+    chain = _own_classes(estimator)
+    assert len(chain) <= 3
+    owner = {}
+    for owned in reversed(chain):
+        for name, value in vars(owned).items():
+            if callable(value) or isinstance(value, (property, staticmethod, classmethod)):
+                owner[name] = chain.index(owned)
+    upwards = []
+    for rank, owned in enumerate(chain):
+        for node in ast.walk(ast.parse(inspect.getsource(owned))):
+            of_self = isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "self"
+            if of_self and owner.get(node.attr, rank) < rank:
+                upwards.append(f"{owned.__name__}: {node.attr}")
+    assert 0 < len(upwards) <= 4, upwards
+
+
+def test_nobody_asks_for_the_class_of_a_model():
+    """A model answers for itself; no `assert isinstance` in models, training and inference."""
+    for name, path in MODULES.items():
+        if _top(name) not in ("_models", "_training", "_inference", "_base"):
             continue
-        tops = {name.split(".")[1] for name in _imports(path) if name.startswith("sklearn_vsc.")}
-        assert not tops & (ESTIMATORS - {module}), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            asserted = isinstance(node, ast.Assert) and isinstance(node.test, ast.Call)
+            assert not (asserted and getattr(node.test.func, "id", "") == "isinstance"), name
+            if name != "sklearn_vsc._models.sparse_autoencoder" and isinstance(node, ast.Call):
+                kinds = [getattr(arg, "id", "") for arg in node.args[1:]]
+                asked = getattr(node.func, "id", "") == "isinstance"
+                assert not (asked and "SparseAutoencoder" in kinds), name
 
 
 def test_imports_are_read_as_python_reads_them(tmp_path, monkeypatch):
@@ -139,8 +187,8 @@ def test_imports_are_read_as_python_reads_them(tmp_path, monkeypatch):
         "torch.nn",
         "sklearn_vsc.latents.two",
         "sklearn_vsc.latents._base.Draws",
-        "sklearn_vsc._models.bounds",
-        "sklearn_vsc._models.latent_variable.Heads",
+        "sklearn_vsc.bounds",
+        "sklearn_vsc.model.Heads",
         "sklearn.utils.check_array",
     }
 

@@ -1,4 +1,4 @@
-"""What the package does beside its work: threads, memory of a GPU, files, and what it prints."""
+"""Side effects of the package: threads, GPU memory, files and printed output."""
 
 import ast
 import gc
@@ -41,8 +41,8 @@ each = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__
 
 
 def run(script, **environment):
-    # torch tells its children where the folder of its compiler is. MKL's own number of threads,
-    # where it is set, overrules that of OpenMP.
+    # torch passes the folder of its compiler on to child processes. MKL's own number of threads,
+    # if set, overrides OpenMP's.
     left_out = ("TORCHINDUCTOR_CACHE_DIR", "MKL_NUM_THREADS")
     inherited = {k: v for k, v in os.environ.items() if k not in left_out}
     paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
@@ -59,7 +59,7 @@ def run(script, **environment):
 
 # ---------------------------------------------------------------------------------- threads
 
-# OpenMP starts threads that Python does not know of, and keeps them.
+# OpenMP starts threads that Python does not see, and keeps them.
 THREADS = """
 import json, os, threading
 
@@ -107,20 +107,20 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux does")
-def test_two_workers_of_a_thread_pool_start_no_threads_of_their_own():
-    # Threads that wait leave the cores to other tests.
+def test_two_workers_of_a_thread_pool_do_not_start_more_threads():
+    # Waiting threads should leave the cores to other tests.
     found = json.loads(run(THREADS, OMP_NUM_THREADS="2", OMP_WAIT_POLICY="PASSIVE"))
-    # Alone a fit has two threads, so that there is something to see.
+    # By itself a fit has two threads, so the test can fail.
     assert found["limit"] == found["limit after"] == 2
     assert found["pools alone"] > 0
     assert found["pools together"] == 0
-    # One of two cores for each worker: OpenMP has started nothing for it.
+    # Each worker has one of the two cores, so OpenMP has not started any threads for it.
     assert found["together"] <= found["alone"]
 
 
 @pytest.mark.parametrize(("n_cores", "n_workers", "share"), [(8, 2, 4), (8, 3, 2), (2, 4, 1)])
 def test_workers_share_the_threads_of_torch(monkeypatch, n_cores, n_workers, share):
-    """As joblib's processes do: as many threads as there are cores, over the workers."""
+    """As with joblib's processes, the number of threads is divided among the workers."""
     limits, all_there = [], threading.Barrier(n_workers, timeout=30)
 
     class Recorder:
@@ -138,13 +138,13 @@ def test_workers_share_the_threads_of_torch(monkeypatch, n_cores, n_workers, sha
     with ThreadPool(n_workers) as pool:
         pool.map(work, range(n_workers), chunksize=1)
     assert limits == [{"limits": share, "user_api": "openmp"}] * n_workers
-    # No worker of a pool: nothing is asked for.
+    # Outside a pool no limit is set.
     with fair_share_of_cores():
         assert len(limits) == n_workers
 
 
 @pytest.mark.parametrize("backend", ["threading", "loky"])
-def test_workers_agree_with_one(backend):
+def test_two_workers_give_the_same_scores_as_one(backend):
     def scores(parallel):
         return parallel(joblib.delayed(_score)(estimator) for estimator in ESTIMATORS)
 
@@ -154,7 +154,7 @@ def test_workers_agree_with_one(backend):
 
 def _score(estimator):
     with warnings.catch_warnings():
-        # What the process that runs the tests ignores, another does not know.
+        # Other processes do not have the warning filters of this one.
         warnings.simplefilter("ignore")
         return clone(estimator).fit(X).score(X)
 
@@ -172,7 +172,7 @@ def test_memory_of_the_gpu_is_released(estimator):
         model.transform(X), model.score(X), model.posterior(X), model.sample_posterior(X)
         return model
 
-    use()  # What cuBLAS and cuDNN keep for themselves, they keep once.
+    use()  # cuBLAS and cuDNN allocate memory once and keep it.
     gc.collect()
     before = torch.cuda.memory_allocated()
     model = use()
@@ -182,18 +182,18 @@ def test_memory_of_the_gpu_is_released(estimator):
 
 
 @each
-def test_what_a_fit_keeps_is_on_the_cpu(estimator):
+def test_tensors_kept_after_a_fit_are_on_the_cpu(estimator):
     model = clone(estimator).fit(X)
     found = list(tensors_of(model))
     assert {tensor.device.type for tensor in found} <= {"cpu"}
-    # Or there would be nothing to look at.
+    # The estimators with a module have tensors, so the test can fail.
     assert bool(found) == hasattr(model, "module_")
     # No gradients, which take as much memory as the weights.
     assert all(tensor.grad is None for tensor in found if tensor.is_leaf)
 
 
 def tensors_of(estimator):
-    """Tensors of the model and of the optimiser."""
+    """Yield the tensors of the model and of the optimiser."""
     if hasattr(estimator, "module_"):
         yield from estimator.module_.parameters()
         yield from estimator.module_.buffers()
@@ -203,7 +203,7 @@ def tensors_of(estimator):
 
 # ------------------------------------------------------------------------------------ files
 
-# Whatever opens a file to write, or changes a folder, tells the audit hooks.
+# Audit hooks see everything that opens a file for writing or changes a folder.
 WATCH = """
 import json, os, sys
 
@@ -252,13 +252,13 @@ def test_no_file_is_written(tmp_path):
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "USERPROFILE", "LOCALAPPDATA"):
         environment[name] = home
     written = [Path(path) for path in json.loads(run(WATCH + WORK + REPORT, **environment))]
-    # An empty folder, which torch makes for its compiler where an optimiser is made.
+    # torch makes an empty folder for its compiler when an optimiser is created.
     left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*")]
     by_torch = [path for path in left if path.name.startswith("torchinductor")]
     assert [path for path in left if path not in (Path("tmp"), *by_torch)] == []
-    # The standard library writes and removes a file to see whether it can.
+    # The standard library writes and removes a file to test whether it can.
     elsewhere = [path for path in written if tmp_path / "tmp" not in path.parents]
-    # Numba keeps compiled code beside that of Python.
+    # Numba stores compiled code next to Python's.
     assert [path for path in elsewhere if not in_cache(path)] == []
 
 
@@ -268,8 +268,8 @@ def in_cache(path):
     return in_tree or (cache is not None and Path(cache) in (path, *path.parents))
 
 
-def test_a_file_would_be_seen(tmp_path):
-    """A watch that sees nothing would pass on anything."""
+def test_written_files_are_detected(tmp_path):
+    """Without this, a hook that sees nothing would pass every test."""
     script = WATCH + "open('mine', 'w').close(); os.mkdir('folder')\n" + REPORT
     assert json.loads(run(script, HOME=str(tmp_path))) == ["mine", "folder"]
     assert (tmp_path / "mine").exists()

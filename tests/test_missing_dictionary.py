@@ -359,7 +359,7 @@ def test_rows_with_nothing_observed_are_named(fitted, X):
     calls = ("fit", "partial_fit", "transform", "score", "score_samples", "posterior")
     for call in (*calls, "sample_posterior"):
         model = learner() if "fit" in call else fitted
-        with pytest.raises(ValueError, match="nothing observed in rows 4, 17:"):
+        with pytest.raises(ValueError, match="no observed entries in rows 4, 17:"):
             getattr(model, call)(bad)
 
 
@@ -367,7 +367,7 @@ def test_columns_with_nothing_observed_are_named_in_fit_alone(fitted, X):
     bad = X.copy()
     bad[:, 7] = np.nan
     for call in ("fit", "partial_fit"):
-        with pytest.raises(ValueError, match="nothing observed in column 7:"):
+        with pytest.raises(ValueError, match="no observed entries in column 7:"):
             getattr(learner(), call)(bad)
     # One row with a hole has a column with nothing in it.
     assert np.isfinite(fitted.transform(bad)).all()

@@ -13,10 +13,11 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.utils import get_tags
 from torch import nn
+from training_bounds import training_bound
 
 from sklearn_vsc import SCVAE, SparseVAE, ThresholdedVSC
 from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
-from sklearn_vsc._models.objectives import Objective, training_bound
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.datasets import make_sparse_coded
 from sklearn_vsc.latents import SpikeSlab, SpikeSlabPosterior
 from sklearn_vsc.likelihoods import BernoulliLikelihood, GaussianLikelihood
@@ -401,14 +402,14 @@ def test_what_cannot_be_is_refused(estimator):
     X = HOLED.copy()
     X[7] = np.nan
     for call in (clone(estimator).fit, clone(estimator).partial_fit, model.transform, model.score):
-        with pytest.raises(ValueError, match=r"nothing observed in row 7\b"):
+        with pytest.raises(ValueError, match=r"no observed entries in row 7\b"):
             call(X)
-    with pytest.raises(ValueError, match="nothing observed in row 0"):
+    with pytest.raises(ValueError, match="no observed entries in row 0"):
         model.posterior(X[7:8])
     X = HOLED.copy()
     X[:, 5] = np.nan
     for call in (clone(estimator).fit, clone(estimator).partial_fit):
-        with pytest.raises(ValueError, match=r"nothing observed in column 5\b"):
+        with pytest.raises(ValueError, match=r"no observed entries in column 5\b"):
             call(X)
     # Of rows to code none needs the others.
     assert np.isfinite(model.transform(X)).all() and np.isfinite(model.score(X))
@@ -622,7 +623,7 @@ def test_the_scores_of_rows_are_those_of_a_model_of_their_columns(method):
     seen = np.arange(64) % 3 > 0
     rows = np.where(seen, DIGITS[200:], np.nan)
     module = model.module_
-    x = model._normalize(rows, torch.device("cpu"))
+    x = model._units.to_model(rows, torch.device("cpu"))
     with torch.no_grad():
         q = module.posterior(x)
         other = copy.deepcopy(module)
@@ -632,12 +633,12 @@ def test_the_scores_of_rows_are_those_of_a_model_of_their_columns(method):
         if method == "elbo":
             bound = other.expected_log_likelihood(x, q) - q.kl().sum(-1)
         else:
-            draws = model._draws(q, rows, model.score_draws)
+            draws = model._fitted.draws(q, rows, model.score_draws)
             weights = other.collapsed_log_weights(x, q, draws)
             bound = weights.mean(0)
             if method == "iwae":
                 bound = weights.logsumexp(0) - math.log(len(weights))
-    expected = bound.numpy() - seen.sum() * np.log(model._unit)
+    expected = bound.numpy() - seen.sum() * np.log(model._units.scale)
     assert_allclose(model.score_samples(rows), expected, rtol=1e-9)
 
 
@@ -647,9 +648,9 @@ def test_refined_codes_are_those_of_the_observed_columns():
         model = fitted(VARIANTS[key]).set_params(n_refine=500)
         rows = HOLED[200:215]
         q = model.posterior(rows)
-        x = model._normalize(rows, torch.device("cpu"))
+        x = model._units.to_model(rows, torch.device("cpu"))
         with torch.no_grad():
-            start = model.module_.posterior(x).as_spike_slab()
+            start = model.module_.posterior(x).as_gated()
         prior = SlabPrior(
             start.family.slab_name, start.family.prior_scale, start.family.prior_logit
         )

@@ -10,10 +10,11 @@ from numpy.testing import assert_allclose
 from scipy import integrate, stats
 from scipy.special import erfcx, log_ndtr
 from torch import nn
+from training_bounds import training_bound
 
 from sklearn_vsc._models import bounds
 from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
-from sklearn_vsc._models.objectives import Objective, training_bound
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.latents import Continuous, SpikeSlab, Thresholded, ThresholdedPosterior
 from sklearn_vsc.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from sklearn_vsc.networks import LinearDecoder

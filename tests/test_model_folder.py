@@ -1,4 +1,4 @@
-"""A model folder is written whole or not at all, and read without being led astray."""
+"""A model folder is written completely or not at all, and reading it is safe."""
 
 import ctypes
 import errno
@@ -27,7 +27,7 @@ def target(tmp_path):
 
 
 def written(target):
-    """Which of the two models a folder holds."""
+    """Return which of the two models a folder contains."""
     config, tensors = read_folder(target)
     for known, expected in (OLD, NEW):
         if config == known:
@@ -39,7 +39,7 @@ def written(target):
     raise AssertionError(config)
 
 
-def test_what_is_read_is_what_was_written(target):
+def test_a_written_model_is_read_back(target):
     write_folder(target, *OLD)
     assert written(target) == "old"
     write_folder(str(target), *NEW)
@@ -47,7 +47,7 @@ def test_what_is_read_is_what_was_written(target):
     assert os.listdir(target.parent) == ["model"]
 
 
-def test_permissions_are_those_of_any_new_folder(target):
+def test_permissions_are_the_same_as_for_any_new_folder(target):
     write_folder(target, *OLD)
     (target.parent / "other").mkdir()
     (target.parent / "other" / "file").touch()
@@ -59,11 +59,11 @@ def test_permissions_are_those_of_any_new_folder(target):
 
 
 class Killed(BaseException):
-    """The process is gone: nothing after it is done."""
+    """Simulates a killed process: nothing runs after it."""
 
 
 def kill_after(n_calls, monkeypatch):
-    """Let that many calls to the file system pass, and none after them; count all in a list."""
+    """Allow only this many calls to the file system; record all of them in a list."""
     calls = []
 
     def counted(function):
@@ -87,7 +87,7 @@ def kill_after(n_calls, monkeypatch):
 
 
 @pytest.mark.parametrize("swaps", [True, False], ids=["exchange", "two renames"])
-def test_a_model_is_there_whenever_the_process_is_killed(target, monkeypatch, swaps):
+def test_a_complete_model_exists_whenever_the_process_is_killed(target, monkeypatch, swaps):
     if not swaps:
         monkeypatch.setattr(_model_folder, "_exchange", no_exchange)
     outcomes = []
@@ -102,19 +102,19 @@ def test_a_model_is_there_whenever_the_process_is_killed(target, monkeypatch, sw
                 pass
             else:
                 assert len(calls) == n_calls
-        # Between two renames it has another name, for those who look for it.
+        # Between the two renames it only exists under another name.
         places = [target] if target.exists() else list(target.parent.glob(".saving-*-old"))
         assert swaps <= (places == [target])
         outcomes.append(written(*places))
         for rest in target.parent.glob(".saving-*"):
-            # Of a model that is not complete nothing opens.
+            # An incomplete model cannot be opened.
             if rest.exists() and rest not in places and n_calls < 2:
                 with pytest.raises(REFUSED):
                     read_folder(rest)
             shutil.rmtree(rest)
         if len(calls) == n_calls:
             break
-    # Killed before and after the moment that decides, and at last not at all.
+    # The kills came before and after the decisive moment, and in the last round not at all.
     assert outcomes == sorted(outcomes, reverse=True)
     assert outcomes.count("old") >= 4 and outcomes.count("new") >= 2
     assert len(calls) == n_calls < 29
@@ -125,7 +125,7 @@ def no_exchange(one, other):
 
 
 @pytest.mark.parametrize("n_calls", range(4))
-def test_nothing_opens_where_a_first_save_was_killed(target, monkeypatch, n_calls):
+def test_no_model_opens_after_a_first_save_was_killed(target, monkeypatch, n_calls):
     with monkeypatch.context() as patch:
         kill_after(n_calls, patch)
         with pytest.raises(Killed):
@@ -138,7 +138,7 @@ def test_nothing_opens_where_a_first_save_was_killed(target, monkeypatch, n_call
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 @pytest.mark.parametrize("swaps", [True, False])
-def test_an_error_leaves_the_old_model_and_no_rest(target, monkeypatch, name, swaps):
+def test_an_error_leaves_only_the_old_model(target, monkeypatch, name, swaps):
     write_folder(target, *OLD)
 
     def full(*args, **kwargs):
@@ -156,7 +156,7 @@ def test_an_error_leaves_the_old_model_and_no_rest(target, monkeypatch, name, sw
     assert os.listdir(target.parent) == ["model"]
 
 
-def test_the_second_of_two_renames_is_undone_by_the_first(target, monkeypatch):
+def test_the_first_of_two_renames_is_undone_if_the_second_fails(target, monkeypatch):
     write_folder(target, *OLD)
     replace, seen = os.replace, []
 
@@ -176,7 +176,7 @@ def test_the_second_of_two_renames_is_undone_by_the_first(target, monkeypatch):
 
 
 @pytest.mark.parametrize("code, swapped", [("ENOSYS", False), ("EINVAL", False), ("EIO", None)])
-def test_what_the_system_says_to_an_exchange(target, monkeypatch, code, swapped):
+def test_errors_of_an_exchange_are_handled(target, monkeypatch, code, swapped):
     number = getattr(errno, code)
 
     class Library:
@@ -193,14 +193,14 @@ def test_what_the_system_says_to_an_exchange(target, monkeypatch, code, swapped)
         assert caught.value.errno == number
     else:
         assert _model_folder._exchange(target, target) is swapped
-    # A C library without the function, and another system.
+    # A C library without the function, and another operating system.
     monkeypatch.setattr(ctypes, "CDLL", lambda *args, **kwargs: object())
     assert _model_folder._exchange(target, target) is False
     monkeypatch.setattr(_model_folder.sys, "platform", "darwin")
     assert _model_folder._exchange(target, target) is False
 
 
-# --------------------------------------------------------------------------- where one may write
+# ------------------------------------------------------------------ where writing is allowed
 
 
 def test_other_folders_and_files_are_not_overwritten(target):
@@ -211,13 +211,13 @@ def test_other_folders_and_files_are_not_overwritten(target):
     target.unlink()
 
     target.mkdir()
-    write_folder(target, *OLD)  # an empty folder holds nothing that could be lost
+    write_folder(target, *OLD)  # an empty folder contains nothing that could be lost
     (target / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="something other than a saved model"):
         write_folder(target, *NEW)
     assert (target / "notes.txt").read_text() == "mine"
     (target / "notes.txt").unlink()
-    # Other libraries write files of these names too.
+    # Other libraries write files with these names too.
     for text in ('{"model_type": "bert"}', "no JSON", "[1]"):
         (target / "config.json").write_text(text)
         with pytest.raises(FileExistsError, match="something other"):
@@ -225,8 +225,8 @@ def test_other_folders_and_files_are_not_overwritten(target):
     assert os.listdir(target.parent) == ["model"]
 
 
-def test_paths_that_lead_nowhere(target, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="make it before you save"):
+def test_invalid_paths_are_an_error(target, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="create it before you save"):
         write_folder(target / "deeper", *OLD)
     for path, error in ((3, TypeError), (None, TypeError), ("a\0b", (TypeError, ValueError))):
         with pytest.raises(error):
@@ -237,14 +237,14 @@ def test_paths_that_lead_nowhere(target, monkeypatch):
         write_folder("/", *OLD)
     with pytest.raises(FileNotFoundError):
         read_folder(target)
-    # A relative path is as good as any.
+    # A relative path works too.
     monkeypatch.chdir(target.parent)
     write_folder("model", *OLD)
     assert written(Path("..") / target.parent.name / "model") == "old"
 
 
 @links
-def test_a_link_to_a_model_is_the_model(target):
+def test_a_link_to_a_model_stands_for_the_model(target):
     write_folder(target, *OLD)
     link = target.parent / "latest"
     link.symlink_to(target)
@@ -253,12 +253,12 @@ def test_a_link_to_a_model_is_the_model(target):
     assert link.is_symlink() and written(target) == written(link) == "new"
 
 
-# ----------------------------------------------------------------------------- what one may read
+# ------------------------------------------------------------------ what can be read
 
 
 @links
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_only_plain_files_are_read(target, name):
+def test_only_regular_files_are_read(target, name):
     write_folder(target, *OLD)
     outside = target.parent / name
     (target / name).rename(outside)
@@ -281,9 +281,9 @@ def test_only_plain_files_are_read(target, name):
 
 
 @links
-def test_a_socket_is_no_plain_file(target, monkeypatch):
+def test_a_socket_is_not_a_regular_file(target, monkeypatch):
     target.mkdir()
-    # The names of sockets are short.
+    # Paths of sockets must be short.
     monkeypatch.chdir(target)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("config.json")
@@ -291,9 +291,9 @@ def test_a_socket_is_no_plain_file(target, monkeypatch):
             read_folder(target)
 
 
-def test_a_file_is_no_folder(target):
+def test_a_file_is_not_a_folder(target):
     target.write_bytes(b"\x80\x04\x95")
-    with pytest.raises(NotADirectoryError, match="give the folder"):
+    with pytest.raises(NotADirectoryError, match="pass the folder"):
         read_folder(target)
 
 
@@ -319,14 +319,14 @@ def test_a_file_is_no_folder(target):
         "\x80\x04\x95pickle",
     ],
 )
-def test_foreign_configurations(target, text):
+def test_configurations_of_other_programs_are_an_error(target, text):
     write_folder(target, *OLD)
     (target / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError):
         read_folder(target)
 
 
-def test_newer_formats_are_named(target):
+def test_error_names_a_newer_format(target):
     write_folder(target, *OLD)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(config | {"format_version": 7}))
@@ -334,10 +334,10 @@ def test_newer_formats_are_named(target):
         read_folder(target)
 
 
-def test_what_could_not_be_read_is_not_written(target, monkeypatch):
+def test_a_configuration_too_large_to_read_is_not_written(target, monkeypatch):
     write_folder(target, *OLD)
     monkeypatch.setattr(_model_folder, "_LARGEST_CONFIG", 1000)
-    with pytest.raises(ValueError, match="may have 1000"):
+    with pytest.raises(ValueError, match="at most 1000 are allowed"):
         write_folder(target, {"names": ["x"] * 1000}, {})
     assert written(target) == "old"
 
@@ -347,7 +347,7 @@ def test_a_large_file_is_not_read(target):
     for name in ("config.json", "model.safetensors"):
         content = (target / name).read_bytes()
         with open(target / name, "ab") as file:
-            # It takes no space: the end alone is written.
+            # The file is sparse, so this takes no disk space.
             file.truncate(2**40)
         with pytest.raises(ValueError, match="at most"):
             read_folder(target)
@@ -355,7 +355,7 @@ def test_a_large_file_is_not_read(target):
     assert written(target) == "old"
 
 
-def test_tensors_of_another_format(target, monkeypatch):
+def test_tensors_in_another_format_are_an_error(target, monkeypatch):
     monkeypatch.setattr(_model_folder.safetensors.torch, "save", lambda tensors: b"\x80\x04pickle")
     write_folder(target, *OLD)
     with pytest.raises(ValueError, match="is not a safetensors file"):

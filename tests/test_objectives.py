@@ -7,12 +7,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch import nn
+from training_bounds import training_bound
 
 from sklearn_vsc import SparseVAE
 from sklearn_vsc._models.gate_gradients import NVILBaseline
 from sklearn_vsc._models.latent_variable import LatentVariableModel
-from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective, training_bound
-from sklearn_vsc._training import network_fit as training
+from sklearn_vsc._models.objectives import SCORE_GRADIENTS, Objective
 from sklearn_vsc.latents import Continuous, SpikeSlab
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.networks import LinearDecoder
@@ -263,13 +263,13 @@ SMALL = {"max_iter": 6, "hidden_layer_sizes": (8,), "random_state": 0, "batch_si
 
 def _spy(monkeypatch, note):
     """Note something of each call of the training bound."""
-    noted, bound = [], training.training_bound
+    noted, bound = [], LatentVariableModel.training_step
 
     def spy(model, *args, **kwargs):
         noted.append(note(model, *args, **kwargs))
         return bound(model, *args, **kwargs)
 
-    monkeypatch.setattr(training, "training_bound", spy)
+    monkeypatch.setattr(LatentVariableModel, "training_step", spy)
     return noted
 
 

@@ -1,4 +1,4 @@
-"""Files that are not what `save` has written are refused, in one of three ways."""
+"""Loading files that differ from what `save` wrote raises one of three kinds of errors."""
 
 import hashlib
 import json
@@ -26,14 +26,14 @@ ESTIMATORS = {
     "vae-lista": SparseVAE(6, **NET, encoder="lista", decoder="linear", n_unrolled=3),
     "scvae": SCVAE(6, **NET),
 }
-# What a load refuses a file with, and nothing else.
+# The only kinds of errors that loading a bad file may raise.
 REFUSED = (ValueError, TypeError, OSError)
 
 _FITS: dict = {}
 
 
 def fitted(name):
-    """A fit that is made once; nobody changes it here."""
+    """Return a fit that is made only once and must not be changed."""
     if name not in _FITS:
         _FITS[name] = clone(ESTIMATORS[name]).fit(X)
     return _FITS[name]
@@ -46,20 +46,20 @@ def folder(request, tmp_path):
 
 
 def refuse(folder):
-    """Check that a load refuses in one of the three ways; return with what."""
+    """Check that loading raises one of these errors; return its message."""
     with pytest.raises(REFUSED) as caught:
         load(folder)
     return str(caught.value)
 
 
 def rewrite(folder, change):
-    """Change configuration and tensors, and set the checksum right."""
+    """Change configuration and tensors, and correct the checksum."""
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
     change(config, tensors)
     content = tensors_to_bytes(tensors)
     for name, value in {"tensors_size": len(content), "checksum": None}.items():
-        # They stand at the end.
+        # These entries belong at the end.
         config.pop(name)
         config[name] = value
     text = (json.dumps(config, indent=1) + "\n").encode()
@@ -68,14 +68,14 @@ def rewrite(folder, change):
     (folder / "model.safetensors").write_bytes(content)
 
 
-def test_the_checksum_can_be_set_right(folder):
-    """Tests that rewrite a file would else pass on any file."""
+def test_the_checksum_can_be_corrected(folder):
+    """Without this, tests that rewrite a file would pass for any change."""
     rewrite(folder, lambda config, tensors: config["parameters"].update(max_iter=77))
     assert load(folder).max_iter == 77
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_any_byte_changed_is_found(folder, name):
+def test_any_changed_byte_is_detected(folder, name):
     content = (folder / name).read_bytes()
     places = np.random.default_rng(0).integers(0, len(content), 60)
     for i, place in enumerate([*range(12), *places, len(content) - 1]):
@@ -88,7 +88,7 @@ def test_any_byte_changed_is_found(folder, name):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_any_length_but_its_own_is_found(folder, name):
+def test_any_change_of_length_is_detected(folder, name):
     content = (folder / name).read_bytes()
     lengths = np.random.default_rng(1).integers(0, len(content), 60)
     for length in [*range(10), *lengths, len(content) - 1]:
@@ -99,7 +99,7 @@ def test_any_length_but_its_own_is_found(folder, name):
         refuse(folder)
 
 
-def test_layout_of_the_text_counts(folder):
+def test_a_change_in_the_layout_of_the_text_is_detected(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config))
     assert "checksum" in refuse(folder)
@@ -171,14 +171,14 @@ CHANGES = {
 
 @pytest.mark.parametrize("folder", ["fista", "vae"], indirect=True)
 @pytest.mark.parametrize("change", CHANGES)
-def test_contents_are_checked_whatever_the_checksum_says(folder, change):
+def test_contents_are_checked_even_if_the_checksum_matches(folder, change):
     edit, message = CHANGES[change]
     rewrite(folder, edit)
     assert message in refuse(folder)
 
 
 def test_every_value_is_checked(folder):
-    """Each fitted attribute in turn is what it cannot be; each tensor is left out or too large."""
+    """Each fitted attribute in turn gets an invalid value; each tensor is missing or too large."""
     files = {path: path.read_bytes() for path in folder.iterdir()}
     config = json.loads(files[folder / "config.json"])
     changes = [set_in("fitted", name, value="x") for name in config["fitted"]]
@@ -219,14 +219,14 @@ def put_in_place_of(name, tensor):
         ("scvae", "latent_weight", "x"),
     ],
 )
-def test_a_model_that_the_weights_do_not_fit_is_refused(setting, name, value, tmp_path):
-    """At once, also where the model would be larger than any machine."""
+def test_a_model_that_does_not_fit_the_weights_is_an_error(setting, name, value, tmp_path):
+    """The error is immediate, even if the model would not fit into any machine's memory."""
     fitted(setting).save(tmp_path / "model")
     rewrite(tmp_path / "model", set_in("fitted", "_built_with", "dict", name, value=value))
     refuse(tmp_path / "model")
 
 
 @pytest.mark.parametrize("version, message", [(2, "upgrade"), (0, "valid"), ("1", "valid")])
-def test_versions(folder, version, message):
+def test_unknown_format_versions_are_an_error(folder, version, message):
     rewrite(folder, set_in("format_version", value=version))
     assert message in refuse(folder)

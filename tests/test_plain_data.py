@@ -1,4 +1,4 @@
-"""Plain data comes back as it was, in type and to the last bit."""
+"""Plain data survives a round trip, with its type and to the last bit."""
 
 import json
 import math
@@ -58,11 +58,11 @@ def assert_same(one, other):
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(VALUES)
-def test_values_come_back(value):
+def test_values_survive_a_round_trip(value):
     assert_same(value, through_json(value))
 
 
-def test_arrays_in_every_layout():
+def test_arrays_of_every_layout_survive_a_round_trip():
     array = np.arange(24.0).reshape(2, 3, 4)
     assert_same(array, through_json(array))
     assert_same(np.asfortranarray(array), through_json(np.asfortranarray(array)))
@@ -77,9 +77,9 @@ def test_arrays_in_every_layout():
     assert through_json(np.str_("laplace")) == "laplace"
 
 
-def test_random_states_keep_their_place_and_stay_one():
+def test_random_states_keep_their_position_and_identity():
     one, other = np.random.RandomState(0), np.random.RandomState(0)
-    one.normal()  # one of the pair that was drawn is kept for the next call
+    one.normal()  # normal numbers are drawn in pairs; the second is kept for the next call
     found = through_json([one, other, one])
     assert found[0] is found[2] is not found[1]
     for a, b in ((one, found[0]), (other, found[1])):
@@ -107,6 +107,6 @@ def test_random_states_keep_their_place_and_stay_one():
         np.random.RandomState(np.random.SFC64(0)),
     ],
 )
-def test_what_is_not_plain_is_refused_by_name(value):
+def test_error_names_data_that_is_not_plain(value):
     with pytest.raises(TypeError, match=r"'x(\.1)?' "):
         Encoder().encode([0, value], "x")

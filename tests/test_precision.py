@@ -89,7 +89,7 @@ def test_what_networks_return_is_float32(name):
     model = make(name, max_iter=1).fit(X).module_
     rows = torch.from_numpy(X)
     plain = model.posterior(rows)
-    with networks_in("bf16", model, CPU):
+    with networks_in("bf16", model.networks, CPU):
         posterior = model.posterior(rows)
         outputs = model.decoder(posterior.mean)
     assert posterior.mean.dtype == outputs.dtype == torch.float32
@@ -100,10 +100,10 @@ def test_what_networks_return_is_float32(name):
 
 def test_networks_are_put_back_after_an_error():
     model = make("vae", max_iter=1).fit(DIGITS).module_
-    with pytest.raises(RuntimeError, match="stop"), networks_in("bf16", model, CPU):
+    with pytest.raises(RuntimeError, match="stop"), networks_in("bf16", model.networks, CPU):
         raise RuntimeError("stop")
     assert not any("forward" in vars(part) for part in model.modules())
-    with networks_in("float32", model, CPU):
+    with networks_in("float32", model.networks, CPU):
         assert not any("forward" in vars(part) for part in model.modules())
 
 

@@ -10,9 +10,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from training_bounds import training_bound
 
 from sklearn_vsc import SparseVAE, ThresholdedVSC
-from sklearn_vsc._models.objectives import Objective, training_bound
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.datasets import make_sparse_coded
 
 X = load_digits().data[:500]

@@ -1,4 +1,4 @@
-"""What `test_fuzz.py` once found to fail with an unclear error, or with none."""
+"""Cases found by `test_fuzz.py` that once failed with an unclear error, or without one."""
 
 import re
 
@@ -24,7 +24,7 @@ each = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__
 
 @each
 @pytest.mark.parametrize("size", [1e-300, 1e-160, 1e160, 1e300])
-def test_rows_whose_squares_are_lost_are_refused(estimator, size):
+def test_rows_whose_squares_underflow_or_overflow_are_an_error(estimator, size):
     learner = clone(estimator)
     with pytest.raises(ValueError, match=r"X has values of at most .* scale X"):
         learner.fit(size * X)
@@ -32,24 +32,24 @@ def test_rows_whose_squares_are_lost_are_refused(estimator, size):
 
 
 @each
-@pytest.mark.parametrize("size", [2.0**-300, 2.0**300])  # of which products are exact
-def test_rows_of_a_size_far_from_one_are_learned(estimator, size):
+@pytest.mark.parametrize("size", [2.0**-300, 2.0**300])  # powers of two, so products are exact
+def test_rows_of_a_scale_far_from_one_are_learned(estimator, size):
     learner, scale = clone(estimator), 1 / size
     if isinstance(learner, FISTADictionaryLearner):
-        # Its atoms have unit norm, and alpha the unit of X.
+        # Its atoms have unit norm, and alpha has the unit of X.
         learner, scale = learner.set_params(alpha=0.1 * size), 1
     learner.fit(size * X)
     assert np.isfinite(learner.components_).all()
     assert 0 < learner.noise_variance_ < np.inf
     usual = clone(estimator).fit(X)
     np.testing.assert_allclose(learner.components_ * scale, usual.components_, atol=1e-4)
-    # Draws hang on the row's bytes, and so on its size: of their sums a mean stays the same.
+    # Draws depend on the bytes of a row, and so on its scale; only their mean stays the same.
     bound = learner.score(size * X) + X.shape[1] * np.log(size)
     assert abs(bound - usual.score(X)) < 1
 
 
 @pytest.mark.parametrize("size", [2.0**-45, 2.0**45])
-def test_a_dictionary_does_not_hang_on_the_unit_of_float32_rows(size):
+def test_a_dictionary_does_not_depend_on_the_unit_of_float32_rows(size):
     rows = X.astype(np.float32)
     usual = FISTADictionaryLearner(3, alpha=0.1, max_iter=2, random_state=0).fit(rows)
     learner = clone(usual).set_params(alpha=0.1 * size).fit(np.float32(size) * rows)
@@ -57,14 +57,14 @@ def test_a_dictionary_does_not_hang_on_the_unit_of_float32_rows(size):
 
 
 @each
-def test_rows_far_from_those_of_the_fit_have_no_score(estimator):
+def test_scoring_rows_of_a_very_different_scale_than_in_fit_is_an_error(estimator):
     learner = clone(estimator).fit(X)
     with pytest.raises(ValueError, match=r"\bX\b"):
         learner.score_samples(1e300 * X)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS[1:], ids=lambda e: type(e).__name__)
-def test_codes_that_decode_to_no_number_are_refused(estimator):
+def test_codes_that_decode_to_infinity_are_an_error(estimator):
     learner = clone(estimator).fit(1e50 * X)
     assert np.isfinite(learner.inverse_transform(np.ones((1, 3)))).all()
     with pytest.raises(ValueError, match=r"Z, .* not finite in float32"):
@@ -72,7 +72,7 @@ def test_codes_that_decode_to_no_number_are_refused(estimator):
 
 
 def test_a_dictionary_of_few_observed_rows_is_finite():
-    # Of three rows, a feature that one row shows: conjugate gradients once ran away.
+    # One feature is observed in only one of three rows: conjugate gradients once diverged here.
     rows = np.random.default_rng(9).uniform(size=(3, 3))
     rows[0, 1:], rows[2, 2] = np.nan, np.nan
     learner = SparseVAE(**NETWORK).fit(rows)
@@ -82,12 +82,12 @@ def test_a_dictionary_of_few_observed_rows_is_finite():
 
 @pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e300])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_alpha_out_of_proportion_is_refused(alpha, dtype):
+def test_alpha_out_of_proportion_is_an_error(alpha, dtype):
     with pytest.raises(ValueError, match=re.escape(f"alpha={alpha!r} is out of proportion to X")):
         FISTADictionaryLearner(3, alpha=alpha).fit(X.astype(dtype))
 
 
-def test_a_huge_alpha_in_transform_gives_codes_of_zero():
+def test_a_huge_alpha_in_transform_gives_zero_codes():
     learner = clone(ESTIMATORS[0]).set_params(transform_alpha=10**30).fit(X)
     assert not learner.transform(X).any()
     learner.set_params(transform_alpha=1e300)
@@ -119,31 +119,31 @@ def test_a_huge_alpha_in_transform_gives_codes_of_zero():
         (SCVAE, "callbacks", [("name", object())]),
     ],
 )
-def test_a_value_that_cannot_be_trained_with_is_named(estimator_class, name, value):
+def test_error_names_a_value_that_prevents_training(estimator_class, name, value):
     learner = estimator_class(**NETWORK | {name: value})
     with pytest.raises((ValueError, TypeError), match=rf"\b{name}\b"):
         learner.fit(X)
 
 
-def test_a_density_and_a_shape_that_ask_for_a_huge_threshold_are_named():
+def test_error_names_density_and_shape_that_imply_a_huge_threshold():
     learner = ThresholdedVSC(**NETWORK, density=1e-3, threshold_shape=0.1)
     with pytest.raises(ValueError, match=r"density=0.001 with threshold_shape=0.1 makes"):
         learner.fit(X)
 
 
-def test_a_step_that_is_far_too_long_is_an_error():
+def test_a_far_too_large_learning_rate_is_an_error():
     with pytest.raises(ValueError, match="learning_rate_init"):
         SparseVAE(**NETWORK, learning_rate_init=71.0).partial_fit(X)
 
 
 @each
-def test_true_counts_one_component(estimator):
+def test_true_counts_as_one_component(estimator):
     assert clone(estimator).set_params(n_components=True).fit(X).transform(X).shape == (12, 1)
 
 
 @each
 @pytest.mark.parametrize("method", ["transform", "score", "posterior", "inverse_transform"])
-def test_a_parameter_set_wrongly_after_fit_is_named(estimator, method):
+def test_error_names_a_parameter_set_to_a_bad_value_after_fit(estimator, method):
     learner = clone(estimator).fit(X)
     name = "transform_algorithm" if hasattr(learner, "transform_algorithm") else "transform_method"
     learner.set_params(**{name: "best"})
@@ -153,7 +153,7 @@ def test_a_parameter_set_wrongly_after_fit_is_named(estimator, method):
 
 @each
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2", None, True])
-def test_a_wrong_count_is_named(estimator, count):
+def test_error_names_a_wrong_count(estimator, count):
     learner = clone(estimator).fit(X)
     with pytest.raises(ValueError, match="The 'n_draws' parameter must be a whole number"):
         learner.sample_posterior(X, count)
@@ -162,7 +162,7 @@ def test_a_wrong_count_is_named(estimator, count):
 
 
 @pytest.mark.parametrize("path", [None, 3, ["model"], b"model", "a\0b"])
-def test_what_is_no_path_is_named(path):
+def test_error_names_an_invalid_path(path):
     learner = clone(ESTIMATORS[0]).fit(X)
     with pytest.raises(TypeError, match="path must be a string or path-like"):
         learner.save(path)

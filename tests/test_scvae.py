@@ -11,12 +11,14 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 from torch import nn
 
 from sklearn_vsc import SCVAE
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.datasets import make_sparse_coded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 
 DIGITS = load_digits().data[:300]
 SMALL = {"max_iter": 3, "hidden_layer_sizes": (8,), "random_state": 0}
+CODE = Objective("code")
 IMAGES = {"image_shape": (1, 8, 8), "n_components": 6, "max_iter": 2, "random_state": 0}
 
 
@@ -41,7 +43,7 @@ def latents_of(model, X):
     """Latent vectors, amplitudes and unit atoms of rows, as arrays."""
     module = model.module_
     with torch.no_grad():
-        latents = module.latents(model._normalize(X, torch.device("cpu")).double())
+        latents = module.latents(model._units.to_model(X, torch.device("cpu")).double())
         amplitudes = module.amplitudes(latents)
         atoms = nn.functional.normalize(module.decoder.weight, dim=1)
     return latents.numpy(), amplitudes.numpy(), atoms.numpy()
@@ -112,7 +114,7 @@ def test_idle_atoms_turn_to_what_is_coded_worst():
     module = scvae(max_iter=2).fit(DIGITS).module_.float().train()
     x, generator = torch.randn(5, 64), torch.Generator()
     module.n_idle_rows.zero_()
-    module.training_bound(x, generator)
+    module.training_step(x, CODE, generator)
     with torch.no_grad():
         latents = module.latents(x)
         amplitudes = module.amplitudes(latents)
@@ -123,9 +125,9 @@ def test_idle_atoms_turn_to_what_is_coded_worst():
     worst = residual[residual.norm(dim=1).argsort(descending=True)]
     before, idle = module.decoder.weight.detach().clone(), torch.arange(16) % 7 == 3
     module.n_idle_rows[idle] = 2000
-    module.eval().training_bound(x, generator)
+    module.eval().training_step(x, CODE, generator)
     assert_array_equal(module.decoder.weight.detach(), before)
-    module.train().training_bound(x, generator)
+    module.train().training_step(x, CODE, generator)
     after = module.decoder.weight.detach()
     assert_array_equal(after[~idle], before[~idle])
     assert_allclose(after[idle].norm(dim=1), before[idle].norm(dim=1), rtol=1e-5)
@@ -241,7 +243,7 @@ def test_training_trains_scales_by_the_bound_and_the_decoder_by_code_and_draws()
         value.sum().backward()
         return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
-    trained = slopes(module.training_bound(x, torch.Generator().manual_seed(0)))
+    trained = slopes(module.training_step(x, CODE, torch.Generator().manual_seed(0)).bound)
     amplitudes = module.amplitudes(module.latents(x)).detach()
     bound = slopes(module._bound_of_scales(x, amplitudes, torch.Generator().manual_seed(0)))
     for name, slope in bound.items():
@@ -265,7 +267,8 @@ def test_penalty_that_warms_up_has_its_value_and_less_slope():
     x, bounds, slopes = torch.randn(5, 64), [], []
     for weight in (0.0, 0.5, 1.0):
         module.zero_grad()
-        bound = module.training_bound(x, torch.Generator().manual_seed(0), weight).sum()
+        generator = torch.Generator().manual_seed(0)
+        bound = module.training_step(x, CODE, generator, kl_weight=weight).bound.sum()
         bound.backward()
         bounds.append(bound.item())
         slopes.append(module.decoder.weight.grad.clone())

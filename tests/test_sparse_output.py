@@ -1,4 +1,4 @@
-"""Codes as sparse matrices: the dense ones, exactly, without holding them."""
+"""Sparse codes equal the dense codes exactly, without holding these in memory."""
 
 import copy
 
@@ -49,7 +49,7 @@ def fitted(name):
 
 @each
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_sparse_codes_are_the_dense_ones(name, dtype):
+def test_sparse_codes_equal_the_dense_codes(name, dtype):
     model, rows = fitted(name), ROWS.astype(dtype)
     dense = model.transform(rows)
     codes = model.set_params(sparse_output=True).transform(rows)
@@ -64,7 +64,7 @@ def test_sparse_codes_are_the_dense_ones(name, dtype):
 
 
 @each
-def test_inverse_transform_takes_them_back(name):
+def test_inverse_transform_accepts_sparse_codes(name):
     model = fitted(name)
     dense = model.transform(ROWS)
     expected = model.inverse_transform(dense)
@@ -79,7 +79,7 @@ def test_inverse_transform_takes_them_back(name):
 
 
 @each
-def test_fit_transform_and_parameter(name):
+def test_fit_transform_follows_the_parameter(name):
     model = clone(ESTIMATORS[name]).set_params(sparse_output=True, max_iter=1)
     codes = model.fit_transform(X)
     assert sparse.issparse(codes)
@@ -91,8 +91,8 @@ def test_fit_transform_and_parameter(name):
 
 
 @each
-def test_chunk_by_chunk(name, monkeypatch):
-    """No chunk is as long as all rows, and only one is dense at a time."""
+def test_sparse_codes_are_computed_chunk_by_chunk(name, monkeypatch):
+    """No chunk contains all rows, and only one chunk is dense at a time."""
     model = fitted(name)
     dense = model.transform(ROWS)
     monkeypatch.setattr("sklearn_vsc._rows.arrays.NUMBERS_AT_ONCE", 24 * model._n_features_out)
@@ -112,7 +112,7 @@ def test_chunk_by_chunk(name, monkeypatch):
 
 
 @each
-def test_frames_cannot_hold_them(name):
+def test_frames_cannot_hold_sparse_codes(name):
     model = fitted(name).set_params(sparse_output=True)
     for frame in ("pandas", "polars"):
         model.set_output(transform=frame)
@@ -134,7 +134,7 @@ def test_scores_and_posteriors_stay_dense(name):
 
 
 @each
-def test_saved_and_loaded(name, tmp_path):
+def test_sparse_output_survives_saving_and_loading(name, tmp_path):
     model = fitted(name).set_params(sparse_output=True)
     model.save(tmp_path / "model")
     again = sklearn_vsc.load(tmp_path / "model")
@@ -153,14 +153,14 @@ def test_grids_of_codes_stay_dense():
 
 
 @pytest.mark.parametrize("name", ["fista", "thresholded"])
-def test_a_classifier_takes_them(name):
+def test_a_classifier_accepts_sparse_codes(name):
     labels = DIGITS.target[:150]
     accuracies = []
     for is_sparse in (False, True):
         coder = clone(ESTIMATORS[name]).set_params(sparse_output=is_sparse)
         pipeline = make_pipeline(coder, LogisticRegression(max_iter=2000)).fit(X, labels)
         accuracies.append(pipeline.score(ROWS, DIGITS.target[150:250]))
-    # One in ten by chance; solvers for sparse rows sum in another order.
+    # Chance is one in ten; solvers for sparse rows sum in another order.
     assert min(accuracies) > 0.3
     assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03)
 

@@ -734,7 +734,7 @@ def test_exact_gradient_warns_of_draws_that_it_does_not_make(params):
 
 
 def objective_of(**params):
-    return SparseVAE(**params)._make_objective()
+    return SparseVAE(**params)._describe().objective
 
 
 def test_parameters_choose_the_objective():

@@ -127,9 +127,9 @@ def test_learning_from_the_chunks_of_a_map(estimator, tmp_path):
 def test_memory_of_a_fit_does_not_grow_with_the_rows(estimator, holes, tmp_path, monkeypatch):
     """NumPy's share of it: rows, missing entries, means, codes. Little is held at once here."""
     monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 256)
-    for module in ("_arrays", "_read_off"):
+    for module in ("_rows.arrays", "_inference.settling"):
         monkeypatch.setattr(f"sklearn_vsc.{module}.NUMBERS_AT_ONCE", 2**15)
-    monkeypatch.setattr("sklearn_vsc._read_off._START_NUMBERS", 2**15)
+    monkeypatch.setattr("sklearn_vsc._rows.sources._START_NUMBERS", 2**15)
     n_rows = 4_000
     rows = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.float32, (n_rows, 256))
     rows[:] = np.random.RandomState(0).standard_normal((1, 256))
@@ -190,12 +190,12 @@ def test_what_is_wrong_in_a_later_chunk_has_its_index():
     observed = ObservedRows(2)
     for _ in range(2):
         observed.add(np.array([[np.nan, 1.0], [np.nan, np.nan]]))
-    with pytest.raises(ValueError, match="nothing observed in rows 1, 3:"):
+    with pytest.raises(ValueError, match="no observed entries in rows 1, 3:"):
         observed.check(columns=True)
     observed = ObservedRows(2)
     observed.add(np.array([[np.nan, 1.0]]))
     observed.check(columns=False)
-    with pytest.raises(ValueError, match="nothing observed in column 0:"):
+    with pytest.raises(ValueError, match="no observed entries in column 0:"):
         observed.check(columns=True)
 
 
@@ -218,7 +218,7 @@ def test_components_are_the_least_squares_dictionary_of_all_chunks(estimator, ho
 
 
 def test_with_holes_the_dictionary_rests_on_what_fits_into_memory(monkeypatch):
-    monkeypatch.setattr("sklearn_vsc._read_off.NUMBERS_AT_ONCE", 9 * 100)
+    monkeypatch.setattr("sklearn_vsc._inference.settling.NUMBERS_AT_ONCE", 9 * 100)
     model = SparseVAE(**SMALL).fit(HOLED)
     codes = model.transform(HOLED[::3])
     wanted = effective_dictionary(torch.from_numpy(HOLED[::3]), torch.from_numpy(codes))
@@ -368,7 +368,7 @@ def test_every_epoch_asks_for_each_row_once():
         (Stream([X[:4], X[4:, :5]]), ValueError, "Item 1 .* 5 values .* before it have 9"),
         (Rows(X.reshape(-1, 3, 3)), ValueError, r"Item 0 .* shape \(3, 3\).*one axis.*image_shape"),
         (Stream(X.reshape(2, -1, 3, 3)), ValueError, r"shape \(150, 3, 3\).*or a batch of rows"),
-        (Stream(iter(X)), ValueError, "gave 299 rows when it was read first, and 0"),
+        (Stream(iter(X)), ValueError, "yielded 299 rows when first read, and 0"),
     ],
 )
 def test_datasets_that_are_refused(rows, error, match):
@@ -391,8 +391,8 @@ def test_entries_are_checked_as_those_of_arrays(monkeypatch):
     monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 64)
     for wrong, place, match in (
         (np.inf, (200, 3), r"X\[200, 3\] is inf"),
-        (np.nan, (200,), "nothing observed in row 200:"),
-        (np.nan, (slice(None), 2), "nothing observed in column 2:"),
+        (np.nan, (200,), "no observed entries in row 200:"),
+        (np.nan, (slice(None), 2), "no observed entries in column 2:"),
     ):
         rows = X.copy()
         rows[place] = wrong
@@ -433,7 +433,7 @@ def test_all_else_takes_arrays(estimator):
             method(rows)
     if isinstance(model, FISTADictionaryLearner):
         for method in (model.fit, model.partial_fit):
-            with pytest.raises(TypeError, match="learns from them by 'partial_fit'"):
+            with pytest.raises(TypeError, match="learns from them with 'partial_fit'"):
                 method(rows)
     assert not rows.asked
 

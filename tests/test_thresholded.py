@@ -363,7 +363,7 @@ def test_unit_is_that_of_all_rows():
     # More rows than one chunk of the sum holds, the last one far off.
     X = np.ones((4097, 2)) * np.array([[1.0], [-1.0]] * 2048 + [[50.0]])
     model = vsc(1, max_iter=1, batch_size=4097).fit(X)
-    assert model._unit == pytest.approx(X.std())
+    assert model._units.scale == pytest.approx(X.std())
 
 
 # -------------------------------------------------------------------------- combinations
@@ -478,7 +478,7 @@ def test_published_settings_run():
     assert np.isfinite(model.score(X))
     # Objective of the paper: base laws, straight-through, the best of twenty draws.
     assert model.module_.family.training_kl == "base"
-    assert model._make_objective() == Objective("max_elbo", n_draws=20, kl_weight=1.0)
+    assert model._describe().objective == Objective("max_elbo", n_draws=20, kl_weight=1.0)
 
 
 @pytest.mark.parametrize(("activation", "low"), [("sigmoid", 0), ("tanh", -1)])
@@ -492,7 +492,7 @@ def test_output_activation_bounds_rows_in_units_of_x(activation, low, decoder):
     assert rows.min() < low + 0.01 and rows.max() > 0.99
     assert_allclose(model.inverse_transform(np.zeros((1, 12)))[0], X.mean(0), atol=0.3 * (1 - low))
     # Its ELBO has no closed form; the dictionary is that of a decoder that is not linear.
-    assert model._make_objective().bound == "elbo"
+    assert model._describe().objective.bound == "elbo"
     assert not hasattr(model, "intercept_")
     with pytest.warns(UserWarning, match=f"output_activation='{activation}' decodes to values in"):
         clone(model).set_params(max_iter=1).fit(DIGITS)

@@ -16,8 +16,9 @@ from torch import nn
 from sklearn_vsc import SparseVAE, ThresholdedVSC
 from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
 from sklearn_vsc._models.objectives import Objective
-from sklearn_vsc._training import network_fit as training
-from sklearn_vsc._training.network_fit import InMemoryBatches, TrainingOptions, train
+from sklearn_vsc._training.batches import InMemoryBatches
+from sklearn_vsc._training.network_fit import train
+from sklearn_vsc._training.options import TrainingOptions
 from sklearn_vsc.latents import Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.networks import LinearDecoder
@@ -207,13 +208,13 @@ def test_learning_rate_of_partial_fit_is_constant():
 )
 def test_warm_ups_grow_over_their_share_of_the_steps(monkeypatch, warmup, seen, start):
     values = []
-    bound = training.training_bound
+    bound = LatentVariableModel.training_step
 
     def spy(*args, **kwargs):
         values.append(kwargs[seen])
         return bound(*args, **kwargs)
 
-    monkeypatch.setattr(training, "training_bound", spy)
+    monkeypatch.setattr(LatentVariableModel, "training_step", spy)
     # 4 steps an epoch, 24 in all, 12 of them in the warm-up.
     model = vsc(gradient="straight_through", **{warmup: 0.5}).fit(DIGITS)
     expected = [min(1.0, start + (1 - start) * step / 12) for step in range(24)]
@@ -228,14 +229,14 @@ def test_warm_ups_grow_over_their_share_of_the_steps(monkeypatch, warmup, seen, 
 
 def test_early_stopping_judges_without_warm_up(monkeypatch):
     values = []
-    bound = training.training_bound
+    bound = LatentVariableModel.training_step
 
     def spy(model, *args, **kwargs):
         if not model.training:
             values.append((kwargs["kl_weight"], kwargs["noise_scale"]))
         return bound(model, *args, **kwargs)
 
-    monkeypatch.setattr(training, "training_bound", spy)
+    monkeypatch.setattr(LatentVariableModel, "training_step", spy)
     vsc(early_stopping=True, kl_warmup=1.0, noise_warmup=1.0).fit(DIGITS)
     assert values and set(values) == {(1.0, 1.0)}
 
@@ -268,13 +269,13 @@ def test_early_stopping_keeps_the_best_epoch():
 
 def test_early_stopping_sets_rows_aside(monkeypatch):
     sizes = set()
-    bound = training.training_bound
+    bound = LatentVariableModel.training_step
 
     def spy(model, x, *args, **kwargs):
         sizes.add((model.training, len(x)))
         return bound(model, x, *args, **kwargs)
 
-    monkeypatch.setattr(training, "training_bound", spy)
+    monkeypatch.setattr(LatentVariableModel, "training_step", spy)
     vsc(early_stopping=True, validation_fraction=0.25, batch_size=1000).fit(DIGITS)
     assert sizes == {(True, 150), (False, 50)}
     with pytest.raises(ValueError, match=r"early_stopping=True .*n_samples=1"):

@@ -2,18 +2,19 @@
 Sparse codes of digits as features for a classifier
 ===================================================
 
-Labels are dear, and images cheap. Codes are learned from all images of a training set, without
-labels; a classifier then learns from the codes of the few that have one. Beside it are the same
-classifier on raw pixels and on principal components.
+Labels are expensive, and images are cheap. In this example, codes are learned from all images of a
+training set, without labels. A classifier is then trained on the codes of the few labelled images
+(semi-supervised learning). For comparison, the same classifier is trained on raw pixels and on
+principal components.
 """
 
 # %%
 # Features without labels
 # -----------------------
 #
-# scikit-learn's digits, 8 by 8 pixels. Each learner sees all training images. Dictionary and PCA
-# are frozen afterwards (:class:`~sklearn.frozen.FrozenEstimator`): the pipelines below then fit
-# the classifier alone.
+# The data are scikit-learn's digits, 8 by 8 pixels. Each feature learner sees all training images.
+# The fitted dictionaries and the PCA are then frozen (:class:`~sklearn.frozen.FrozenEstimator`), so
+# the pipelines below fit only the classifier.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,14 +39,15 @@ lasso = FISTADictionaryLearner(96, alpha=0.3, positive_code=True, max_iter=20, r
 )
 pca = PCA(32, random_state=0).fit(X_train)
 for name, coder in {"ThresholdedVSC": vsc, "FISTADictionaryLearner": lasso}.items():
-    print(f"{name}: {np.mean(coder.transform(X_test) != 0):.1%} of the codes are not zero")
+    print(f"{name}: {np.mean(coder.transform(X_test) != 0):.1%} of the codes are non-zero")
 
 # %%
 # A classifier from few labels
 # ----------------------------
 #
-# Features of each image are scaled to unit length, which keeps zeros zero. Each number of labels is
-# drawn several times, the same for all pipelines, and as many of one digit as of another.
+# The features of each image are scaled to unit length, which keeps zeros at zero. For each number
+# of labels, the labelled images are drawn five times, stratified by digit and identical for all
+# pipelines.
 
 pipelines = {
     "raw pixels": [],
@@ -72,8 +74,8 @@ for name, steps in pipelines.items():
     print(f"accuracy with {n_labels} labels, {name}: {means}")
 
 # %%
-# Lines are means, bands two standard errors. On the right are atoms of the dictionary whose codes
-# solve the lasso and are not below zero: parts of digits, and whole ones.
+# Left: lines are means, and bands are two standard errors. Right: atoms of the dictionary with
+# non-negative lasso codes; they are parts of digits and whole digits.
 
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1.5, 1), layout="constrained")
 for name, accuracy in accuracies.items():
@@ -81,7 +83,7 @@ for name, accuracy in accuracies.items():
     errors = accuracy.std(axis=1, ddof=1) / np.sqrt(accuracy.shape[1])
     axes[0].plot(n_labels, means, "o-", label=name)
     axes[0].fill_between(n_labels, means - 2 * errors, means + 2 * errors, alpha=0.2)
-axes[0].set(xscale="log", xlabel="labelled images", ylabel="accuracy on other images")
+axes[0].set(xscale="log", xlabel="labelled images", ylabel="test accuracy")
 axes[0].set_xticks(n_labels, n_labels)
 axes[0].minorticks_off()
 axes[0].legend()
@@ -91,12 +93,13 @@ axes[1].set_title("Atoms of FISTADictionaryLearner")
 plt.show()
 
 # %%
-# With two labels for each digit, raw pixels and principal components are the better features:
-# sparse codes of two images of a digit may have no atom in common. From a hundred labels on the
-# lasso codes of :class:`~sklearn_vsc.FISTADictionaryLearner` are ahead, and with five hundred they
-# make about half as many errors as pixels do. The codes of :class:`~sklearn_vsc.ThresholdedVSC`,
-# about as sparse, are no better than pixels here: what describes images best, in nats, need not
-# tell their classes apart best.
+# With two labels per digit, raw pixels and principal components are the better features, because
+# the sparse codes of two images of a digit may have no atom in common. From a hundred labels on,
+# the lasso codes of :class:`~sklearn_vsc.FISTADictionaryLearner` are better, and with five hundred
+# labels they make about half as many errors as pixels. The codes of
+# :class:`~sklearn_vsc.ThresholdedVSC`, which are about as sparse, are no better than pixels here:
+# the model that describes images best, in nats, need not be the one that separates their classes
+# best.
 #
-# The comparison is not quite even. The penalty of the lasso was chosen by accuracy, on another
+# The comparison is not entirely fair. The penalty of the lasso was chosen by accuracy, on another
 # split of these images, while `ThresholdedVSC` has its default density.

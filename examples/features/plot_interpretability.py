@@ -1,24 +1,26 @@
 """
-Interpretable features of embeddings, with error bars
-=====================================================
+A sparse autoencoder for embeddings, with error bars
+====================================================
 
-An embedding packs what a text is about into a few dozen numbers, none of which means anything by
-itself. A sparse autoencoder unpacks them: it learns more features than there are dimensions, of
-which only some are on at a time, and these can often be named. :class:`~sklearn_vsc.ThresholdedVSC`
-is a sparse autoencoder with error bars: for each feature of each text it says how probable it is
-that the feature is there at all, how strong, and how uncertain that is.
+An embedding packs the content of a text into a few dozen numbers, none of which has a meaning by
+itself. A sparse autoencoder unpacks them into interpretable features: it learns more features than
+there are dimensions, only a few of which are active at a time, and these can often be named.
+:class:`~sklearn_vsc.ThresholdedVSC` is a sparse autoencoder with error bars. For each feature of
+each text it gives the probability that the feature is present, its strength, and the uncertainty of
+the strength.
 
-The texts here are the docstrings of NumPy, SciPy and scikit-learn: everybody who reads this page
-knows what they are about. What is found depends a little on the versions that are installed. In
-place of embeddings there may be any matrix of activations, such as those of a layer of a network:
-one row for each input, one column for each unit.
+The texts in this example are the docstrings of NumPy, SciPy and scikit-learn, whose content is
+familiar to readers of this page. The results depend slightly on the installed versions. Instead of
+embeddings you can use any matrix of activations, such as those of a layer of a network: one row per
+input, one column per unit.
 """
 
 # %%
 # Texts and their embeddings
 # --------------------------
 #
-# Each public function or class is a text, and its module is a label that the learner never sees.
+# The docstring of each public function or class is a text. Its module is a label that the model
+# never sees.
 
 import importlib
 import inspect
@@ -44,19 +46,19 @@ MODULES = [
     "sklearn.model_selection", "sklearn.neighbors", "sklearn.preprocessing", "sklearn.svm",
     "sklearn.tree",
 ]  # fmt: skip
-texts = {}  # of each docstring, the first function that has it
+texts = {}  # docstring -> the first function that has it
 for module_name in MODULES:
     module = importlib.import_module(module_name)
     for name in sorted(module.__all__):
-        thing = vars(module).get(name)
-        if callable(thing) and len(text := inspect.getdoc(thing) or "") > 300:
+        member = vars(module).get(name)
+        if callable(member) and len(text := inspect.getdoc(member) or "") > 300:
             texts.setdefault(text, f"{module_name}.{name}")
 names = np.array(list(texts.values()))
 modules = np.array([name.rpartition(".")[0] for name in names])
 
 # %%
-# Their embeddings are by latent semantic analysis: word frequencies, and of these 64 singular
-# directions.
+# The embeddings come from latent semantic analysis: TF-IDF word frequencies, projected to 64
+# singular directions.
 
 vectorizer = TfidfVectorizer(
     sublinear_tf=True, min_df=5, max_df=0.2, stop_words="english", token_pattern=r"[a-zA-Z]{3,}"
@@ -64,15 +66,15 @@ vectorizer = TfidfVectorizer(
 svd = TruncatedSVD(64, random_state=0)
 embeddings = normalize(svd.fit_transform(vectorizer.fit_transform(texts)))
 words = vectorizer.get_feature_names_out()
-print(f"{len(names)} texts, {len(words)} words, embeddings of {embeddings.shape[1]} numbers")
+print(f"{len(names)} texts, {len(words)} words, embeddings of {embeddings.shape[1]} dimensions")
 
 # %%
-# Twice as many features as numbers
-# ---------------------------------
+# Twice as many features as dimensions
+# ------------------------------------
 #
-# `density` is the share of features that are on in a text. An atom of the dictionary is a direction
-# in the space of embeddings; the singular directions turn it into weights of words, which name it.
-# An atom may be learned with either sign: here the one that is more used is called positive.
+# `density` is the share of features that are active in a text. An atom of the dictionary is a
+# direction in the embedding space. The singular directions map it to weights of words, which name
+# it. The sign of an atom is arbitrary; here the more frequent sign of its code is made positive.
 
 model = ThresholdedVSC(128, density=0.05, max_iter=20, learning_rate_init=4e-3, random_state=0).fit(
     embeddings
@@ -82,22 +84,23 @@ signs = np.sign(codes.sum(axis=0))
 codes, atoms = codes * signs, model.components_ * signs[:, None]
 word_weights = atoms @ svd.components_
 usage = np.sum(codes > 0, axis=0)
-print(f"{np.mean(codes != 0):.1%} of the codes are not zero; {model.n_dead_} atoms are never used")
+print(f"{np.mean(codes != 0):.1%} of the codes are non-zero; {model.n_dead_} atoms are never used")
 
 # %%
-# How large the codes are, how often each feature is used, and how sure the posterior is of what is
-# there: most probabilities are near zero or near one.
+# The figure shows the values of the codes, how often each feature is used, and the posterior
+# probabilities that features are present. Most probabilities are near zero or near one.
 
 CodeDisplay.from_estimator(model, embeddings)
 plt.show()
 
 
 # %%
-# What the features are
-# ---------------------
+# What the features mean
+# ----------------------
 #
-# Every sixth of the features, from the most used ones on, with its heaviest words; below, the texts
-# in which it is strongest. Nothing was chosen by hand.
+# The figure shows every sixth feature in order of use, starting with the most used one, with the
+# words of largest weight. Below each are the texts in which the feature is strongest. Nothing was
+# chosen by hand.
 
 # sphinx_gallery_thumbnail_number = 2
 figure, axes = plt.subplots(2, 4, figsize=(15, 7.2), layout="constrained")
@@ -106,7 +109,7 @@ for ax, feature in zip(axes.flat, np.argsort(-usage)[::6], strict=False):
     ax.barh(words[heaviest], word_weights[feature, heaviest])
     ax.invert_yaxis()
     ax.set_xticks([])
-    ax.set_title(f"on in {usage[feature]} texts", fontsize=10)
+    ax.set_title(f"active in {usage[feature]} texts", fontsize=10)
     strongest = np.argsort(-codes[:, feature])[:4]
     ax.set_xlabel("\n".join(names[strongest]), fontsize=8)
     ax.spines[["top", "right", "bottom"]].set_visible(False)
@@ -117,14 +120,14 @@ plt.show()
 # -------------------------
 #
 # A sparse autoencoder gives a list of numbers for a text. A posterior also says which of them to
-# believe: here for a class that the reader may know, the eight features that are most probably
-# there. On the left the probability that a feature is there, on the right how strong it is, with
-# two standard deviations. A strength below zero takes off what the other features say too much. How
-# far such probabilities can be trusted is counted in another example, "How sure is a code?".
+# trust. The figure shows the eight most probable features of a class that you may know. Left: the
+# probability that a feature is present. Right: its strength, with error bars of two standard
+# deviations. A negative strength corrects an excess of the other features. Another example, "How
+# sure is a code?", measures how far such probabilities can be trusted.
 
 
 def name_of(feature):
-    """Return the three words of largest weight."""
+    """Return the three words of largest weight as the name of a feature."""
     return ", ".join(words[np.argsort(-word_weights[feature])[:3]])
 
 
@@ -140,7 +143,7 @@ rows = np.arange(len(shown))
 left.barh(rows, inclusion[shown], color="tab:orange")
 left.set_yticks(rows, [name_of(feature) for feature in shown])
 left.invert_yaxis()
-left.set(xlim=(0, 1), xlabel="probability that it is there")
+left.set(xlim=(0, 1), xlabel="probability that it is present")
 right.errorbar(mean[shown], rows, xerr=2 * std[shown], fmt="o", capsize=3)
 right.axvline(0, color="black", linewidth=0.5)
 right.set(xlabel="strength")
@@ -148,13 +151,14 @@ figure.suptitle(f"Features of the docstring of {names[text[0]]}")
 plt.show()
 
 # %%
-# Do they mean what they seem to?
-# -------------------------------
+# Do the features mean what they seem to?
+# ---------------------------------------
 #
-# The module of a function was never shown. For each module, the largest point-biserial correlation
-# (:func:`~sklearn_vsc.metrics.attribute_correlation`) that any single feature has with it, beside
-# the largest of any single number of the embedding. There are twice as many features to take the
-# largest of; so as many random directions of the embedding are there too.
+# The model never saw the module of a function. For each module, we compute the largest
+# point-biserial correlation (:func:`~sklearn_vsc.metrics.attribute_correlation`) of any single
+# feature with it, and compare it with the largest correlation of any single dimension of the
+# embedding. There are twice as many features as dimensions, which favours the features. We
+# therefore also compare with the same number of random directions of the embedding.
 
 labels = label_binarize(modules, classes=MODULES)
 rng = np.random.default_rng(0)
@@ -184,6 +188,7 @@ ax.legend(loc="lower right")
 plt.show()
 
 # %%
-# For most modules there is one feature that tells it from the rest, where the embedding spreads it
-# over many numbers. Some large modules are exceptions: they hold functions of many kinds, and
-# features are about the kinds. So are the smallest, with too few texts for a feature of their own.
+# For most modules there is one feature that distinguishes it from the rest, while the embedding
+# spreads this information over many dimensions. Some large modules are exceptions: they hold
+# functions of many kinds, and features describe the kinds. The smallest modules are exceptions too,
+# because they have too few texts for a separate feature.

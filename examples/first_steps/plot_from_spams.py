@@ -1,16 +1,16 @@
 """
-Coming from SPAMS
+Moving from SPAMS
 =================
 
 SPAMS is the C++ toolbox of Mairal and others, with Python bindings: `spams.trainDL` learns a
-dictionary, `spams.lasso` codes with it. :class:`~sklearn_vsc.FISTADictionaryLearner` solves the
-same problem. This page says which parameter became which, and checks the solution by the conditions
-that any solution of the lasso must meet. SPAMS is not needed to run it.
+dictionary, and `spams.lasso` computes codes with it. :class:`~sklearn_vsc.FISTADictionaryLearner`
+solves the same problem. This page shows which parameters correspond, and checks the solution with
+the conditions that any solution of the lasso must satisfy. You do not need SPAMS to run it.
 """
 
 # %%
-# What became what
-# ----------------
+# Corresponding parameters
+# ------------------------
 #
 # A signal is a *column* in SPAMS, in Fortran order, and a *row* here: `X` of shape
 # (n_samples, n_features) is SPAMS' ``np.asfortranarray(X.T)``. Dictionary and codes are transposed
@@ -31,18 +31,18 @@ that any solution of the lasso must meet. SPAMS is not needed to run it.
 #    * - ``lambda1`` of ``mode=2``
 #      - ``alpha``, the same number: both minimise
 #        :math:`\tfrac12 \lVert x - D z \rVert^2 + \lambda \lVert z \rVert_1`
-#    * - another ``lambda1`` in ``spams.lasso`` than in ``spams.trainDL``
+#    * - a ``lambda1`` in ``spams.lasso`` that differs from the one in ``spams.trainDL``
 #      - ``transform_alpha``
 #    * - ``mode=0`` and ``mode=1``: a limit on the l1 norm, or on the error
-#      - not there: take ``mode=2``, with ``alpha`` chosen by ``score``
+#      - not available: use ``mode=2``, with ``alpha`` chosen by ``score``
 #    * - ``spams.omp(X, D, L=...)``
 #      - ``transform_algorithm="omp", transform_n_nonzero_coefs=...``
 #    * - ``lambda2``, the elastic net
-#      - not there
+#      - not available
 #    * - ``posAlpha=True`` (``pos=True`` in ``spams.lasso``), ``posD=True``
 #      - ``positive_code=True``, ``positive_dict=True``
 #    * - ``modeD=0``, atoms of norm at most one
-#      - atoms of norm one; other ``modeD`` are not there
+#      - atoms of norm one; other values of ``modeD`` are not available
 #    * - ``D=...``, a dictionary to start from
 #      - ``dict_init``, transposed
 #    * - ``batchsize``
@@ -50,21 +50,21 @@ that any solution of the lasso must meet. SPAMS is not needed to run it.
 #        the rows fit in memory
 #    * - ``iter``, mini-batches (below zero: seconds)
 #      - ``max_iter``, passes over all rows
-#    * - ``return_model=True``, ``model=...``: go on learning
+#    * - ``return_model=True``, ``model=...``: continue learning
 #      - ``partial_fit``
 #    * - ``spams.lassoMask(X, D, mask)``
 #      - NaN in ``X``, in ``fit`` too
 #    * - ``numThreads``
 #      - ``torch.set_num_threads``
 #
-# In SPAMS one scales and centres rows oneself; so here too. `spams.trainDL` draws its first atoms
-# from the rows; so does `fit`, by `random_state`.
+# As in SPAMS, you scale and centre the rows yourself. `spams.trainDL` draws its initial atoms from
+# the rows; so does `fit`, using `random_state`.
 
 # %%
-# The same, as a program
-# ----------------------
+# The same program in both libraries
+# ----------------------------------
 #
-# With SPAMS it would be
+# With SPAMS, the program would be
 #
 # .. code-block:: python
 #
@@ -72,7 +72,7 @@ that any solution of the lasso must meet. SPAMS is not needed to run it.
 #     D = spams.trainDL(signals, K=64, lambda1=0.5, mode=2, batchsize=256, iter=1000)
 #     alpha = spams.lasso(signals, D=D, lambda1=0.5, mode=2)  # CSC, (64, 3000)
 #
-# and here it is
+# and with this library it is
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -87,25 +87,28 @@ model = FISTADictionaryLearner(
     n_components=64, alpha=ALPHA, max_iter=30, sparse_output=True, random_state=0
 ).fit(X)
 codes = model.transform(X)  # CSR, (3000, 64)
-print(f"{type(codes).__name__} of shape {codes.shape}, {codes.nnz / np.prod(codes.shape):.1%} kept")
+density = codes.nnz / np.prod(codes.shape)
+print(f"{type(codes).__name__} of shape {codes.shape}, {density:.1%} of the codes are non-zero")
 
 # %%
 # Is it solved?
 # -------------
 #
-# Nobody needs to be believed. With :math:`r = x - z V` for the residual of a row, a code :math:`z`
-# solves the lasso if and only if every atom correlates with the residual by at most
-# :math:`\alpha`, and by exactly :math:`\alpha` times the sign of its code where that is not zero:
+# You can check this yourself. Let :math:`r = x - z V` be the residual of a row. A code :math:`z`
+# solves the lasso if and only if the correlation of every atom with the residual is at most
+# :math:`\alpha` in magnitude, and equals :math:`\alpha` times the sign of its code where the code
+# is non-zero:
 #
 # .. math::
 #
 #    |v_k^\top r| \le \alpha, \qquad v_k^\top r = \alpha \operatorname{sign}(z_k)
 #    \text{ where } z_k \ne 0 .
 #
-# And the duality gap bounds how far the objective of a row is from its minimum: scaled down until
-# no atom exceeds :math:`\alpha`, the residual is a point :math:`\theta` of the dual problem,
-# :math:`\max_\theta \tfrac12 \lVert x \rVert^2 - \tfrac12 \lVert x - \theta \rVert^2`. Rows here
-# stop at a gap of `transform_tol` times their objective; SPAMS' LARS stops where its path ends.
+# The duality gap bounds how far the objective of a row is from its minimum. Scaled down until no
+# correlation exceeds :math:`\alpha`, the residual is a feasible point :math:`\theta` of the dual
+# problem, :math:`\max_\theta \tfrac12 \lVert x \rVert^2 - \tfrac12 \lVert x - \theta \rVert^2`. The
+# solver here stops for a row at a gap of `transform_tol` times its objective; LARS in SPAMS stops
+# at the end of its path.
 
 codes = codes.toarray()
 residuals = X - codes @ model.components_
@@ -120,9 +123,9 @@ print(f"largest relative duality gap of a row: {gaps.max():.1e}")
 print(f"largest |correlation| / alpha: {largest.max() / ALPHA:.6f}")
 
 # %%
-# On the left the dictionary, most used atoms first. In the middle a dot for each code of the first
-# rows: codes that are not zero sit on the two dashed lines, the others between them. On the right
-# the duality gaps of all rows: what is at the left border is zero to rounding.
+# Left: the dictionary, most used atoms first. Middle: one dot for each code of the first rows.
+# Non-zero codes lie on the two dashed lines, zero codes between them. Right: the duality gaps of
+# all rows. Gaps at the left border are zero up to rounding.
 
 figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
 DictionaryDisplay.from_estimator(model, ax=axes[0])
@@ -144,5 +147,5 @@ axes[2].legend(loc="upper center")
 plt.show()
 
 # %%
-# Speed beside SPAMS is measured, not claimed: :doc:`/guide/dictionary` has tables of both, in
-# one run, and the commands that print them.
+# :doc:`/guide/dictionary` compares the speed of this library and of SPAMS, measured in the same
+# run, and gives the commands that print the tables.

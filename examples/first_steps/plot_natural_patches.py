@@ -1,12 +1,12 @@
 """
-Natural patches and Gabors
-==========================
+Natural image patches and Gabor functions
+=========================================
 
-Small patches of photographs look like nothing in particular. A dictionary that explains each of
-them by a few of its atoms consists of edges and stripes: localised, oriented, of one scale each.
-Such atoms resemble the receptive fields of simple cells in the visual cortex, and the Gabor
-functions that describe these [1]_. This example learns two dictionaries, takes a patch apart, and
-fits Gabors to the atoms.
+Small patches of photographs look like nothing in particular. A dictionary that represents each
+patch by a few atoms consists of edges and stripes, each localised, oriented and of one scale. Such
+atoms resemble the receptive fields of simple cells in the visual cortex, and the Gabor functions
+that describe them [1]_. This example learns two dictionaries, decomposes patches into atoms, and
+fits Gabor functions to the atoms.
 """
 
 import matplotlib.pyplot as plt
@@ -21,8 +21,9 @@ from sklearn_vsc.inspection import DictionaryDisplay
 # The patches
 # -----------
 #
-# Two photographs ship with scikit-learn. Whitening takes out what all photographs share, the
-# power that falls with spatial frequency, so that fine structure counts as much as coarse.
+# Two photographs ship with scikit-learn. In all photographs, power decreases with spatial
+# frequency. Whitening removes this decrease, so that fine structure counts as much as coarse
+# structure.
 
 SIDE = 12  # pixels
 X = load_natural_patches(8_000, patch_size=SIDE, random_state=0)
@@ -33,12 +34,11 @@ DictionaryDisplay.from_components(X[:60], order=None, n_columns=15, ax=ax)
 # Two dictionaries
 # ----------------
 #
-# :class:`~sklearn_vsc.FISTADictionaryLearner` puts an l1 penalty on codes.
-# :class:`~sklearn_vsc.ThresholdedVSC` has a prior in its place, under which most codes are exactly
-# zero, and learns a whole posterior of codes for each patch. The atoms are drawn in the order of
-# their use. A few of low frequency come first; after them are edges, and stripes of the tiled roof
-# in one of the photographs. After so short a training the rarer atoms of `ThresholdedVSC` are
-# still rough.
+# :class:`~sklearn_vsc.FISTADictionaryLearner` has an l1 penalty on the codes.
+# :class:`~sklearn_vsc.ThresholdedVSC` instead has a prior under which most codes are exactly zero,
+# and learns a full posterior over codes for each patch. The atoms are shown in order of use. A few
+# atoms of low frequency come first, followed by edges and by stripes from the tiled roof in one of
+# the photographs. After such a short training, the rarer atoms of `ThresholdedVSC` are still rough.
 
 models = {
     "FISTADictionaryLearner": FISTADictionaryLearner(
@@ -58,18 +58,18 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
 for ax, (name, model) in zip(axes, models.items(), strict=True):
     codes = model.fit_transform(X)
     explained = 1 - np.mean((X - model.inverse_transform(codes)) ** 2) / np.var(X)
-    print(f"{name}: {np.mean(codes != 0):.1%} of the codes are not zero, ", end="")
+    print(f"{name}: {np.mean(codes != 0):.1%} of the codes are non-zero, ", end="")
     print(f"{explained:.0%} of the variance is explained")
     DictionaryDisplay.from_estimator(model, ax=ax)
     ax.set_title(name)
 
 # %%
-# A patch, taken apart
-# --------------------
+# Decomposing a patch
+# -------------------
 #
-# The code of a patch says which atoms it consists of, and how much of each there is. These are the
-# six largest codes of some patches, each times its atom, and the sum of all atoms in the code. The
-# patches are drawn from those of strong contrast.
+# The code of a patch says which atoms it consists of, and how much of each. The figure shows the
+# six largest codes of three patches, each multiplied by its atom, and the sum over all atoms in the
+# code. The patches are taken from the patches with high contrast.
 
 model = models["FISTADictionaryLearner"]
 codes = model.transform(X)
@@ -89,18 +89,18 @@ for row, patch, code in zip(axes, X[chosen], codes[chosen], strict=True):
         ax.axis("off")
 
 # %%
-# Gabors
-# ------
+# Gabor functions
+# ---------------
 #
-# A Gabor function is a wave under a Gaussian. It has a cosine and a sine part, each with its
-# amplitude, which together make its phase. The fit of an atom starts from the atom's centre of mass
-# and from the largest peak of its spectrum.
+# A Gabor function is a wave under a Gaussian envelope. It has a cosine and a sine part, and their
+# amplitudes determine its phase. The fit to an atom starts from the atom's centre of mass and from
+# the largest peak of its spectrum.
 
 y, x = np.mgrid[:SIDE, :SIDE]
 
 
 def gabor(positions, x0, y0, angle, frequency, length, width, cosine, sine):
-    """Evaluate a wave that runs along `angle`, under a Gaussian of `length` by `width`."""
+    """Evaluate a wave in direction `angle` under a Gaussian of `length` by `width`."""
     x, y = positions
     along = (x - x0) * np.cos(angle) + (y - y0) * np.sin(angle)
     across = (y - y0) * np.cos(angle) - (x - x0) * np.sin(angle)
@@ -110,7 +110,7 @@ def gabor(positions, x0, y0, angle, frequency, length, width, cosine, sine):
 
 
 def fit_gabor(atom):
-    """Return the parameters of the Gabor function nearest to an atom, and the atom it draws."""
+    """Return the parameters of the best-fitting Gabor function, and its values as an image."""
     spectrum = np.abs(np.fft.fft2(atom, (64, 64)))
     row, column = np.unravel_index(np.argmax(spectrum), spectrum.shape)
     down, right = np.fft.fftfreq(64)[[row, column]]
@@ -127,14 +127,14 @@ def fit_gabor(atom):
 
 
 # %%
-# Below each atom is its Gabor, from the best fit to the worst of those shown.
+# The Gabor function is shown below each atom, from the best fit to the worst of the atoms shown.
 
 atoms = model.components_.reshape(-1, SIDE, SIDE).astype(float)
 fits = [fit_gabor(atom) for atom in atoms]
 parameters = np.stack([fit[0] for fit in fits])
 gabors = np.stack([fit[1] for fit in fits])
 quality = 1 - np.sum((atoms - gabors) ** 2, axis=(1, 2)) / np.sum(atoms**2, axis=(1, 2))
-print(f"Gabors explain 80% or more of {np.mean(quality >= 0.8):.0%} of the atoms")
+print(f"Gabor functions explain 80% or more of {np.mean(quality >= 0.8):.0%} of the atoms")
 
 best = np.argsort(-quality)[:48:4]
 pairs = np.concatenate([atoms[best], gabors[best]]).reshape(2 * len(best), -1)
@@ -142,9 +142,10 @@ _, ax = plt.subplots(figsize=(9, 1.6), layout="constrained")
 DictionaryDisplay.from_components(pairs, order=None, n_columns=len(best), scale="common", ax=ax)
 
 # %%
-# The Gaussian, measured in periods of the wave, says what an atom is. Near the origin are blobs.
-# Most atoms are edges: a fraction of a period wide, so that there is one stripe and its flanks, and
-# longer than wide. To the right are gratings of several stripes. All directions of the wave occur.
+# The size of the Gaussian, measured in periods of the wave, shows the type of an atom. Blobs are
+# near the origin. Most atoms are edges: they span a fraction of a period, so they have one stripe
+# with its flanks, and are longer than wide. Gratings with several stripes are on the right. All
+# directions of the wave occur.
 
 good = quality >= 0.8
 _, _, angle, frequency, length, width, _, _ = parameters[good].T

@@ -2,9 +2,9 @@
 Denoising a photograph
 ======================
 
-A few atoms of a dictionary make an edge or a stripe, but no few of them make noise. So the sparse
-code of a noisy patch, decoded, is the patch with most of the noise left out. The dictionary is
-learned from the noisy photograph itself [1]_; nothing here has seen a clean one.
+A few atoms of a dictionary can represent an edge or a stripe, but not noise. Decoding the sparse
+code of a noisy patch therefore removes most of the noise. The dictionary is learned from the noisy
+photograph itself [1]_, without any clean image.
 """
 
 import matplotlib.pyplot as plt
@@ -25,43 +25,43 @@ SIGMA = 0.1  # standard deviation of the noise; black is 0, white is 1
 # A noisy photograph
 # ------------------
 #
-# A square of a photograph in grey, with Gaussian noise of a known level.
+# The data are a square region of a photograph in grey, with Gaussian noise of a known level.
 
 photograph = load_sample_image("china.jpg")[60:220, 120:280] @ [0.299, 0.587, 0.114] / 255
 noise = SIGMA * np.random.default_rng(0).standard_normal(photograph.shape)
 noisy = (photograph + noise).astype(np.float32)
 
 # %%
-# Patches, and back
-# -----------------
+# From image to patches and back
+# ------------------------------
 #
-# All overlapping patches are cut out, and their means are taken off: brightness is no matter of
-# sparse codes. Decoded, each goes back to its place, and where patches overlap, scikit-learn's
-# function takes the average.
+# We extract all overlapping patches and subtract their means, because sparse codes should not have
+# to represent brightness. Each decoded patch is put back in its place. Where patches overlap,
+# scikit-learn's function takes the average.
 
 patches = extract_patches_2d(noisy, (SIDE, SIDE)).reshape(-1, SIDE**2)
 means = patches.mean(axis=1, keepdims=True)
-learned = np.random.default_rng(0).choice(len(patches), 8_000, replace=False)
+training_rows = np.random.default_rng(0).choice(len(patches), 8_000, replace=False)
 
 
 def denoise(model):
-    """Return the photograph that decoded codes of its patches make."""
+    """Return the photograph reconstructed from the codes of its patches."""
     decoded = model.inverse_transform(model.transform(patches - means)) + means
     return reconstruct_from_patches_2d(decoded.reshape(-1, SIDE, SIDE), photograph.shape)
 
 
 # %%
-# Codes that are sure, and codes that are not
-# -------------------------------------------
+# Certain and uncertain codes
+# ---------------------------
 #
-# The noise level is what :class:`~sklearn_vsc.ThresholdedVSC` calls `noise_variance`. Its posterior
-# knows more than one code: of each atom, how probable it is that it is there. Decoding the mean of
-# the posterior, in place of the single most probable set of atoms, weighs an atom of which the
-# patch is half certain by a half. That is the estimate with the least squared error under the
-# model, and it is better here too.
+# In :class:`~sklearn_vsc.ThresholdedVSC`, the noise level is the parameter `noise_variance`. Its
+# posterior contains more than a single code: it gives the probability that each atom is present.
+# Decoding the posterior mean, instead of the single most probable set of atoms, gives an atom with
+# a probability of one half a weight of one half. This is the estimate with the lowest squared error
+# under the model, and it is also better here.
 #
-# :class:`~sklearn_vsc.FISTADictionaryLearner` has a penalty in place of a noise level; `alpha` is a
-# trade of noise that stays against detail that goes.
+# :class:`~sklearn_vsc.FISTADictionaryLearner` has a penalty instead of a noise level; `alpha` is a
+# trade-off between remaining noise and lost detail.
 
 vsc = ThresholdedVSC(
     n_components=100,
@@ -69,9 +69,9 @@ vsc = ThresholdedVSC(
     learning_rate_init=3e-3,
     max_iter=10,
     random_state=0,
-).fit((patches - means)[learned])
+).fit((patches - means)[training_rows])
 fista = FISTADictionaryLearner(n_components=100, alpha=0.15, max_iter=15, random_state=0)
-fista.fit((patches - means)[learned])
+fista.fit((patches - means)[training_rows])
 
 images = {
     "noisy": noisy,
@@ -88,13 +88,12 @@ for name, image in images.items():
     print(f"{name}: {psnr(photograph[None], image[None], data_range=1):.1f} dB")
 
 # %%
-# What comes out
-# --------------
+# Results
+# -------
 #
-# A median filter takes detail for noise where it is finer than the filter, as the tiles of the
-# roofs are. Total variation keeps edges and leaves grain between them. Non-local means averages
-# patches that are alike, and so does a dictionary, in a way: an atom is what many patches have in
-# common.
+# A median filter treats detail finer than the filter as noise, such as the roof tiles. Total
+# variation keeps edges but leaves grain between them. Non-local means averages similar patches. A
+# dictionary does something similar, because an atom is what many patches have in common.
 
 shown = {"photograph": photograph, **images}
 figure, axes = plt.subplots(2, 4, figsize=(12, 6.4), layout="constrained")
@@ -104,7 +103,7 @@ for ax, (name, image) in zip(axes.ravel(), shown.items(), strict=True):
     ax.axis("off")
 
 # %%
-# What was taken out should be noise. Where the photograph shows through, detail was lost with it.
+# The removed part should be noise only. Where the photograph is visible in it, detail was lost.
 
 removed = ("median filter", "non-local means", "FISTADictionaryLearner", "ThresholdedVSC, mean")
 figure, axes = plt.subplots(1, 4, figsize=(12, 3.3), layout="constrained")
@@ -114,10 +113,9 @@ for ax, name in zip(axes, removed, strict=True):
     ax.axis("off")
 
 # %%
-# The atoms that were learned from the noisy patches, those of most use first. Under a prior that
-# knows the noise, the atoms in use are edges and stripes without noise in them, and what is left
-# of the dictionary is hardly used. A penalty that is low enough to keep detail also lets atoms in
-# that stand for noise.
+# These are the atoms learned from the noisy patches, most used first. With a known noise variance,
+# the used atoms are edges and stripes without noise, and the rest of the dictionary is hardly used.
+# A penalty that is low enough to keep detail also admits atoms that represent noise.
 
 figure, axes = plt.subplots(1, 2, figsize=(8, 4.3), layout="constrained")
 for ax, model in zip(axes, (fista, vsc), strict=True):

@@ -1,15 +1,15 @@
 """
-Latents of Fashion-MNIST
-========================
+Latent variables of Fashion-MNIST
+=================================
 
-A variational autoencoder with a spike and slab prior describes each picture by a few numbers, and
-by which of them are there at all. A network decodes them. What a latent stands for cannot be read
-off the weights of a network, but there are ways to see it: linear dictionaries of its effect,
-decoding while one latent moves, and its correlation with the classes, which the model has never
-been told.
+A variational autoencoder with a spike-and-slab prior describes each image by a few numbers, and by
+which of them are non-zero. A network decodes them. The meaning of a latent variable cannot be seen
+from the weights of a network, but there are other ways to interpret it: a linear dictionary of its
+effect, latent traversals that vary one latent and decode the result, and its correlation with the
+classes, which the model has never seen.
 
-The pictures are those of Fashion-MNIST, clothes and shoes of ten kinds;
-:func:`~sklearn_vsc.datasets.fetch_fashion_mnist` says where they come from.
+The images come from Fashion-MNIST, which has ten classes of clothes and shoes; see
+:func:`~sklearn_vsc.datasets.fetch_fashion_mnist` for their source.
 """
 
 import matplotlib.pyplot as plt
@@ -22,12 +22,12 @@ from sklearn_vsc.inspection import DictionaryDisplay, LatentTraversalDisplay
 from sklearn_vsc.metrics import attribute_correlation
 
 # %%
-# Learning
+# Training
 # --------
 #
-# `density` is the share of latents that a picture is expected to use. A picture pays for each
-# latent that it uses, in nats, and latents that do not pay for themselves are off. Of so few most
-# do.
+# `density` is the share of latents that an image is expected to use. Each used latent has a cost in
+# nats, and latents whose benefit does not exceed their cost are zero. With only 12 latents, most
+# are worth their cost.
 
 clothes = fetch_fashion_mnist(subset="train")
 X = clothes.data[:8_000]
@@ -44,39 +44,39 @@ model = SparseVAE(
     random_state=0,
 ).fit(X)
 codes = model.transform(X_test)
-print(f"{np.mean(codes != 0):.0%} of the latents of a picture are not zero")
+print(f"{np.mean(codes != 0):.0%} of the latents of an image are non-zero")
 
 # %%
-# Pictures, and the same decoded from their codes
-# -----------------------------------------------
+# Images and their reconstructions
+# --------------------------------
 
-shown = np.array([np.flatnonzero(target == kind)[0] for kind in range(10)])
+shown = np.array([np.flatnonzero(target == label)[0] for label in range(10)])
 pairs = np.concatenate([X_test[shown], model.inverse_transform(codes[shown])])
 figure, axes = plt.subplots(2, 10, figsize=(10, 2.4), layout="constrained")
-for ax, picture in zip(axes.ravel(), pairs, strict=True):
-    ax.imshow(picture.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
+for ax, image in zip(axes.ravel(), pairs, strict=True):
+    ax.imshow(image.reshape(28, 28), cmap="gray", vmin=0, vmax=1)
     ax.axis("off")
-for ax, kind in zip(axes[0], test.target_names, strict=True):
-    ax.set_title(kind, fontsize=8)
+for ax, name in zip(axes[0], test.target_names, strict=True):
+    ax.set_title(name, fontsize=8)
 
 # %%
 # The effective dictionary
 # ------------------------
 #
-# `components_` of a model with a network for a decoder is the linear dictionary that decodes the
-# codes of the training rows best. It says what a latent does on average: which light and dark it
-# adds to a picture. The latents are in the order of their use.
+# If the decoder is a network, `components_` is the linear dictionary that best decodes the codes of
+# the training rows. It shows the average effect of each latent: where it makes an image lighter or
+# darker. The latents are shown in order of use.
 
 _, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
 DictionaryDisplay.from_estimator(model, cmap="RdBu_r", n_columns=6, ax=ax)
 
 # %%
-# Traversals
-# ----------
+# Latent traversals
+# -----------------
 #
-# What a latent does to one picture is seen by decoding its code with this latent at other values.
-# The latents that vary most over the pictures turn the same sneaker towards a boot, a bag or a
-# dress, or change how bright it is. In the middle column the latent is zero.
+# To see the effect of a latent on one image, decode the code of the image with other values for
+# this latent. The latents that vary most over the images turn the same sneaker into something like
+# a boot, a bag or a dress, or change its brightness. In the middle column the latent is zero.
 
 first = np.flatnonzero(target == test.target_names.index("Sneaker"))[0]
 rows = np.concatenate([X_test[[first]], X_test])
@@ -87,9 +87,10 @@ LatentTraversalDisplay.from_estimator(model, rows, im_kw={"vmin": 0, "vmax": 1})
 # Latents and classes
 # -------------------
 #
-# The correlation of each latent with belonging to a class, over pictures that the model has not
-# seen. No latent is a class, and yet some tell trousers or kinds of shoes from all else. Shirts,
-# which look like pullovers and coats, have no latent that tells them.
+# The figure shows the correlation of each latent with class membership, on images that the model
+# has not seen. No latent corresponds to a class exactly, but some distinguish trousers or types of
+# shoes from everything else. Shirts, which look like pullovers and coats, have no latent that
+# identifies them.
 
 correlation = attribute_correlation(codes, label_binarize(target, classes=range(10)))
 order = np.argsort(-np.abs(correlation).max(axis=0))

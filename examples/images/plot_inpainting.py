@@ -1,11 +1,11 @@
 """
-A photograph with missing pixels
-================================
+Inpainting a photograph with missing pixels
+===========================================
 
-NaN in X means *missing*. Here half of the pixels of a photograph are gone, all three colours of
-each. A dictionary is learned from the overlapping patches of the damaged photograph itself, with
-holes and all; the codes of the patches, decoded, fill the holes. Beside it is linear interpolation
-between the pixels that are left.
+NaN in X marks a missing entry. In this example, half of the pixels of a photograph are missing, in
+all three colours. A dictionary is learned from the overlapping, incomplete patches of the damaged
+photograph itself, and decoding the codes of the patches imputes the missing pixels. For comparison,
+the example also interpolates linearly between the observed pixels.
 """
 
 import matplotlib.pyplot as plt
@@ -22,11 +22,11 @@ SIDE = 8  # pixels of a patch
 STEP = 2  # pixels from one patch to the next
 
 # %%
-# Patches with holes
-# ------------------
+# Patches with missing pixels
+# ---------------------------
 #
-# A square of a photograph, with colours in [0, 1]. An array of the indices of its numbers cuts
-# overlapping patches out of an image and, later, says where each of their values belongs.
+# The data are a square region of a photograph, with colours in [0, 1]. An array of indices extracts
+# the overlapping patches from the image and later maps their values back to their positions.
 
 photograph = load_sample_image("china.jpg")[100:228, 132:260].astype(np.float32) / 255
 indices = np.arange(photograph.size).reshape(photograph.shape)
@@ -35,46 +35,46 @@ indices = indices.reshape(-1, 3 * SIDE**2)
 
 hidden = np.random.default_rng(0).random(photograph.shape[:2]) < 0.5
 damaged = np.where(hidden[:, :, None], np.float32(np.nan), photograph)
-print(f"{len(indices)} patches of {indices.shape[1]} numbers, {np.mean(hidden):.0%} missing")
+print(f"{len(indices)} patches of {indices.shape[1]} values, {np.mean(hidden):.0%} missing")
 
 # %%
-# Filling them
-# ------------
+# Imputation
+# ----------
 #
-# A patch is coded from the pixels that it has, as what it differs by from their mean colour. Each
-# pixel of the photograph is in several patches; where it is missing, it becomes the average of
-# what these say. What was observed stays as it is.
+# A patch is coded from its observed pixels, after subtracting their mean colour. Each pixel of the
+# photograph is in several patches; a missing pixel becomes the average of its values in the decoded
+# patches. Observed pixels are not changed.
 
 patches = damaged.reshape(-1)[indices]
 means = np.nanmean(patches.reshape(len(patches), 3, -1), axis=2).repeat(SIDE**2, axis=1)
 
 
 def restore(model):
-    """Fill the missing pixels from codes of the patches that they are in."""
+    """Impute the missing pixels from the codes of the patches that contain them."""
     codes = model.fit_transform(patches - means)
-    filled = model.inverse_transform(codes) + means
-    total = np.bincount(indices.reshape(-1), weights=filled.reshape(-1))
+    decoded = model.inverse_transform(codes) + means
+    total = np.bincount(indices.reshape(-1), weights=decoded.reshape(-1))
     average = (total / np.bincount(indices.reshape(-1))).reshape(damaged.shape)
     return np.where(np.isnan(damaged), average.clip(0, 1), damaged)
 
 
 def interpolate():
-    """Fill the missing pixels linearly from the nearest ones that are observed."""
-    here, missing = np.argwhere(~hidden), np.argwhere(hidden)
-    values = griddata(here, damaged[~hidden], missing)
-    outside = np.isnan(values)  # of all triangles of observed pixels
-    values[outside] = griddata(here, damaged[~hidden], missing, method="nearest")[outside]
-    filled = damaged.copy()
-    filled[hidden] = values
-    return filled
+    """Impute the missing pixels by linear interpolation between the nearest observed pixels."""
+    observed, missing = np.argwhere(~hidden), np.argwhere(hidden)
+    values = griddata(observed, damaged[~hidden], missing)
+    outside = np.isnan(values)  # outside all triangles of observed pixels
+    values[outside] = griddata(observed, damaged[~hidden], missing, method="nearest")[outside]
+    interpolated = damaged.copy()
+    interpolated[hidden] = values
+    return interpolated
 
 
 # %%
-# What comes back
-# ---------------
+# Results
+# -------
 #
-# Interpolation frays edges, and a dictionary of edges does not. Peak signal-to-noise ratios are of
-# the whole square, what was observed included.
+# Interpolation frays edges; a dictionary of edges does not. The peak signal-to-noise ratios are for
+# the whole region, including the observed pixels.
 
 fista = FISTADictionaryLearner(n_components=100, alpha=0.05, max_iter=10, random_state=0)
 vsc = ThresholdedVSC(n_components=100, learning_rate_init=3e-3, max_iter=6, random_state=0)
@@ -94,7 +94,7 @@ for name in list(images)[2:]:
     print(f"{name}: {psnr(photograph[None], images[name][None], data_range=1):.1f} dB")
 
 # %%
-# A part of it, larger.
+# An enlarged detail:
 
 figure, axes = plt.subplots(1, 5, figsize=(14, 3.2), layout="constrained")
 for ax, (name, image) in zip(axes, images.items(), strict=True):
@@ -106,8 +106,8 @@ for ax, (name, image) in zip(axes, images.items(), strict=True):
 # The dictionary
 # --------------
 #
-# No patch that the atoms were learned from is whole, and yet the atoms are: edges, and stripes of
-# the roofs. These are the atoms of `ThresholdedVSC` that patches use most.
+# None of the training patches is complete, and yet the atoms are: they are edges and stripes of the
+# roofs. The figure shows the most used atoms of `ThresholdedVSC`.
 
 _, ax = plt.subplots(figsize=(9, 2.5), layout="constrained")
 DictionaryDisplay.from_estimator(

@@ -1,10 +1,10 @@
 """
-Clusters of image patches by their sparse codes
-===============================================
+Clustering image patches by their sparse codes
+==============================================
 
-A sparse code says which of the learned atoms an image patch consists of, and patches of the same
-atoms show the same thing. So k-means on codes groups patches by what is in them: here edges by
-orientation and place, tiles of a roof, faint ground. The codes are those of an
+A sparse code says which of the learned atoms an image patch consists of, and patches with the same
+atoms look alike. K-means clustering of codes therefore groups patches by their content: in this
+example edges by orientation and position, roof tiles, and faint ground. The codes come from an
 :class:`~sklearn_vsc.SCVAE`, whose atoms are combinations of features that a network finds.
 """
 
@@ -22,22 +22,22 @@ SIDE = 16  # pixels of a patch
 # Codes of patches
 # ----------------
 #
-# The patches come from the two photographs that ship with scikit-learn, whitened: with their
-# colours, or as they are in grey, clusters would be of colour and brightness first.
+# The patches are whitened and come from the two photographs that ship with scikit-learn. With
+# colours, or in grey without whitening, the clusters would mainly reflect colour and brightness.
 
 patches = load_natural_patches(8_000, patch_size=SIDE, random_state=0)
 model = SCVAE(n_components=128, alpha=1.0, max_iter=10, random_state=0)
 codes = model.fit_transform(patches)
-print(f"{np.mean(codes != 0):.1%} of the codes are not zero")
+print(f"{np.mean(codes != 0):.1%} of the codes are non-zero")
 
 # %%
 # Clusters
 # --------
 #
-# A large part of the photographs is sky and blurred ground, whose whitened patches are next to
-# nothing, and so are their codes: patches with fewer than two atoms are left out. Of the others
-# what counts is which atoms are there, not how strong the contrast is: codes are scaled to unit
-# length. Without that, patches of low contrast, of any kind, are one large cluster.
+# A large part of the photographs is sky and blurred ground. Their whitened patches are almost zero,
+# and so are their codes, so we leave out patches with fewer than two atoms. For the others, we are
+# interested in which atoms are used, not in the contrast, so we scale codes to unit length.
+# Otherwise all patches of low contrast would form one large cluster.
 
 used = np.sum(codes != 0, axis=1) >= 2
 print(f"{np.mean(used):.0%} of the patches have at least two atoms")
@@ -47,12 +47,12 @@ distances = clusters.transform(codes)
 sizes = np.bincount(clusters.labels_)
 
 # %%
-# All clusters, the largest first; of each the patches nearest to its centre. Every patch is drawn
-# at its own contrast. Patches of faint texture, which differ in little but their average, make the
-# largest clusters. Leaves, no two of which are alike, have no cluster of their own and turn up in
+# The figure shows all clusters, the largest first, each with the patches nearest to its centre.
+# Each patch is scaled to full contrast. Patches of faint texture, which differ in little except
+# their average, form the largest clusters. Leaves, which all differ, have no cluster and appear in
 # others.
 
-N_ROWS, N_COLUMNS = 3, 9  # of the patches of a cluster
+N_ROWS, N_COLUMNS = 3, 9  # layout of the patches of one cluster
 
 
 def nearest(cluster):

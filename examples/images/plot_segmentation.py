@@ -1,11 +1,11 @@
 """
-Photographs segmented by their sparse codes
-===========================================
+Image segmentation by sparse codes
+==================================
 
 An :class:`~sklearn_vsc.SCVAE` learns from patches of the two photographs that ship with
-scikit-learn. Which of its atoms are used around a place says what the surface there is like, and
-k-means on that divides a photograph into regions, without labels, and here without colours. Beside
-it are k-means on the colours of pixels, and k-means on the patches themselves.
+scikit-learn. The atoms that are used around a position characterise the surface there, and k-means
+on this use of atoms divides a photograph into regions, without labels and here without colours. For
+comparison, the example also runs k-means on the colours of pixels and on the patches themselves.
 """
 
 import matplotlib.pyplot as plt
@@ -27,7 +27,7 @@ N_REGIONS = 5
 # ---------------------
 #
 # The patches of a photograph lie on a grid and overlap by half. The model sees them without their
-# mean colours, learns from some thousands, and codes them all.
+# mean colours, learns from a few thousand, and codes all of them.
 
 photographs = [photograph.astype(np.float32) / 255 for photograph in load_sample_images().images]
 
@@ -41,21 +41,22 @@ def patch_grid(photograph):
 patches = [patch_grid(photograph) for photograph in photographs]
 shapes = [grid.shape[:2] for grid in patches]
 tables = [(p - p.mean(axis=3, keepdims=True)).reshape(-1, 3 * SIDE**2) for p in patches]
-everywhere = np.concatenate(tables)
-learned = np.random.default_rng(0).choice(len(everywhere), 8_000, replace=False)
-model = SCVAE(n_components=64, alpha=1.0, max_iter=10, random_state=0).fit(everywhere[learned])
+all_rows = np.concatenate(tables)
+training_rows = np.random.default_rng(0).choice(len(all_rows), 8_000, replace=False)
+model = SCVAE(n_components=64, alpha=1.0, max_iter=10, random_state=0).fit(all_rows[training_rows])
 codes = [model.transform(X).reshape(*shape, -1) for X, shape in zip(tables, shapes, strict=True)]
-print(f"{np.mean(codes[0] != 0):.0%} of the codes of the first photograph are not zero")
+print(f"{np.mean(codes[0] != 0):.0%} of the codes of the first photograph are non-zero")
 
 # %%
 # Where atoms are used
 # --------------------
 #
-# The code of a leaf or a tile changes from one patch to the next, and so does its sign. What stays
-# is which atoms come and go. So all that is kept of a code is where it is not zero, and that is
-# averaged over a neighbourhood of some patches. Below are the six largest principal components of
-# these averages over the first photograph, each scaled to unit variance. The first is how much
-# there is to see at a place; in others level lines stand out, as of the far shore, or tiled roofs.
+# The code of a leaf or a tile changes from one patch to the next, and so does its sign. The set of
+# atoms that occur changes less. We therefore keep only which codes are non-zero, and average this
+# over a neighbourhood of a few patches. The figure shows the six largest principal components of
+# these averages for the first photograph, each scaled to unit variance. The first one measures how
+# much structure there is at a position. In others, horizontal lines stand out, such as the far
+# shore, or tiled roofs.
 
 
 def main_components(features):
@@ -75,9 +76,9 @@ for ax, component in zip(axes.ravel(), np.moveaxis(main_components(uses[0]), 2, 
 # Regions
 # -------
 #
-# These go into k-means. Each position of the grid stands for the pixels around the middle of its
-# patch. For comparison, patches of pixels are averaged over neighbours and divided in the same way,
-# with their colours.
+# K-means clusters these components. Each position of the grid represents the pixels around the
+# centre of its patch. For comparison, patches of pixels with their colours are averaged over
+# neighbours and clustered in the same way.
 
 
 def segment(features):
@@ -90,18 +91,19 @@ def segment(features):
 
 
 def segment_colours(photograph):
-    """Return k-means clusters of the colours of pixels, learned from some of them."""
+    """Return k-means clusters of the colours of pixels, fitted to a tenth of them."""
     colours = photograph.reshape(-1, 3)
     clusters = KMeans(N_REGIONS, n_init=4, random_state=0).fit(colours[::10])
     return clusters.predict(colours).reshape(photograph.shape[:2])
 
 
 # %%
-# The colours of regions have no meaning from one picture to the next. Sky, water and flower are
-# easy. The pagoda and the plants in front of it are both dark and of many colours, in light and in
-# shadow. Pixels mix them; by the use of atoms the pagoda is one region, its tiled roofs are
-# another, and the plants a third. On the flower atoms tell directions of the petals apart, which
-# colours do not; the ground behind it is out of focus and uses few atoms, and is left in specks.
+# The colours of the regions are arbitrary in each picture. Sky, water and flower are easy. The
+# pagoda and the plants in front of it are both dark and of many colours, in light and in shadow.
+# Clustering pixels mixes them. With the use of atoms, the pagoda is one region, its tiled roofs are
+# another, and the plants a third. On the flower, atoms distinguish the directions of the petals,
+# which colours do not. The background is out of focus and uses few atoms, so it is divided into
+# specks.
 
 # sphinx_gallery_thumbnail_number = 2
 figure, axes = plt.subplots(2, 4, figsize=(12, 4.5), layout="constrained")

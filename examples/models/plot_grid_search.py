@@ -1,19 +1,20 @@
 """
-Grid search without labels
-==========================
+Hyperparameter search without labels
+====================================
 
-Threshold, number of draws, prior: variational sparse coding has settings that are mostly chosen by
-looking at dictionaries. `score` is a lower bound on the log likelihood of held-out rows, so
-:class:`~sklearn.model_selection.GridSearchCV` chooses them as it would choose the penalty of a
-classifier, only without labels.
+Variational sparse coding has hyperparameters such as the threshold, the number of samples and the
+prior, which are usually chosen by looking at dictionaries. Here `score` is a lower bound on the log
+likelihood of held-out rows. :class:`~sklearn.model_selection.GridSearchCV` can therefore choose
+them by cross-validation, like the penalty of a classifier, but without labels.
 """
 
 # %%
-# Data of a known density
-# -----------------------
+# Data with a known density
+# -------------------------
 #
-# Each of 16 atoms is in a row with a probability of a tenth; where it is, its code has a Laplace
-# law. So there is an answer: a search should come out at a `density` of about 0.1.
+# Each of 16 atoms is present in a row with a probability of one tenth, and its code then has a
+# Laplace distribution. The correct answer is therefore known: a search should find a `density` of
+# about 0.1.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,11 +29,11 @@ X = make_sparse_coded(600, 16, 16, density=0.1, noise=0.1, random_state=0)[0]
 # The grid
 # --------
 #
-# `density`, the share of codes that the prior expects to be on, sets the threshold. The published
-# method (Fallah and Rozell, 2022) draws :math:`J` codes for each row and step, `n_draws`, and
-# passes their gradients straight through a fixed threshold. The default of this library needs no
-# draws: with a linear decoder the bound and its gradient have a closed form; and its threshold has
-# a Gamma law. A list of grids has both.
+# `density`, the share of codes that the prior expects to be active, sets the threshold. The
+# published method (Fallah and Rozell, 2022) draws :math:`J` = `n_draws` samples for each row and
+# step, and passes their gradients straight through a fixed threshold. The default of this library
+# needs no samples, because the bound and its gradient have a closed form for a linear decoder, and
+# its threshold has a Gamma distribution. The list of grids contains both.
 
 densities = [0.025, 0.05, 0.1, 0.2, 0.4]
 grids = [
@@ -62,11 +63,11 @@ print(f"best: {search.best_params_['gradient']} gradient, {best}: {search.best_s
 # All scores
 # ----------
 #
-# `cv_results_` has the score of each setting, in nats a row.
+# `cv_results_` has the score of each setting, in nats per row.
 
 
 def row_of(parameters):
-    """Name a setting but for its density."""
+    """Return the name of a setting without its density."""
     prior = parameters["prior"].capitalize()
     if parameters["gradient"] == "exact":
         return f"{prior}, Gamma threshold,\nexact gradient"
@@ -91,9 +92,9 @@ figure.colorbar(image, ax=ax)
 plt.show()
 
 # %%
-# The exact gradient is ahead at every density, and its best density is the one that made the data.
-# With gradients straight through a fixed threshold the score goes on rising towards priors that are
-# hardly sparse, away from the truth: their posterior cannot say that a code is surely there *and*
-# precisely known, and pays for it most where the prior is sparse. Ten draws in place of one
-# change little. This is what a search by score is for: to learn which settings to turn, and which
-# to leave alone.
+# The exact gradient is best at every density, and its best density is the true one. With
+# straight-through gradients and a fixed threshold, the score keeps rising towards priors that are
+# hardly sparse, away from the truth. The reason is that their posterior cannot express that a code
+# is certainly active *and* precisely known, and this costs most where the prior is sparse. Ten
+# samples instead of one make little difference. A search by score shows which hyperparameters to
+# tune and which to leave alone.

@@ -1,25 +1,25 @@
 """
-Which prior, by score
-=====================
+Choosing a prior by cross-validation
+====================================
 
-How should codes be distributed before anything is seen: sparse or not, with exact zeros or without?
-`score` is a lower bound on the log likelihood of rows, in nats, for every class of this library. So
-:func:`~sklearn.model_selection.cross_val_score` answers the question, for the data at hand and
+Which prior distribution should codes have: sparse or not, with or without exact zeros? In every
+class of this library, `score` is a lower bound on the log likelihood of rows, in nats.
+:func:`~sklearn.model_selection.cross_val_score` can therefore answer the question for your data,
 without labels.
 
-The yardstick is scikit-learn's :class:`~sklearn.decomposition.PCA`. Its `score` is the exact log
-likelihood of a Gaussian model, probabilistic PCA: what can be had without any sparseness, and
-without any bound.
+The baseline is scikit-learn's :class:`~sklearn.decomposition.PCA`. Its `score` is the exact log
+likelihood of a Gaussian model, probabilistic PCA. It shows what is possible without sparsity, and
+without a bound.
 """
 
 # %%
-# Data, and folds that share nothing
-# ----------------------------------
+# Data and non-overlapping folds
+# ------------------------------
 #
-# Patches of 6 by 6 pixels of the two photographs that ship with scikit-learn, whitened. Patches
-# drawn at random from one photograph overlap, and a fold that overlaps with the others flatters
-# whoever remembers. So the left halves of the photographs are one fold and the right halves the
-# other.
+# The data are whitened patches of 6 by 6 pixels from the two photographs that ship with
+# scikit-learn. Random patches from one photograph overlap, and folds that overlap reward
+# overfitting. We therefore use the left halves of the photographs as one fold and the right halves
+# as the other.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,7 +29,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_score
 from sklearn_vsc import FISTADictionaryLearner, SparseVAE, ThresholdedVSC
 from sklearn_vsc.datasets import load_natural_patches
 
-N_ROWS = 1000  # of each half
+N_ROWS = 1000  # per half
 halves = [
     load_natural_patches(N_ROWS, patch_size=6, subset=subset, random_state=0)
     for subset in ("train", "test")
@@ -39,29 +39,29 @@ folds = PredefinedSplit(np.repeat([0, 1], N_ROWS))
 n_features = X.shape[1]
 
 # %%
-# The yardstick
-# -------------
+# The baseline
+# ------------
 #
-# Probabilistic PCA with its best number of components.
+# The baseline is probabilistic PCA with its best number of components.
 
-yardsticks = [
+pca_scores = [
     cross_val_score(PCA(n_components), X, cv=folds) for n_components in range(2, n_features, 2)
 ]
-yardstick = max(yardsticks, key=np.mean)
-print(f"probabilistic PCA: {yardstick.mean():.1f} nats a patch")
+baseline = max(pca_scores, key=np.mean)
+print(f"probabilistic PCA: {baseline.mean():.1f} nats per patch")
 
 # %%
 # The priors
 # ----------
 #
-# All have a linear decoder, which is a dictionary, with as many atoms as there are pixels, and
-# Gaussian noise of a learned variance. They differ in the law of the codes, and in how the codes of
-# a patch are found. A spike and slab, and a thresholded Laplace law whose threshold is drawn from a
-# Gamma law, say for each code whether it is there and which value it has.
-# With a fixed threshold the two are tied to each other.
+# All models have a linear decoder, which is a dictionary, with as many atoms as pixels, and
+# Gaussian noise with a learned variance. They differ in the distribution of the codes, and in how
+# the codes of a patch are inferred. Two priors describe separately whether a code is non-zero and
+# which value it has: the spike and slab, and the thresholded Laplace distribution with a
+# Gamma-distributed threshold. With a fixed threshold, the two are tied to each other.
 #
-# Those that tell the two apart have an encoder that is unrolled from the dictionary, and posteriors
-# that are refined; the others have a plain network, which needs more epochs.
+# The models with these two priors have an encoder that is unrolled from the dictionary, and refined
+# posteriors. The others have a plain network, which needs more epochs.
 
 unrolled = {"n_components": n_features, "max_iter": 15, "learning_rate_init": 4e-3}
 network = {"n_components": n_features, "max_iter": 45, "learning_rate_init": 4e-3}
@@ -80,35 +80,36 @@ scores = {
     for name, model in models.items()
 }
 for name, values in scores.items():
-    print(f"{' '.join(name.split())}: {values.mean():.1f} nats a patch")
+    print(f"{' '.join(name.split())}: {values.mean():.1f} nats per patch")
 
 # %%
 # Gains and losses
 # ----------------
 #
-# Bars start at the yardstick: to the right is what a prior gains over a Gaussian model of exact
-# likelihood, to the left what it loses. Dots are the two folds. One nat more means that a held-out
-# patch is, on average, more probable by a factor of *e*.
+# Bars start at the baseline. A bar to the right shows the gain of a prior over a Gaussian model
+# with exact likelihood, and a bar to the left shows its loss. Dots are the two folds. One nat more
+# means that a held-out patch is, on average, more probable by a factor of *e*.
 
 order = sorted(scores, key=lambda name: scores[name].mean())
-gains = np.array([scores[name] - yardstick for name in order])
+gains = np.array([scores[name] - baseline for name in order])
 means = gains.mean(axis=1)
 figure, ax = plt.subplots(figsize=(9, 4.2), layout="constrained")
 ax.barh(order, means, color=np.where(means > 0, "tab:blue", "tab:orange"), alpha=0.75)
 ax.plot(gains, np.arange(len(order)), "k.", markersize=5)
 ax.axvline(0, color="black", linewidth=1)
-ax.set_xlabel("nats a patch, above or below probabilistic PCA")
-ax.set_title("Which law of codes describes patches of photographs?")
+ax.set_xlabel("nats per patch, above or below probabilistic PCA")
+ax.set_title("Which distribution of codes describes patches of photographs?")
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-# A sparse prior pays where its posterior can be right: the two that tell apart *whether* a code is
-# there from *how large* it is are far above the yardstick. A Laplace prior without zeros is about
-# level with it, by an encoder and by lasso codes. A Gaussian prior with a linear decoder *is*
-# probabilistic PCA; it falls short of the exact likelihood by what its posterior of independent
-# codes and its encoder cannot express. A fixed threshold falls shorter still.
+# A sparse prior pays off if its posterior can be accurate. The two priors that separate *whether* a
+# code is non-zero from *how large* it is are far above the baseline. A Laplace prior without zeros
+# is about equal to the baseline, both with an encoder and with lasso codes. A Gaussian prior with a
+# linear decoder *is* probabilistic PCA; it falls short of the exact likelihood because of its
+# independent codes and its encoder. A fixed threshold is even lower.
 #
-# These are lower bounds at a small budget of training: a model whose bound is low may be a good
-# model with a bad posterior. And they are about these data: on digits, of which there are few, the
-# yardstick is above them all. :doc:`/guide/priors` has both, with more priors and longer trainings.
+# These are lower bounds from a small training budget: a model with a low bound may be a good model
+# with a poor posterior. They also depend on the data: on digits, of which there are few, the
+# baseline is above all of them. :doc:`/guide/priors` shows both data sets, with more priors and
+# longer training.

@@ -26,9 +26,11 @@ from .._rows.numbers import check_count
 from .._rows.sources import ArrayRows, RowSource, dataset_rows
 from .._rows.sparse_output import join_codes
 from .._rows.user_warnings import warn_user
+from .._training.fit_state import FitState, RunParameters
 from .._training.fit_tasks import FitTasks
 from .._training.interruption import HeldInterrupts, unchanged_on_error
-from .._training.model_fit import FitState, ModelFit, RunParameters
+from .._training.model_fit import ModelFit
+from .._training.network_training import NetworkTraining
 from .._training.precision import check_precision
 from .._training.process_group import ProcessGroup, accelerate_state
 from ..likelihoods import LIKELIHOODS, GaussianLikelihood, Likelihood
@@ -263,9 +265,9 @@ class NeuralSparseCoder(BaseSparseCoder):
         if group is not None:
             n_iter = 0 if reset else self.n_iter_
             group.check_same(rows.chunks(), self._shared_parameters() | {"n_iter_": n_iter})
-        fit = ModelFit(
-            description, self._run_parameters(), device, group, self._inference_options(), self._as
-        )
+        run, inference = self._run_parameters(), self._inference_options()
+        way = NetworkTraining(description, run, device, group, inference)
+        fit = ModelFit(description, run, way, device, group, inference, self._as)
         if not reset:
             return fit, self._state(), rows
         state = fit.new_state(rows, observed)
@@ -568,14 +570,12 @@ class NeuralSparseCoder(BaseSparseCoder):
     def _training_gradients(
         self, X: ArrayLike, **options: Any
     ) -> Iterator[Iterator[dict[str, Tensor]]]:
-        """Yield gradients of the training loss; parameters are those of `ModelFit.gradients`."""
-        X = self._evaluated(X)
-        fit = ModelFit(
+        """Yield gradients of the training loss, as `NetworkTraining.gradients` does."""
+        way = NetworkTraining(
             self._description,
             self._run_parameters(),
             self._device(),
             None,
             self._inference_options(),
-            self._as,
         )
-        return fit.gradients(self._state(), X, **options)
+        return way.gradients(self._state(), self._evaluated(X), **options)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..latents import Continuous, ContinuousPosterior
 from ..likelihoods import Likelihood
 from ..networks import DictionaryDecoder, UnrolledCoder, unit_atoms
+from ..solvers.dictionary.renewal import idle_rows, worst_rows
 from .latent_variable import LatentVariableModel, without_activation
 from .objectives import Objective, TrainingStep
 
@@ -22,9 +23,9 @@ _SETTLING_STEPS = 100
 _SETTLING_RATE = 0.1
 _SETTLING_BATCH = 128
 _LEAST_ROWS = 8
-# An atom is renewed after this many rows in succession have not used it, and a step renews at most
-# this many atoms.
-_IDLE_ROWS = 2000
+# An atom is dead when this many rows in succession have not used it, and a step renews at most this
+# many atoms.
+_PATIENCE = 2000
 _MOST_RENEWED = 16
 
 
@@ -176,24 +177,19 @@ class SparseAutoencoder(LatentVariableModel):
     @torch.no_grad()
     def _watch_use(self, amplitudes: Tensor, residual: Tensor) -> None:
         """Count the rows that leave atoms unused, and keep the largest residuals of this batch."""
-        used = (amplitudes != 0).flatten(0, 1).any(0)
-        self.n_idle_rows.add_(len(amplitudes)).masked_fill_(used, 0)
-        residual = residual.flatten(0, 1)
-        n_kept = min(_MOST_RENEWED, len(residual))
-        worst = residual.square().sum(1).topk(n_kept).indices
-        self.uncoded.zero_()[:n_kept] = residual[worst]
+        idle = idle_rows(self.n_idle_rows, amplitudes.abs().amax(1))
+        self.n_idle_rows.copy_(idle)
+        worst = worst_rows(residual.flatten(0, 1), _MOST_RENEWED)
+        self.uncoded.zero_()[: len(worst)] = worst
 
     @torch.no_grad()
     def _renew_idle_atoms(self) -> None:
-        """Replace atoms that no row uses by the residuals of latent vectors that are coded worst.
-
-        No gradient reaches an atom whose codes are all zero: it would never change.
-        """
+        """Replace dead atoms by the residuals of the latent vectors that were coded worst."""
         directions = unit_atoms(self.uncoded[self.uncoded.any(1)])
-        idle = (self.n_idle_rows >= _IDLE_ROWS).nonzero()[: len(directions), 0]
-        norms = self.decoder.weight[idle].norm(dim=1, keepdim=True)
-        self.decoder.weight[idle] = norms * directions[: len(idle)]
-        self.n_idle_rows[idle] = 0
+        dead = (self.n_idle_rows >= _PATIENCE).nonzero()[: len(directions), 0]
+        norms = self.decoder.weight[dead].norm(dim=1, keepdim=True)
+        self.decoder.weight[dead] = norms * directions[: len(dead)]
+        self.n_idle_rows[dead] = 0
 
     def settle_scales(self, rows: Tensor, generator: torch.Generator) -> None:
         """Let the scales and the noise variance maximise the bound, all else fixed.

@@ -1,4 +1,4 @@
-"""A folder that holds a model: tensors and configuration, written whole or not at all."""
+"""Model folders: tensors and a configuration, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from torch import Tensor
 
 TENSORS, CONFIG = "model.safetensors", "config.json"
 _FORMAT, _VERSION = "sklearn-vsc", 2
-# In bytes: a history of half a million epochs.
+# In bytes; enough for a history of half a million epochs.
 _LARGEST_CONFIG = 2**26
-# Flags of which each system has some: a link that has just come is not followed either.
+# Flags that only some systems have. A link created since the check is not followed either.
 _NOT_FOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-# Of linux/fs.h and fcntl.h.
+# From linux/fs.h and fcntl.h.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def _checked(path: Any) -> str | os.PathLike[str]:
-    """Return a path, if it is one."""
+    """Return the path; raise an error if it is not a valid one."""
     if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
         raise TypeError(f"path must be a string or path-like, without null bytes; got {path!r}.")
     return path
@@ -38,27 +38,27 @@ def _checked(path: Any) -> str | os.PathLike[str]:
 def write_folder(
     path: str | os.PathLike[str], config: dict[str, Any], tensors: dict[str, Tensor]
 ) -> None:
-    """Write a model into a folder, in place of the model that is there, if any.
+    """Write a model into a folder, replacing an existing model, if any.
 
-    Both files are complete and on the disk before the folder takes its name.
+    Both files are complete and on disk before the folder gets its name.
 
     Parameters
     ----------
     path : str or path-like
-        The folder; its parent exists.
+        The folder; its parent must exist.
     config : dict
-        Plain data for JSON.
+        Plain data that can be stored as JSON.
     tensors : dict of str to Tensor
-        No two may share memory.
+        Tensors, none of which may share memory.
 
     Raises
     ------
     ValueError
-        Where the configuration is too large to be read again.
+        If the configuration is too large to be read back.
     OSError
-        Where the folder cannot be written, or something else is there.
+        If the folder cannot be written, or the path exists and is not a saved model.
     """
-    # Where the path is a link, what it points to is written.
+    # If the path is a link, its target is written.
     target = Path(os.path.realpath(_checked(path)))
     _check_replaceable(target)
     content = safetensors.torch.save(tensors)
@@ -68,8 +68,8 @@ def write_folder(
     }
     if len(files[CONFIG]) > _LARGEST_CONFIG:
         raise ValueError(
-            f"The configuration has {len(files[CONFIG])} bytes, and may have {_LARGEST_CONFIG}: "
-            "too many names of features, or too long a history."
+            f"The configuration has {len(files[CONFIG])} bytes, but at most {_LARGEST_CONFIG} are "
+            "allowed: there are too many feature names, or the history is too long."
         )
     new = target.parent / f".saving-{secrets.token_hex(8)}"
     os.mkdir(new)
@@ -83,46 +83,46 @@ def write_folder(
         _put_in_place(new, target)
         _sync_folder(target.parent)
     finally:
-        # What is left under this name: nothing, the model before, or one not written in full.
+        # This name now belongs to nothing, to the previous model, or to an incomplete one.
         shutil.rmtree(new, ignore_errors=True)
 
 
 def read_folder(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the configuration and the tensors that `write_folder` was given.
+    """Return the configuration and the tensors that were passed to `write_folder`.
 
     Raises
     ------
     ValueError
-        Where the folder holds no model, a damaged one, or one of a newer format.
+        If the folder contains no model, a damaged model, or a model in a newer format.
     OSError
-        Where a file cannot be read.
+        If a file cannot be read.
     """
     folder = Path(_checked(path))
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; give the folder that 'save' has written.")
+        raise NotADirectoryError(f"{folder} is a file; pass the folder that 'save' has written.")
     written = _read(folder / CONFIG, _LARGEST_CONFIG)
     config = _parse(written)
     if config is None or config.get("format") != _FORMAT:
-        raise ValueError(f"{folder / CONFIG} is not the configuration of a model of sklearn-vsc.")
+        raise ValueError(f"{folder / CONFIG} is not the configuration of a sklearn-vsc model.")
     version = config.pop("format_version", None)
     if type(version) is not int or version < 1:
         raise ValueError(f"{folder / CONFIG} has no valid 'format_version'; got {version!r}.")
     if version > _VERSION:
         raise ValueError(
-            f"{folder} has format version {version}, and this sklearn-vsc reads versions up to "
-            f"{_VERSION}: upgrade sklearn-vsc."
+            f"{folder} has format version {version}, but this sklearn-vsc only reads versions up "
+            f"to {_VERSION}: upgrade sklearn-vsc."
         )
     size = config.pop("tensors_size", None)
     content = _read(folder / TENSORS, size if type(size) is int else 0)
     checksum = config.pop("checksum", None)
     del config["format"]
-    # The very bytes: a change that JSON does not see is a change too.
+    # The bytes themselves are compared, since a change that does not affect the JSON counts too.
     same_bytes = (
         len(content) == size and _config_bytes(config, content, checksum, version) == written
     )
     if not same_bytes or checksum != _checksum(config, content, version):
         raise ValueError(
-            f"The checksum of {folder} is wrong: its files are damaged or were changed after "
+            f"The checksum of {folder} does not match: its files are damaged or were changed after "
             "'save'."
         )
     try:
@@ -135,7 +135,7 @@ def read_folder(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
 
 
 def _checksum(config: dict[str, Any], tensors: bytes, version: int) -> str:
-    """SHA-256 of both files, of the configuration as it stands without the checksum."""
+    """Return the SHA-256 digest of both files, with a configuration that has no checksum."""
     digest = hashlib.sha256(_config_bytes(config, tensors, None, version))
     digest.update(tensors)
     return digest.hexdigest()
@@ -149,10 +149,10 @@ def _config_bytes(config: dict[str, Any], tensors: bytes, checksum: Any, version
 
 
 def _parse(content: bytes) -> dict[str, Any] | None:
-    """Return the JSON object in these bytes, if there is one."""
+    """Return the JSON object that these bytes encode, or None if they do not."""
     try:
         config = json.loads(content.decode("ascii"))
-    # Text that is nested too deeply, or bytes that are no text, are no configuration either.
+    # Text that is nested too deeply, or bytes that are not text, are not a configuration either.
     except (ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
@@ -162,9 +162,9 @@ def _parse(content: bytes) -> dict[str, Any] | None:
 
 
 def _read(path: Path, largest: int) -> bytes:
-    """Read a plain file; no link, device or pipe is followed or waited for."""
+    """Read a regular file, without following links or waiting for devices or pipes."""
     if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise ValueError(f"{path} is not a plain file, as those of a saved model are.")
+        raise ValueError(f"{path} is not a plain file, unlike the files of a saved model.")
     descriptor = os.open(path, os.O_RDONLY | _NOT_FOLLOWED)
     with open(descriptor, "rb") as file:
         size = os.fstat(descriptor).st_size
@@ -174,15 +174,15 @@ def _read(path: Path, largest: int) -> bytes:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Refuse to write where something other than a saved model would be lost."""
+    """Raise an error if writing here would overwrite anything other than a saved model."""
     if not target.exists():
         if not target.parent.is_dir():
             raise FileNotFoundError(
-                f"The folder {target.parent} is not there; make it before you save into it."
+                f"The folder {target.parent} does not exist; create it before you save into it."
             )
         return
     if not target.is_dir():
-        raise FileExistsError(f"{target} is a file; 'save' writes a folder.")
+        raise FileExistsError(f"{target} is a file, but 'save' writes a folder.")
     names = set(os.listdir(target))
     if not names:
         return
@@ -191,19 +191,19 @@ def _check_replaceable(target: Path) -> None:
         if config is not None and config.get("format") == _FORMAT:
             return
     raise FileExistsError(
-        f"{target} holds something other than a saved model, which 'save' does not overwrite: "
+        f"{target} contains something other than a saved model, which 'save' does not overwrite: "
         "choose another folder, or remove this one."
     )
 
 
 def _put_in_place(new: Path, target: Path) -> None:
-    """Give a folder its name; the one that has it keeps it until then."""
+    """Give the new folder its final name; an existing folder keeps that name until then."""
     if not target.exists():
         os.replace(new, target)
         return
     if _exchange(new, target):
         return
-    # Here the old one is for a moment under another name alone.
+    # For a moment the old folder exists only under another name.
     old = new.with_name(f"{new.name}-old")
     os.replace(target, old)
     try:
@@ -215,7 +215,7 @@ def _put_in_place(new: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange the names of two folders in one step, on systems that can; say whether."""
+    """Atomically exchange two folders if the system supports it; return whether it does."""
     if sys.platform != "linux":
         return False
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -231,7 +231,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, on systems that open folders."""
+    """Flush the names in a folder to disk, on systems where folders can be opened."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""Plain data as JSON and tensors, and back: what is read can only be what was plain."""
+"""Conversion of plain data to JSON and tensors and back; reading can only yield plain data."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _DTYPES = (
     *("float16", "float32", "float64"),
 )
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-# The only bit generator of a RandomState that scikit-learn makes.
+# The only bit generator of the RandomState objects that scikit-learn creates.
 _MERSENNE_TWISTER = "MT19937"
 _N_KEYS = 624
 
 
 @dataclass
 class Encoder:
-    """Turns values into JSON, with arrays among the tensors.
+    """Turns values into JSON, and stores their arrays as tensors.
 
-    What JSON does not know stands as an object with one key that says what it is.
+    A value that JSON cannot represent becomes an object with one key that names its type.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     random_states: list[np.random.RandomState] = field(default_factory=list)
 
     def encode(self, value: Any, name: str) -> Any:
-        """Return JSON for a value; arrays in it become tensors of this name."""
+        """Return JSON for a value; its arrays become tensors with names that start with this."""
         if isinstance(value, np.str_):
             return str(value)
         if value is None or type(value) in (bool, int, str):
@@ -51,16 +51,17 @@ class Encoder:
         if isinstance(value, np.random.RandomState):
             return self._encode_random_state(value, name)
         raise TypeError(
-            f"'{name}' holds a {type(value).__name__}, and 'save' keeps plain data alone: numbers, "
-            "strings, lists, tuples, dicts, NumPy arrays and RandomState. Use pickle for the rest."
+            f"'{name}' is a {type(value).__name__}, but 'save' only stores plain data: numbers, "
+            "strings, lists, tuples, dicts, NumPy arrays and RandomState. Use pickle for anything "
+            "else."
         )
 
     def _encode_array(self, array: NDArray, name: str) -> dict[str, Any]:
         if array.dtype == object and array.ndim == 1 and all(isinstance(v, str) for v in array):
             return {"strings": [str(v) for v in array]}
         if array.dtype.name not in _DTYPES:
-            raise TypeError(f"'{name}' is an array of {array.dtype}, which 'save' does not keep.")
-        # The order in memory is kept too: sums may be rounded differently in another.
+            raise TypeError(f"'{name}' is an array of {array.dtype}, which 'save' cannot store.")
+        # The memory order is stored too, since in another order sums may round differently.
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         native = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)
         self.tensors[name] = torch.from_numpy(native)
@@ -70,8 +71,8 @@ class Encoder:
         state = value.get_state(legacy=False)
         if state["bit_generator"] != _MERSENNE_TWISTER:
             raise TypeError(
-                f"'{name}' is a RandomState of {state['bit_generator']}; 'save' keeps those of "
-                f"{_MERSENNE_TWISTER}."
+                f"'{name}' is a RandomState with {state['bit_generator']}; 'save' only stores "
+                f"those with {_MERSENNE_TWISTER}."
             )
         for index, known in enumerate(self.random_states):
             if known is value:
@@ -82,7 +83,7 @@ class Encoder:
 
 @dataclass
 class Decoder:
-    """Turns JSON back into values, and takes their arrays out of the tensors."""
+    """Turns JSON back into values, removing their arrays from the tensors."""
 
     tensors: dict[str, Tensor]
     random_states: list[np.random.RandomState] = field(default_factory=list)
@@ -117,14 +118,14 @@ class Decoder:
 
     def _strings(self, names: Any) -> NDArray:
         if not all(isinstance(name, str) for name in names):
-            raise ValueError("an array of strings holds something else")
+            raise ValueError("an array of strings contains something else")
         return np.array(names, dtype=object)
 
     def _random_state(self, content: Any) -> np.random.RandomState:
         state = self.decode(content)
         keys, position = state["state"]["key"], state["state"]["pos"]
         if (keys.shape, keys.dtype) != ((_N_KEYS,), np.uint32) or not 0 <= position <= _N_KEYS:
-            raise ValueError("a random state has not the numbers of a Mersenne twister")
+            raise ValueError("a random state does not have the numbers of a Mersenne twister")
         random_state = np.random.RandomState()
         random_state.set_state(state)
         self.random_states.append(random_state)
@@ -136,7 +137,7 @@ class Decoder:
 
 def _known(dtype_name: Any) -> str:
     if dtype_name not in _DTYPES:
-        raise ValueError(f"{dtype_name!r} is not a type of numbers that models hold")
+        raise ValueError(f"{dtype_name!r} is not a data type that models contain")
     return dtype_name
 
 

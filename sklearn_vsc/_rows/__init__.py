@@ -1,1 +1,1 @@
-"""The door: arrays, frames and datasets become tensors, and come back as arrays."""
+"""Input and output: arrays, frames and datasets become tensors, and results become arrays."""

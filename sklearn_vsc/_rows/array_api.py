@@ -1,8 +1,8 @@
-"""Arrays of any namespace at the methods that users call: they go out as they came in.
+"""Array API support for public methods: results have the array type of the input.
 
-Inside, all is NumPy and torch on a device of the estimator's own. scikit-learn's dispatch on the
-array API is met here and nowhere else: what is fitted follows the rows of ``fit``, what a method
-returns follows what it was given. Without dispatch all is NumPy.
+Internally, everything is NumPy, or torch on the estimator's own device. scikit-learn's array API
+dispatch is handled only in this module: fitted attributes follow the rows given to ``fit``, and
+the result of a method follows its argument. Without dispatch, everything is NumPy.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Home:
-    """Where arrays live: a namespace and a device of it. None: NumPy."""
+    """Where arrays live: a namespace and one of its devices. None means NumPy."""
 
     xp: Any = None
     device: Any = None
 
     @classmethod
     def of(cls, array: Any) -> Self:
-        """Return where results go that follow ``array``."""
+        """Return where results that follow ``array`` should live."""
         if not get_config()["array_api_dispatch"] or not _is_foreign(array):
             return cls()
         xp, _, device = get_namespace_and_device(array)
         return cls(xp, device)
 
     def bring(self, result: Any) -> Any:
-        """Move an array home, or those that a result holds."""
+        """Move an array, or all arrays in a result, to this namespace and device."""
         if self.xp is None:
             return result
         if is_dataclass(result) and not isinstance(result, type):
@@ -58,8 +58,8 @@ class Home:
             return replace(result, **parts)
         if issparse(result):
             raise ValueError(
-                "sparse_output=True makes SciPy matrices, which hold NumPy arrays alone; set "
-                f"sparse_output=False for arrays of {self.xp.__name__}."
+                "sparse_output=True returns SciPy matrices, which can only hold NumPy arrays; set "
+                f"sparse_output=False to get arrays of {self.xp.__name__}."
             )
         if not isinstance(result, np.ndarray):
             return result
@@ -67,21 +67,21 @@ class Home:
         if lowered and result.dtype == np.float64:
             result = result.astype(np.float32)
         if not result.flags.writeable:
-            # torch shares the memory, and knows of none that is read-only.
+            # torch would share the memory, and does not support read-only memory.
             result = result.copy()
         return self.xp.asarray(result, device=self.device)
 
 
 def to_host(array: Any) -> Any:
-    """Bring an array of another namespace to NumPy; leave all else as it is."""
+    """Convert an array of another namespace to NumPy; return anything else unchanged."""
     if isinstance(array, Tensor):
-        # NumPy has no bfloat16; what is neither float32 nor float64 becomes float64 anyway.
+        # NumPy has no bfloat16; dtypes other than float32 and float64 become float64 anyway.
         return to_numpy(array.double() if array.dtype == torch.bfloat16 else array)
     return foreign_to_numpy(array) if _is_foreign(array) else array
 
 
 def on_host(estimator: BaseEstimator) -> Any:
-    """Return the estimator with fitted arrays of NumPy, all else shared; itself where they are."""
+    """Return the estimator with NumPy fitted arrays; a shallow copy if any must be converted."""
     foreign = {name: to_host(value) for name, value in _foreign_arrays(estimator).items()}
     if not foreign:
         return estimator
@@ -98,7 +98,7 @@ def converted(estimator: BaseEstimator, converter: Callable[[Any], Any]) -> Any:
 
 
 def follows_input(method: Method) -> Method:
-    """Decorate a method of rows or codes: its arrays are where those of its argument are."""
+    """Decorate a method of rows or codes: its results live where its argument lives."""
     signature = inspect.signature(method)
     first = list(signature.parameters)[1]
 
@@ -116,7 +116,7 @@ def follows_input(method: Method) -> Method:
 
 
 def follows_fit(method: Method) -> Method:
-    """Decorate a method that is given no array: what it makes is where fitted arrays are."""
+    """Decorate a method without array arguments: its results live where fitted arrays live."""
 
     @functools.wraps(method)
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def follows_fit(method: Method) -> Method:
 
 
 def learns_from_input(method: Method) -> Method:
-    """Decorate a method that learns from rows: what is fitted is where they are."""
+    """Decorate a method that learns from rows: fitted arrays live where the rows live."""
 
     @functools.wraps(method)
     def wrapped(self: Any, X: Any, y: Any = None) -> Any:
@@ -152,39 +152,39 @@ def learns_from_input(method: Method) -> Method:
 
 def at_the_door(array: Any) -> Any:
     """Bring an array that a user gave to NumPy; leave all else as it is."""
-    # Without dispatch a tensor on a GPU is refused, as by `numpy.asarray`.
+    # Without dispatch a tensor on a GPU raises an error, as in `numpy.asarray`.
     if isinstance(array, Tensor) and array.device.type != "cpu" and Home.of(array).xp is None:
         raise TypeError(
-            f"A tensor on {array.device} was given without array API dispatch: move it to the CPU, "
-            "or call sklearn.set_config(array_api_dispatch=True)."
+            f"Got a tensor on {array.device} while array API dispatch is disabled: move it to the "
+            "CPU, or call sklearn.set_config(array_api_dispatch=True)."
         )
     return to_host(array)
 
 
 def _check_home(estimator: Any, array: Any, home: Home, method: str) -> None:
-    """Refuse another namespace than that of ``fit``, as scikit-learn does; any device will do."""
-    # Of what a fit has set: a dictionary that was given may be of any namespace.
+    """Raise scikit-learn's error for a namespace other than that of ``fit``; devices may differ."""
+    # Only what a fit has set: a dictionary that was given may be of any namespace.
     fitted = vars(estimator).get("components_")
     if fitted is not None and get_config()["array_api_dispatch"] and Home.of(fitted).xp != home.xp:
         check_same_namespace(array, estimator, attribute="components_", method=method)
 
 
 def _is_foreign(value: Any) -> bool:
-    """Whether this is an array, and not one of NumPy."""
+    """Whether this is an array, but not a NumPy array."""
     if isinstance(value, Tensor):
         return True
     return hasattr(value, "__array_namespace__") and not isinstance(value, (np.ndarray, np.generic))
 
 
 def _foreign_arrays(estimator: BaseEstimator) -> dict[str, Any]:
-    """Arrays that a fit has set and that are not of NumPy, by name."""
+    """Return arrays set by a fit that are not NumPy arrays, by name."""
     if any(map(_is_foreign, vars(estimator).values())):
         return {k: v for k, v in _fitted_arrays(estimator).items() if _is_foreign(v)}
     return {}
 
 
 def _fitted_arrays(estimator: BaseEstimator) -> dict[str, NDArray]:
-    """Arrays of numbers that a fit has set, by name."""
+    """Return numeric arrays set by a fit, by name."""
     parameters = estimator.get_params(deep=False)
     return {
         name: value

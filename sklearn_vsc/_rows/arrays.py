@@ -1,4 +1,4 @@
-"""The only door between NumPy arrays and torch tensors: devices, dtypes, randomness."""
+"""Conversion between NumPy arrays and torch tensors: devices, dtypes and randomness."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 Rows = TypeVar("Rows", NDArray, torch.Tensor)
-# Rows, at most, that a look at a fit that goes on, or was interrupted, rests on.
+# Maximum number of rows used to evaluate a fit that is in progress or was interrupted.
 FEW_ROWS = 4096
-# Numbers, and rows, that are held at once where all rows are gone through: bounds memory.
+# Maximum number of array entries, and of rows, processed at once; bounds memory.
 NUMBERS_AT_ONCE = 2**24
 _ROWS_AT_ONCE = 4096
 _SEED_BOUND = np.iinfo(np.int32).max
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn the ``device`` parameter of an estimator into a device that is there.
+    """Turn the ``device`` parameter of an estimator into an available device.
 
     Parameters
     ----------
     device : str
-        ``'auto'`` (CUDA if there is one, else MPS, else CPU) or a torch device name.
+        ``'auto'`` (CUDA if available, else MPS, else CPU) or the name of a torch device.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def resolve_device(device: str) -> torch.device:
     Raises
     ------
     ValueError
-        When the name is not a torch device or names a device this machine lacks.
+        If the name is not a torch device, or the device is not available on this machine.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -58,13 +58,13 @@ def resolve_device(device: str) -> torch.device:
     if not there.get(resolved.type, False):
         raise ValueError(
             f"device={device!r} is not available here (CUDA devices found: {n_cuda}). "
-            "Use device='auto' to take what there is, or device='cpu'."
+            "Use device='auto' for the best available device, or device='cpu'."
         )
     return resolved
 
 
 def compute_dtype(dtype: np.dtype | torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the torch dtype in which data of a NumPy dtype is computed on a device."""
+    """Return the torch dtype used on a device for data of a NumPy dtype."""
     if isinstance(dtype, torch.dtype):
         return dtype
     # MPS has no float64.
@@ -78,13 +78,13 @@ def to_tensor(
     *,
     borrow: bool = False,
 ) -> torch.Tensor:
-    """Move an array to a device; the array itself is never written to.
+    """Convert an array to a tensor on a device; the array itself is never written to.
 
-    A read-only array is copied, since torch does not know of read-only memory. With ``borrow``
-    it is not: the caller promises to write to no element of the tensor.
+    A read-only array is copied, since torch does not support read-only memory. With ``borrow``
+    it is not copied, and the caller promises not to modify the tensor.
     """
     if any(stride < 0 for stride in X.strides):
-        # torch has no negative strides.
+        # torch does not support negative strides.
         X = X.copy()
     elif not X.flags.writeable:
         X = np.asarray(_Borrowed(X)) if borrow else X.copy()
@@ -92,7 +92,7 @@ def to_tensor(
 
 
 class _Borrowed:
-    """The memory of a read-only array, called writeable, which torch insists on."""
+    """The memory of a read-only array, declared writeable because torch insists on it."""
 
     def __init__(self, array: NDArray) -> None:
         self._array = array
@@ -101,7 +101,7 @@ class _Borrowed:
 
 
 def to_numpy(tensor: torch.Tensor, dtype: np.dtype | None = None) -> NDArray:
-    """Bring a tensor back as a NumPy array, of ``dtype`` if given."""
+    """Convert a tensor to a NumPy array, with dtype ``dtype`` if given."""
     array = tensor.detach().cpu().numpy()
     return array if dtype is None else array.astype(dtype, copy=False)
 
@@ -109,7 +109,7 @@ def to_numpy(tensor: torch.Tensor, dtype: np.dtype | None = None) -> NDArray:
 def private_random_state(
     random_state: int | np.random.RandomState | None,
 ) -> np.random.RandomState:
-    """As ``check_random_state``, but None does not mean NumPy's global generator."""
+    """Like ``check_random_state``, but None gives a new state, not NumPy's global generator."""
     return np.random.RandomState() if random_state is None else check_random_state(random_state)
 
 
@@ -119,21 +119,21 @@ def draw_seed(random_state: np.random.RandomState) -> int:
 
 
 def seeded_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return a private generator; torch's global one is never touched."""
+    """Return a private generator; torch's global generator is not affected."""
     generator = torch.Generator(device=device)
     generator.manual_seed(seed)
     return generator
 
 
 def row_generators(X: NDArray, seed: int) -> Iterator[torch.Generator]:
-    """Yield for each row a CPU generator seeded by ``seed`` and the row's own content.
+    """Yield a CPU generator for each row, seeded by ``seed`` and the content of the row.
 
-    Draws made with it depend on the row alone, not on the rows beside it, so that sampled
-    codes and scores of a subset equal the subset of the codes and scores.
+    Its draws depend only on the row, not on other rows, so that sampled codes and scores of a
+    subset equal the subset of all codes and scores.
     """
     generator = torch.Generator()
     key = seed.to_bytes(8, "little")
-    # Adding 0.0 turns -0.0 into 0.0, and NaN has many bytes: equal rows have equal ones.
+    # Equal rows need equal bytes: adding 0.0 turns -0.0 into 0.0, and NaN is made unique below.
     rows = np.ascontiguousarray(X) + 0.0
     rows[np.isnan(rows)] = np.nan
     for row in rows:
@@ -143,10 +143,11 @@ def row_generators(X: NDArray, seed: int) -> Iterator[torch.Generator]:
 
 
 def draw_blocks(n_draws: int) -> Iterator[int]:
-    """Yield sizes of blocks that hold ``n_draws`` draws, the last one often too many.
+    """Yield sizes of blocks with at least ``n_draws`` draws in total; the last is often too large.
 
-    torch fills an array in an order that hangs on its size. Draws made block by block and then
-    cut begin with those of a shorter call: each block is as large as all before it.
+    torch fills an array in an order that depends on its size. With draws made in blocks, each as
+    large as all blocks before it, and then truncated, the first draws are the same for any
+    ``n_draws``.
     """
     n_drawn = 0
     while n_drawn < n_draws:
@@ -156,12 +157,12 @@ def draw_blocks(n_draws: int) -> Iterator[int]:
 
 
 def few_rows(X: Rows) -> Rows:
-    """Return every so many rows, where there are more than can be looked at in a moment."""
+    """Return at most ``FEW_ROWS`` rows, evenly spaced, for a quick evaluation."""
     return X[:: math.ceil(len(X) / FEW_ROWS)]
 
 
 def rows_at_once(n_numbers: int) -> int:
-    """Return how many rows to go through at once, where each takes so many numbers."""
+    """Return how many rows to process at once if each needs ``n_numbers`` array entries."""
     return min(_ROWS_AT_ONCE, max(1, NUMBERS_AT_ONCE // n_numbers))
 
 

@@ -1,4 +1,4 @@
-"""Every private or version-dependent name of scikit-learn that the package leans on."""
+"""All private or version-dependent names of scikit-learn that the package uses."""
 
 from typing import Any, NoReturn, Self
 
@@ -13,7 +13,7 @@ try:
 except ImportError:  # before scikit-learn 1.9
 
     class _NoCallbacks:
-        """A task that nobody listens to."""
+        """A task without any callbacks."""
 
         def subcontext(self, **kwargs: Any) -> Self:
             return self
@@ -25,10 +25,10 @@ except ImportError:  # before scikit-learn 1.9
             return False
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Refuses the callbacks that this version of scikit-learn does not have."""
+        """Raises an error for callbacks, which this version of scikit-learn does not have."""
 
         def set_callbacks(self, *callbacks: Any) -> NoReturn:
-            """Raise an error that says what is missing."""
+            """Raise an error that explains what is missing."""
             raise TypeError(
                 "set_callbacks needs scikit-learn 1.9 or newer. The 'callbacks' parameter of the "
                 "neural estimators works with every version."
@@ -38,7 +38,7 @@ except ImportError:  # before scikit-learn 1.9
             return _NoCallbacks()
 
     class ScoringMonitor:  # type: ignore[no-redef]
-        """Stands for what this version of scikit-learn does not have."""
+        """Placeholder for a class that this version of scikit-learn does not have."""
 
         def __init__(self, **kwargs: Any) -> None:
             raise TypeError(f"{type(self).__name__} needs scikit-learn 1.9 or newer.")
@@ -49,7 +49,7 @@ try:
 except ImportError:  # scikit-learn < 1.9
 
     def check_same_namespace(X: Any, estimator: Any, *, attribute: str, method: str) -> None:
-        """Let other namespaces than that of ``fit`` pass."""
+        """Accept any namespace, since this version of scikit-learn has no such check."""
 
 
 try:
@@ -57,12 +57,12 @@ try:
 except ImportError:  # scikit-learn < 1.9
 
     def align_api_if_sparse(X: Any) -> Any:
-        """Leave SciPy's matrices as they are: there is no setting yet."""
+        """Return SciPy matrices unchanged, since this version has no setting for them."""
         return X
 
 
 def foreign_to_numpy(array: Any) -> Any:
-    """Bring an array of the namespace it names to NumPy, from whatever device."""
+    """Convert an array of another namespace to NumPy, from any device."""
     return _convert_to_numpy(array, array.__array_namespace__())
 
 

@@ -1,4 +1,4 @@
-"""Images that come as flat rows."""
+"""Images given as flat rows."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 def check_image_shape(
     image_shape: Sequence[int] | None, n_features: int | None, needed_by: str
 ) -> tuple[int, int, int]:
-    """Return (channels, height, width) as a tuple, or say what would be right.
+    """Return (channels, height, width) as a tuple, or raise an error that says what is expected.
 
     Parameters
     ----------
     image_shape : tuple of three ints
         As the user gave it.
     n_features : int or None
-        Length of a row, where it is known.
+        Length of a row, if known.
     needed_by : str
-        What asks for it, for the message.
+        What needs the shape, for the error message.
     """
     wanted = f"The 'image_shape' parameter must be (channels, height, width) for {needed_by}"
     sides: tuple[Any, ...] = ()

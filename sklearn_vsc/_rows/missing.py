@@ -1,4 +1,4 @@
-"""Missing values at the door: NaN marks an entry that was not observed."""
+"""Checks of input with missing values: NaN marks an entry that was not observed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 
 from .arrays import row_slices, rows_at_once
 
-# Rows or columns that an error lists by their index, at most.
+# Maximum number of row or column indices listed in an error message.
 _MAX_LISTED = 5
 
 
 class ObservedRows:
-    """What is observed of rows that are shown a chunk at a time.
+    """Statistics of the observed entries of rows that are added chunk by chunk.
 
     Attributes
     ----------
     n_rows : int
-        Number of rows that were shown.
+        Number of rows added so far.
     n_features : int
         Length of a row.
     least, most : float
@@ -35,27 +35,27 @@ class ObservedRows:
         self._empty: list[NDArray] = []
 
     def add(self, X: NDArray) -> None:
-        """Take in a chunk of rows.
+        """Add a chunk of rows.
 
         Raises
         ------
         ValueError
-            Where an entry is infinite. The error gives the index.
+            If an entry is infinite. The error gives its index.
         """
         missing = np.isnan(X)
-        has_holes = missing.any()
-        least = float(np.fmin.reduce(X, axis=None) if has_holes else X.min())
-        most = float(np.fmax.reduce(X, axis=None) if has_holes else X.max())
+        incomplete = missing.any()
+        least = float(np.fmin.reduce(X, axis=None) if incomplete else X.min())
+        most = float(np.fmax.reduce(X, axis=None) if incomplete else X.max())
         if np.isinf(least) or np.isinf(most):
             self._refuse_infinite(X)
-        # A chunk of which nothing is observed has NaN here, which changes neither.
+        # A chunk without observed entries gives NaN here, which changes neither.
         self.least, self.most = min(self.least, least), max(self.most, most)
-        if has_holes:
+        if incomplete:
             self._empty.append(self.n_rows + np.flatnonzero(missing.all(axis=1)))
             X = np.where(missing, 0, X)
         self._counts += len(X) - np.count_nonzero(missing, axis=0)
         self.n_rows += len(X)
-        # As one more row: the sums round as those of all rows at once.
+        # The sums so far are added as one more row, so that they round as for all rows at once.
         rows = X if self._sums is None else np.concatenate([self._sums[None], X])
         with np.errstate(over="ignore"):
             self._sums = np.ascontiguousarray(rows).sum(axis=0, dtype=np.float64)
@@ -64,11 +64,11 @@ class ObservedRows:
         row, column = np.argwhere(np.isinf(X))[0]
         raise ValueError(
             f"Input X contains infinity: X[{self.n_rows + row}, {column}] is {X[row, column]}. "
-            "Only finite values count as observed; mark a missing one by NaN."
+            "Observed values must be finite; mark missing entries as NaN."
         )
 
     def check(self, *, columns: bool) -> None:
-        """Refuse rows, and columns if asked to, of which nothing is observed."""
+        """Raise an error for rows, and optionally columns, without any observed entry."""
         if self._empty:
             _refuse_empty("row", np.concatenate(self._empty), "Drop it")
         if columns:
@@ -87,29 +87,29 @@ class ObservedRows:
 
     @property
     def means(self) -> NDArray:
-        """Mean of what is observed of each column, float64."""
+        """Mean of the observed entries of each column, in float64."""
         assert self._sums is not None
         return self._sums / self._counts
 
 
 def check_observed(X: NDArray, *, columns: bool) -> None:
-    """Check that what is observed of X suffices; NaN means missing.
+    """Check that X has enough observed entries; NaN means missing.
 
     Parameters
     ----------
     X : ndarray of shape (n_samples, n_features)
-        Floating-point rows, NaN where an entry is missing.
+        Floating-point rows; missing entries are NaN.
     columns : bool
-        Whether every column must have an observed entry too. Rows to learn from need that;
-        of rows to code none needs the others.
+        Whether every column must have an observed entry too. This is needed for rows to learn
+        from; rows to code are independent of each other.
 
     Raises
     ------
     ValueError
-        Where an entry is infinite, or nothing is observed of a row or of a column that must
-        have something. The error gives the index.
+        If an entry is infinite, or if a row, or a column with ``columns=True``, has no observed
+        entry. The error gives the index.
     """
-    # One number tells of the usual case, without an array of the size of X.
+    # In the usual case a single sum is enough, without a temporary array of the size of X.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(X.sum()):
             return
@@ -120,13 +120,13 @@ def check_observed(X: NDArray, *, columns: bool) -> None:
 
 
 def _refuse_empty(kind: str, indices: NDArray, cure: str) -> None:
-    """Raise where there are rows or columns that are empty."""
+    """Raise an error if any rows or columns are empty."""
     if not len(indices):
         return
     listed = ", ".join(map(str, indices[:_MAX_LISTED]))
     more = f", ... ({len(indices)} in all)" if len(indices) > _MAX_LISTED else ""
     name = kind if len(indices) == 1 else f"{kind}s"
     raise ValueError(
-        f"Input X has nothing observed in {name} {listed}{more}: all values there are NaN, which "
-        f"means missing. {cure}."
+        f"Input X has no observed entries in {name} {listed}{more}: all values there are NaN, "
+        f"which means missing. {cure}."
     )

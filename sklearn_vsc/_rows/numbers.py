@@ -1,6 +1,6 @@
-"""Checks of the numbers that functions and methods are asked for.
+"""Checks of numeric arguments of functions and methods.
 
-Parameters of the estimators are checked by scikit-learn, from their constraints.
+The parameters of estimators are checked by scikit-learn against their constraints.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def is_number(value: Any, kind: type) -> bool:
-    """Whether a value is of this kind; True and False are none."""
+    """Whether a value is a number of this kind; True and False do not count as numbers."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
@@ -24,7 +24,7 @@ def check_number(
     high: float = math.inf,
     open_low: bool = False,
 ) -> None:
-    """Refuse what is not a finite number of this kind within bounds."""
+    """Raise an error unless the value is a finite number of this kind within bounds."""
     above = is_number(value, kind) and (value > low if open_low else value >= low)
     if not (above and value <= high and value < math.inf):
         what = "a whole number" if kind is Integral else "a finite number"
@@ -36,6 +36,6 @@ def check_number(
 
 
 def check_count(value: Any, name: str) -> int:
-    """Return a number of draws, rows or epochs, or refuse it."""
+    """Return a number of draws, rows or epochs as an int; raise an error if it is not one."""
     check_number(value, name, Integral, low=1)
     return int(value)

@@ -1,4 +1,4 @@
-"""Rows that a fit learns from: arrays in memory, memory-mapped arrays, torch datasets."""
+"""Sources of training rows: arrays in memory, memory-mapped arrays and torch datasets."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _START_NUMBERS = 2**26
 
 
 class RowSource(ABC):
-    """Rows as floating-point arrays, NaN where an entry is missing, read a batch at a time.
+    """Rows read in batches as floating-point arrays; missing entries are NaN.
 
     Attributes
     ----------
     dtype : numpy.dtype
-        Of the arrays: float32 or float64.
+        Data type of the arrays: float32 or float64.
     n_features : int
         Length of a row.
     """
 
     dtype: np.dtype
     n_features: int
-    # Whether rows can be picked by their number.
+    # Whether rows can be selected by index.
     has_numbers = True
 
     @abstractmethod
@@ -44,19 +44,19 @@ class RowSource(ABC):
 
     @abstractmethod
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
-        """Yield so many rows at a time: those of these numbers, or all in their own order."""
+        """Yield ``size`` rows at a time: those with the indices ``order``, or all in sequence."""
 
     def chunks(self) -> Iterator[NDArray]:
-        """Yield all rows, some thousands at a time."""
+        """Yield all rows, a few thousand at a time."""
         return self.batches(rows_at_once(self.n_features))
 
     def sample(self, n_most: int) -> NDArray:
-        """Return every so many rows, such that they are no more than ``n_most``."""
+        """Return evenly spaced rows, at most ``n_most``."""
         order = torch.arange(0, len(self), math.ceil(len(self) / n_most))
         return next(self.batches(len(order), order))
 
     def subset(self, rows: NDArray) -> RowSource:
-        """Return the rows of these numbers alone."""
+        """Return a source of the rows with these indices."""
         return _Subset(self, torch.from_numpy(rows))
 
 
@@ -70,7 +70,7 @@ class ArrayRows(RowSource):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the array is no view of a file."""
+        """Whether the array is in memory, not mapped from a file."""
         base: Any = self.X
         while isinstance(base, np.ndarray):
             base = base.base
@@ -80,23 +80,23 @@ class ArrayRows(RowSource):
         return len(self.X)
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
-        """Yield so many rows at a time."""
+        """Yield ``size`` rows at a time."""
         if order is None:
             yield from (self.X[rows] for rows in row_slices(len(self), size))
         else:
             yield from (self.X[rows.numpy()] for rows in order.split(size))
 
     def sample(self, n_most: int) -> NDArray:
-        """Return every so many rows."""
+        """Return evenly spaced rows, at most ``n_most``."""
         return self.X[:: math.ceil(len(self) / n_most)]
 
     def subset(self, rows: NDArray) -> RowSource:
-        """Return the rows of these numbers alone."""
+        """Return a source of the rows with these indices."""
         return ArrayRows(self.X[rows]) if self.in_memory else super().subset(rows)
 
 
 class _Subset(RowSource):
-    """Some of the rows of a source, by their numbers."""
+    """Some of the rows of a source, selected by index."""
 
     def __init__(self, source: RowSource, rows: Tensor) -> None:
         self._source = source
@@ -112,12 +112,12 @@ class _Subset(RowSource):
 
 
 class _Items:
-    """What the items of a dataset have to be: rows, or tuples that begin with one.
+    """Converts items of a dataset, which must be rows or tuples whose first element is a row.
 
     Parameters
     ----------
     image_shape : sequence of int or None
-        Shape of items that are images; they are laid flat.
+        Shape of items that are images; they are flattened.
     """
 
     def __init__(self, image_shape: Sequence[int] | None) -> None:
@@ -125,7 +125,7 @@ class _Items:
         self.n_features: int | None = None
 
     def flat(self, item: Any, number: int, *, batches: bool = False) -> NDArray:
-        """Return the rows of an item, (n_rows, n_features); one, unless it may be a batch."""
+        """Return the rows of an item, (n_rows, n_features): one row, unless batches are allowed."""
         name = f"Item {number} of the dataset given as X"
         rows = _numbers(item, name)
         if rows.shape == self._image_shape or rows.ndim == 1:
@@ -133,27 +133,27 @@ class _Items:
         elif batches and (rows.ndim == 2 or rows.shape[1:] == self._image_shape):
             rows = rows.reshape(len(rows), math.prod(rows.shape[1:]))
         else:
-            wanted = "a row, with one axis"
+            wanted = "a row with one axis"
             if batches:
-                wanted += ", or a batch of rows, with two"
+                wanted += ", or a batch of rows with two axes"
             if self._image_shape is not None:
-                wanted += f", or an image of image_shape={self._image_shape}"
+                wanted += f", or an image with image_shape={self._image_shape}"
             raise ValueError(
-                f"{name} has shape {rows.shape}; it must be {wanted}. Flatten it, or give "
+                f"{name} has shape {rows.shape}; it must be {wanted}. Flatten it, or set "
                 "'image_shape' (channels, height, width) for images."
             )
         if self.n_features is None:
             self.n_features = rows.shape[1]
         if rows.shape[1] != self.n_features:
             raise ValueError(
-                f"{name} has {rows.shape[1]} values in a row, but those before it have "
-                f"{self.n_features}: all rows must be equally long."
+                f"{name} has {rows.shape[1]} values in a row, but the items before it have "
+                f"{self.n_features}: all rows must have the same length."
             )
         return rows
 
 
 def _numbers(item: Any, name: str) -> NDArray:
-    """Return the array of an item, or the first of those in it."""
+    """Return an item, or the first element of a tuple or list, as an array."""
     if isinstance(item, (tuple, list)) and item:
         item = item[0]
     if isinstance(item, Tensor):
@@ -163,15 +163,15 @@ def _numbers(item: Any, name: str) -> NDArray:
     rows = np.asarray(item)
     if rows.dtype.kind not in "fiub" or rows.ndim == 0:
         raise TypeError(
-            f"{name} must be a row of real numbers, a tensor or an array, or a tuple that begins "
-            f"with one; got {type(item).__name__}"
+            f"{name} must be a row of real numbers, as a tensor or an array, or a tuple whose "
+            f"first element is one; got {type(item).__name__}"
             + (f" of {rows.dtype}." if isinstance(item, (np.ndarray, Tensor)) else ".")
         )
     return rows
 
 
 class _DatasetRows(RowSource):
-    """Rows of a dataset, read anew each time."""
+    """Rows of a dataset, read again for each pass."""
 
     def __init__(self, dataset: Any, image_shape: Sequence[int] | None) -> None:
         self._dataset = dataset
@@ -179,20 +179,20 @@ class _DatasetRows(RowSource):
         first = next(self._raw(1), None)
         if first is None or not first.size:
             raise ValueError("The dataset given as X is empty: at least one row is needed.")
-        # As for arrays.
+        # The same rule as for arrays.
         self.dtype = np.dtype(np.float32 if first.dtype == np.float32 else np.float64)
         self.n_features = first.shape[1]
 
     @abstractmethod
     def _raw(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
-        """Yield rows in the type that they come in."""
+        """Yield rows in their original dtype."""
 
     def batches(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
         return (rows.astype(self.dtype, copy=False) for rows in self._raw(size, order))
 
 
 class MapDatasetRows(_DatasetRows):
-    """Rows of a map-style dataset, fetched by their numbers."""
+    """Rows of a map-style dataset, fetched by index."""
 
     def __init__(self, dataset: Any, image_shape: Sequence[int] | None) -> None:
         try:
@@ -200,7 +200,7 @@ class MapDatasetRows(_DatasetRows):
         except TypeError as error:
             raise TypeError(
                 f"The dataset given as X, a {type(dataset).__name__}, has no length: define "
-                "__len__, or make it an IterableDataset that ends."
+                "__len__, or make it a finite IterableDataset."
             ) from error
         super().__init__(dataset, image_shape)
 
@@ -214,7 +214,7 @@ class MapDatasetRows(_DatasetRows):
             self._dataset,
             batch_sampler=(part.tolist() for part in parts),
             collate_fn=list,
-            # It draws a seed even without workers, and must not do so from the global one.
+            # It draws a seed even without workers, but not from the global generator this way.
             generator=torch.Generator(),
         )
         for part, items in zip(parts, fetched, strict=True):
@@ -223,13 +223,13 @@ class MapDatasetRows(_DatasetRows):
 
 
 class IterableDatasetRows(_DatasetRows):
-    """Rows of an iterable dataset, in the order in which it gives them."""
+    """Rows of an iterable dataset, in the order in which it yields them."""
 
     has_numbers = False
 
     def __init__(self, dataset: Any, image_shape: Sequence[int] | None) -> None:
         self._n_rows: int | None = None
-        # The first sample that was taken: a look at a fit that goes on must not cost a pass.
+        # The first sample taken, so that evaluating a fit in progress does not cost a pass.
         self._kept: NDArray | None = None
         self._kept_step = 0
         super().__init__(dataset, image_shape)
@@ -261,18 +261,18 @@ class IterableDatasetRows(_DatasetRows):
             self._n_rows = n_rows
         elif n_rows != self._n_rows:
             raise ValueError(
-                f"The dataset given as X gave {self._n_rows} rows when it was read first, and "
-                f"{n_rows} when it was read again. Its __iter__ must begin anew and give the "
-                "same rows each time; an iterator that is used up cannot be learned from."
+                f"The dataset given as X yielded {self._n_rows} rows when first read, and "
+                f"{n_rows} when read again. Its __iter__ must start over and yield the same rows "
+                "each time; an exhausted iterator cannot be used for training."
             )
 
     def sample(self, n_most: int) -> NDArray:
-        """Return every so many rows, by a pass over all of them unless some are kept."""
+        """Return evenly spaced rows, at most ``n_most``; takes a pass unless a sample is kept."""
         step = math.ceil(len(self) / n_most)
         if self._kept is not None and self._kept_step <= step:
             return self._kept[:: math.ceil(len(self._kept) / n_most)]
         rows = (row for batch in self.chunks() for row in batch)
-        # Copies: a view would keep its batch.
+        # Copies, because a view would keep its whole batch in memory.
         found = np.stack([row.copy() for row in islice(rows, 0, None, step)])
         if self._kept is None:
             self._kept, self._kept_step = found, step
@@ -280,19 +280,19 @@ class IterableDatasetRows(_DatasetRows):
 
 
 def dataset_rows(dataset: Any, image_shape: Sequence[int] | None) -> RowSource:
-    """Return the rows of a torch dataset, of which the first is looked at."""
+    """Return the rows of a torch dataset; reads the first one to learn dtype and length."""
     of_kind = IterableDatasetRows if isinstance(dataset, IterableDataset) else MapDatasetRows
     return of_kind(dataset, image_shape)
 
 
 def refuse_dataset(X: Any) -> None:
-    """Raise where X is a torch dataset, which only some methods take."""
+    """Raise an error if X is a torch dataset, which only some methods accept."""
     if isinstance(X, Dataset):
         raise TypeError(
-            f"X is a torch dataset, a {type(X).__name__}; here it must be an array. 'fit' and "
-            "'partial_fit' of ThresholdedVSC, SparseVAE and SCVAE take datasets; all else takes "
-            "the rows of one batch by batch, as arrays, and FISTADictionaryLearner learns from "
-            "them by 'partial_fit'."
+            f"X is a torch dataset, a {type(X).__name__}; here it must be an array. Only 'fit' and "
+            "'partial_fit' of ThresholdedVSC, SparseVAE and SCVAE accept datasets. Everywhere "
+            "else, pass the rows batch by batch as arrays; FISTADictionaryLearner learns from "
+            "them with 'partial_fit'."
         )
 
 

@@ -1,4 +1,4 @@
-"""Codes as sparse matrices, on their way to the caller and back."""
+"""Codes as sparse matrices, in output and input."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from .compat import align_api_if_sparse
 
 
 def join_codes(chunks: Iterable[NDArray], *, sparse_output: bool) -> Any:
-    """Stack codes that are made chunk by chunk.
+    """Stack codes that are computed chunk by chunk.
 
     Parameters
     ----------
     chunks : iterable of ndarray of shape (any, n_codes)
-        At most one is held at a time where the output is sparse.
+        Dense codes; with sparse output, at most one chunk is in memory at a time.
     sparse_output : bool
         Whether to return a CSR matrix.
 
     Returns
     -------
     codes : ndarray or CSR matrix of shape (n_samples, n_codes)
-        Sparse as scikit-learn's setting ``sparse_interface`` says, a ``csr_matrix`` by default.
+        A sparse result follows scikit-learn's setting ``sparse_interface``, by default a
+        ``csr_matrix``.
     """
     if sparse_output:
         kept = [sparse.csr_matrix(chunk) for chunk in chunks]
@@ -35,5 +36,5 @@ def join_codes(chunks: Iterable[NDArray], *, sparse_output: bool) -> Any:
 
 
 def dense_rows(Z: Any, rows: slice) -> NDArray:
-    """Return some rows of codes, zeros included."""
+    """Return some rows of codes as a dense array."""
     return Z[rows].toarray() if sparse.issparse(Z) else Z[rows]

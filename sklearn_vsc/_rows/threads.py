@@ -1,4 +1,4 @@
-"""Threads: workers of a pool share the cores."""
+"""Limits on threads, so that the workers of a thread pool share the cores."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def fair_share_of_cores() -> Iterator[None]:
-    """Leave the other workers of a thread pool their share of the threads, as loky does.
+    """Limit this worker of a thread pool to its share of the threads, as loky does.
 
-    joblib's threading backend, unlike its processes, sets no limit, so that each worker would
+    Unlike its process backends, joblib's threading backend sets no limit, so each worker would
     start as many threads as there are cores. Its workers are those of ``multiprocessing``'s
-    pools. What torch uses in this thread is the measure of our own compiled loops too. Other
-    threads are left alone.
+    thread pools. Our own compiled loops also follow torch's number of threads in this thread.
+    Threads that are not such workers are not limited.
     """
     if not isinstance(threading.current_thread(), DummyProcess):
         yield
         return
     n_workers = sum(isinstance(thread, DummyProcess) for thread in threading.enumerate())
-    # torch asks OpenMP for threads when it is first used in a thread, and would undo the limit.
+    # torch sets OpenMP's number of threads when first used in a thread, which would undo the
+    # limit, so torch is used here first.
     share = max(1, torch.get_num_threads() // max(1, n_workers))
     with ThreadpoolController().limit(limits=share, user_api="openmp"):
         yield

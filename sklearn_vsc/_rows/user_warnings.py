@@ -8,15 +8,15 @@ import os
 import sys
 import warnings
 
-# Libraries that call this package, or that it calls and is called back by.
+# Libraries that call this package, directly or as a callback.
 _LIBRARIES = ("sklearn_vsc", "sklearn", "skorch", "torch", "joblib", "dask", "distributed")
 _STANDARD_WRAPPERS = frozenset({contextlib.__file__, functools.__file__})
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the innermost line that is neither in this package nor in a library around it.
+    """Issue a warning that points at the innermost line outside this package and its libraries.
 
-    ``warnings.warn`` counts frames, and how many lie between the user's call and a warning
+    ``warnings.warn`` counts stack frames, but how many lie between the user's call and a warning
     depends on decorators, pipelines and searches; Python 3.11 cannot skip files by their path.
     """
     inside = tuple(

@@ -1,4 +1,4 @@
-"""Epochs as scikit-learn's callbacks see them: subtasks of a fit."""
+"""Epochs as subtasks of a fit, for scikit-learn's callbacks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class FitTasks:
     estimator : estimator instance
         The one in its fit.
     X, y : array-like or Dataset
-        As given to ``fit``.
+        Data as given to ``fit``.
     max_iter : int
-        Largest number of epochs.
+        Maximum number of epochs.
     """
 
     def __init__(self, estimator: Any, X: Any, y: Any, max_iter: int) -> None:
@@ -35,7 +35,7 @@ class FitTasks:
     def end_epoch(self, fitted: Callable[[], Any]) -> bool:
         """Report that an epoch ended, and return whether a callback wants the fit to stop.
 
-        Callbacks that ask for it see what ``fitted`` returns: the estimator as if the fit had
+        Callbacks that request it receive the result of ``fitted``: the estimator as if the fit had
         ended here.
         """
         return self._epoch.call_on_fit_task_end(

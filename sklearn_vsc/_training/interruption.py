@@ -1,4 +1,4 @@
-"""Ctrl-C that comes where it does no harm."""
+"""Handling of Ctrl-C such that it does no harm."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ T = TypeVar("T")
 
 
 class HeldInterrupts:
-    """Keeps Ctrl-C back while it would cut something in two, but for work that may be cut.
+    """Defers Ctrl-C, except during work that may safely be interrupted.
 
-    At first it comes as always. From the first ``attempt`` on it comes inside attempts alone,
-    and between them is noted in ``came``. That holds in the main thread, which alone hears
-    Ctrl-C, and where the program has no handler of its own, which would be kept.
+    Before the first ``attempt``, Ctrl-C works as usual. From then on it only interrupts attempts,
+    and between them it is recorded in ``came``. This applies only in the main thread, the only
+    one that receives Ctrl-C, and only if the program has not installed its own handler, which is
+    kept.
 
     Attributes
     ----------
     came : bool
-        Whether Ctrl-C came, or work raised KeyboardInterrupt.
+        Whether Ctrl-C was pressed, or work raised KeyboardInterrupt.
     """
 
     def __init__(self) -> None:
@@ -48,14 +49,14 @@ class HeldInterrupts:
     def _on_signal(self, *_: Any) -> None:
         self.came = True
         if self._open:
-            # A second one must not hit what cleans up after the first.
+            # A second Ctrl-C must not interrupt the cleanup after the first.
             self._open = False
             raise KeyboardInterrupt
 
     def attempt(self, work: Callable[[], T]) -> T | None:
-        """Do work that Ctrl-C may cut short, and return its result, or None then."""
+        """Do work that Ctrl-C may interrupt; return its result, or None if interrupted."""
         try:
-            # Ctrl-C may hit the very moment at which such a mode is left.
+            # Ctrl-C may strike just as the work leaves such a mode, so the modes are restored here.
             with torch.set_grad_enabled(torch.is_grad_enabled()), np.errstate():
                 self._open = True
                 if not self.came:
@@ -71,11 +72,11 @@ class HeldInterrupts:
 
 @contextmanager
 def unchanged_on_error(estimator: object) -> Iterator[None]:
-    """Give an estimator back the attributes that it had, should something fail."""
+    """Restore the attributes of an estimator if an error occurs."""
     before = vars(estimator).copy()
     try:
         yield
     except BaseException:
-        # In one step, that no second interruption can cut in two.
+        # A single assignment, which a second interruption cannot split.
         estimator.__dict__ = before
         raise

@@ -1,4 +1,4 @@
-"""What the bound is made of, over an epoch: summed on the device, and read out once at its end."""
+"""Parts of the bound over an epoch, summed on the device and read out once at its end."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import Tensor
 
-# Names under which an objective gives its parts, and a training run records them.
+# Names of the parts that objectives return and that training records.
 PARTS = ("log_likelihood", "kl", "penalty", "density")
 
 
 class PartSums:
-    """Sums over the rows of an epoch, for each part."""
+    """Sum of each part over the rows of an epoch."""
 
     def __init__(self) -> None:
-        # Of rows that processes share out, only those that count.
+        # With several processes, replaced by a sum that leaves out placeholder rows.
         self.row_sum: Callable[[Tensor], Tensor] = torch.sum
         self.clear()
 
     def clear(self) -> None:
-        """Begin an epoch."""
+        """Start a new epoch."""
         self.names: tuple[str, ...] = ()
         self.totals: Tensor | None = None
 
     @torch.no_grad()
     def add(self, parts: dict[str, Tensor]) -> None:
-        """Take in parts of each row (n,) of a batch."""
+        """Add the parts of a batch, given per row (n,)."""
         if self.totals is None:
             some = next(iter(parts.values()))
             # MPS has no float64.
@@ -45,18 +45,18 @@ class RecordParts(Callback):
     Parameters
     ----------
     sum_over_processes : callable or None
-        Of a tensor, where processes share out the rows.
+        Sums a tensor over processes, if several share the rows.
     """
 
     def __init__(self, sum_over_processes: Callable[[Tensor], Tensor] | None = None) -> None:
         self.sum_over_processes = sum_over_processes
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Forget what an epoch that was broken off has left."""
+        """Discard the remains of an interrupted epoch."""
         net.module_.parts.clear()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Read the sums out."""
+        """Record the means of the epoch."""
         parts = net.module_.parts
         if parts.totals is None:
             return

@@ -1,4 +1,4 @@
-"""Training that the processes of a group share, each with its part of every batch."""
+"""Data-parallel training: each process of a group handles its part of every batch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ T = TypeVar("T")
 
 
 def accelerate_state() -> Any:
-    """Return what accelerate knows of this process; the first call makes it join its group.
+    """Return accelerate's state of this process; on the first call the process joins its group.
 
     Returns
     -------
     state : accelerate.PartialState
-        Its device, and how many processes there are; one where none were launched.
+        Device of this process, and number of processes; one if no launcher was used.
 
     Raises
     ------
     ImportError
-        When accelerate, which the extra ``accelerate`` installs, is missing.
+        If accelerate, which the extra ``accelerate`` installs, is missing.
     ValueError
-        When processes were launched, and accelerate was set up without them.
+        If several processes were launched, but accelerate was set up for fewer.
     """
     try:
         from accelerate import PartialState
@@ -39,31 +39,31 @@ def accelerate_state() -> Any:
     except ImportError as error:
         raise ImportError(
             f"device='accelerate' needs accelerate ({error}); install it with: "
-            'pip install "sklearn-vsc[accelerate]", or choose another device by '
+            'pip install "sklearn-vsc[accelerate]", or choose another device with '
             "set_params(device='auto')"
         ) from error
     n_launched = int(os.environ.get("WORLD_SIZE", 1))
-    # Without a word about the CPU, processes that were launched where there is no GPU stay alone.
+    # Unless told to use the CPU, processes launched without a GPU do not form a group.
     alone = n_launched > 1 and not torch.cuda.is_available()
     state = PartialState(cpu=alone or parse_flag_from_env("ACCELERATE_USE_CPU"))
     if state.num_processes < n_launched:
         raise ValueError(
-            f"device='accelerate' finds accelerate set up for {state.num_processes} process, but "
-            f"{n_launched} were launched. Where there is no GPU, the first PartialState or "
-            "Accelerator of a script needs cpu=True."
+            f"device='accelerate' found accelerate set up for {state.num_processes} process, but "
+            f"{n_launched} were launched. Without a GPU, the first PartialState or Accelerator "
+            "created in a script needs cpu=True."
         )
     return state
 
 
 class ProcessGroup:
-    """The processes that train one model, seen from one of them.
+    """The processes that train a model together, from the perspective of one of them.
 
     Attributes
     ----------
     size : int
         Number of processes.
     index : int
-        This one among them.
+        Index of this process.
     """
 
     def __init__(self, state: Any) -> None:
@@ -72,46 +72,46 @@ class ProcessGroup:
 
     @classmethod
     def of_device(cls, device: str) -> ProcessGroup | None:
-        """Return the group that the ``device`` parameter asks for, if it has several processes."""
+        """Return the group for the ``device`` parameter, or None if there is only one process."""
         if device != "accelerate":
             return None
         state = accelerate_state()
         return cls(state) if state.num_processes > 1 else None
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over the processes; no gradient passes."""
+        """Return the mean over the processes, without gradient."""
         from accelerate.utils import reduce
 
         return reduce(value.detach(), "mean")
 
     def sum(self, value: Tensor) -> Tensor:
-        """Sum over the processes; no gradient passes."""
+        """Return the sum over the processes, without gradient."""
         from accelerate.utils import reduce
 
         return reduce(value.detach(), "sum")
 
     def from_first(self, value: T) -> T:
-        """Return what the first process has."""
+        """Return the value of the first process."""
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
 
     def share_tensors(self, tensors: list[Tensor]) -> None:
-        """Overwrite tensors by those of the first process."""
+        """Overwrite the tensors with those of the first process."""
         from accelerate.utils import broadcast
 
         broadcast(tensors)
 
     def seed(self, seed: int) -> int:
-        """Seed of this process's own draws; the first process draws as one alone would."""
+        """Return a seed for this process; the first draws as a single process would."""
         if self.index == 0:
             return seed
         return int(np.random.SeedSequence(seed, spawn_key=(self.index,)).generate_state(1)[0])
 
     def check_same(self, X: Iterable[NDArray], parameters: dict[str, Any]) -> None:
-        """Raise in all processes, should one of them have other chunks of rows or parameters.
+        """Raise an error in all processes if any of them has different rows or parameters.
 
-        Each would wait for the others where they train for different numbers of steps.
+        Otherwise processes that train for different numbers of steps would wait for each other.
         """
         from accelerate.utils import gather_object
 
@@ -125,23 +125,23 @@ class ProcessGroup:
         differing = [name for name in mine if any(other.get(name) != mine[name] for other in seen)]
         if differing:
             raise ValueError(
-                "device='accelerate' needs the same rows and parameters in every process, and "
-                f"shares out each batch itself; the processes differ in {', '.join(differing)}."
+                "device='accelerate' needs the same rows and parameters in every process, since it "
+                f"splits each batch itself; the processes differ in {', '.join(differing)}."
             )
 
 
 class DataParallelNet(NeuralNet):
-    """A net whose batches are shared out: the gradient is that of one process with all rows.
+    """A net that splits each batch among processes; gradients equal those of a single process.
 
-    Its module maps rows (n, D) to their losses (n,), and takes means over a batch by an attribute
-    ``batch_mean``, sums over rows by ``parts.row_sum``.
+    Its module maps rows (n, D) to their losses (n,). It computes means over a batch with its
+    attribute ``batch_mean``, and sums over rows with ``parts.row_sum``.
 
     Parameters
     ----------
     *args, **kwargs
-        Of `NeuralNet`.
+        Arguments of `NeuralNet`.
     group : ProcessGroup
-        Whose processes all train this net, with the same rows in the same order.
+        Group whose processes all train this net, with the same rows in the same order.
     """
 
     def __init__(self, *args: Any, group: ProcessGroup, **kwargs: Any) -> None:
@@ -149,65 +149,65 @@ class DataParallelNet(NeuralNet):
         self.group = group
 
     def initialize(self) -> DataParallelNet:
-        """Initialise, with the weights of the first process in all."""
+        """Initialise, giving all processes the weights of the first."""
         super().initialize()
-        # Around the module and not in its place, so that callbacks find it where it always is.
+        # It wraps the module without replacing it, so that callbacks find the module as usual.
         replica = DistributedDataParallel(
             self.module_, find_unused_parameters=_has_foreign_parts(self.module_)
         )
-        # Not the replica itself, whose parameters skorch would take for further ones.
+        # Only its call is stored: skorch would take the replica's parameters for additional ones.
         self.losses_of_ = replica.__call__
         self.module_.batch_mean = self._batch_mean
         self.module_.parts.row_sum = self._row_sum
         return self
 
     def _batch_mean(self, values: Tensor) -> Tensor:
-        """Mean of a value of each row over the batch, of which this process has a part."""
+        """Return the mean over the whole batch, given the values for this process's rows."""
         return self.group.mean(values.sum() * self.weight_)
 
     def _row_sum(self, values: Tensor) -> Tensor:
-        """Sum of a value of each row of this process; a row that stands in counts for nothing."""
+        """Return the sum over this process's rows; a placeholder row does not count."""
         return values.sum() * float(self.weight_ > 0)
 
     def infer(self, x: Tensor, **fit_params: Any) -> Tensor:
-        """Losses of this process's rows of a batch."""
+        """Return the losses of this process's rows of a batch."""
         mine = x[self.group.index :: self.group.size]
         self.weight_ = self.group.size / len(x)
         if not len(mine):
-            # Fewer rows than processes: one stands in, and counts for nothing.
+            # With fewer rows than processes, a placeholder row is used that does not count.
             mine, self.weight_ = x[:1], 0.0
         return self.losses_of_(mine)
 
     def get_loss(self, y_pred: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Share of this process in the loss; its mean over processes is the loss of the batch."""
+        """Return this process's part of the loss; its mean over processes is the batch loss."""
         return y_pred.sum() * self.weight_
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Gradients and loss of the whole batch."""
+        """Compute gradients and loss for the whole batch."""
         with warnings.catch_warnings():
-            # Of layers with one channel, which have strides to choose from.
+            # Layers with one channel cause this warning, since their strides are ambiguous.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             step = super().train_step_single(batch, **fit_params)
         return step | {"loss": self.group.mean(step["loss"])}
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Loss of the whole batch."""
+        """Compute the loss of the whole batch."""
         step = super().validation_step(batch, **fit_params)
         return step | {"loss": self.group.mean(step["loss"])}
 
     def on_epoch_end(self, net: NeuralNet, *args: Any, **kwargs: Any) -> None:
-        """Agree on what no gradient moves, such as running means."""
+        """Synchronise buffers that are not trained by gradients, such as running means."""
         super().on_epoch_end(net, *args, **kwargs)
         self.group.share_tensors(list(self.module_.buffers()))
 
     def on_train_end(self, net: NeuralNet, *args: Any, **kwargs: Any) -> None:
-        """Leave no circle of references, which would keep the memory of a device."""
+        """Break reference cycles, which would keep device memory allocated."""
         super().on_train_end(net, *args, **kwargs)
         self.module_.batch_mean = torch.mean
         self.module_.parts.row_sum = torch.sum
 
 
 def _has_foreign_parts(module: nn.Module) -> bool:
-    """Whether some part is of a user's own class, which may not use all of its parameters."""
+    """Whether any part has a user-defined class, which may not use all of its parameters."""
     homes = {type(part).__module__.split(".")[0] for part in module.modules()}
     return not homes <= {__name__.split(".")[0], "torch"}

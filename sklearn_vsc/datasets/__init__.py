@@ -1,4 +1,4 @@
-"""Data to learn sparse codes from: pictures, and data of a known dictionary."""
+"""Datasets for sparse coding: images, and synthetic data with a known dictionary."""
 
 from ._attributed_images import load_attributed_images
 from ._fashion_mnist import fetch_fashion_mnist

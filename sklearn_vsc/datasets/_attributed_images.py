@@ -1,4 +1,4 @@
-"""Pictures in a folder, with a file that says which attributes each has."""
+"""Pictures in a folder, with a file that lists the attributes of each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .._rows.numbers import check_count
 from ._checks import check_sides
 
 _VALUES = {"-1": 0, "0": 0, "1": 1}
-# What Pillow calls a picture of at most eight bits a channel.
+# Pillow's names for image modes with at most eight bits per channel.
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 @dataclass(frozen=True)
 class _Table:
-    """What a file of attributes holds, and the line of each picture in it."""
+    """Contents of an attributes file, and the line number of each picture in it."""
 
     path: Path
     attributes: list[str]
@@ -42,11 +42,11 @@ def load_attributed_images(
     n_images: int | None = None,
     return_X_y: bool = False,
 ) -> Bunch | tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Load pictures from a folder, with the attributes that a file gives them.
+    """Load pictures from a folder, with their attributes from a file.
 
-    Made for CelebA [1]_, whose `list_attr_celeba.txt` it reads, and for any folder of pictures
-    with a table like it. Pictures are read one by one into one array of float32: 150,000 of
-    3 by 64 by 64 pixels take 7.4 GB.
+    Works with CelebA [1]_, whose `list_attr_celeba.txt` it reads, and with any folder of pictures
+    that has a similar table. Pictures are read one by one into a single float32 array: 150,000
+    pictures with 3 channels of 64 by 64 pixels take 7.4 GB.
 
     Parameters
     ----------
@@ -54,29 +54,30 @@ def load_attributed_images(
         Folder with the pictures, in any format that Pillow reads.
 
     attributes : str or path-like
-        File with the attributes, in UTF-8. Either that of CelebA: the number of pictures in
-        the first line, the names of the attributes in the second, then a line for each picture
-        with its file name and, between spaces, 1 or -1 for each attribute. Or comma-separated,
-        with a header: file names in the first column, one attribute in each other column.
-        A value of 1 means that the picture has the attribute, -1 or 0 that it has not.
+        File with the attributes, in UTF-8. Either in the format of CelebA: the number of pictures
+        on the first line, the names of the attributes on the second, then one line per picture
+        with its file name and, separated by spaces, 1 or -1 for each attribute. Or comma-separated
+        with a header: file names in the first column and one attribute in each further column.
+        A value of 1 means that the picture has the attribute, -1 or 0 that it does not.
 
     crop : int or tuple of (int, int), default=None
-        Side of a square, or height and width, in pixels, that is cut from the middle of each
-        picture. None: the whole picture.
+        Side of the square, or height and width, in pixels, to crop from the centre of each
+        picture. None keeps the whole picture.
 
     size : int or tuple of (int, int), default=None
-        Side, or height and width, to which what is cut out is resized (bilinear, averaged over
-        what a pixel covers). None: as it is; pictures must then be equally large.
+        Side, or height and width, to which the (cropped) picture is resized (bilinear, averaging
+        over the area that a pixel covers). None does not resize; the pictures must then all have
+        the same size.
 
     color : bool, default=True
-        Whether pictures have three channels, red, green and blue (grey ones three equal
-        ones), or one, grey (the luma of ITU-R 601).
+        Whether to return three channels, red, green and blue (all equal for grey pictures), or
+        a single grey channel (the luma of ITU-R 601).
 
     n_images : int, default=None
-        How many pictures to load, the first ones in the file; None: all.
+        Number of pictures to load, from the start of the file; None loads all.
 
     return_X_y : bool, default=False
-        Whether to return ``(data, target)`` in place of a Bunch.
+        Whether to return ``(data, target)`` instead of a Bunch.
 
     Returns
     -------
@@ -84,18 +85,18 @@ def load_attributed_images(
         Dictionary-like object, with the following attributes.
 
         data : ndarray of shape (n_samples, channels * height * width), float32
-            Pixels in [0, 1], channel by channel, each read row by row: what `image_shape`
-            of the estimators expects.
+            Pixels in [0, 1], channel by channel, each in row-major order, as expected with the
+            `image_shape` parameter of the estimators.
         images : ndarray of shape (n_samples, channels, height, width), float32
-            The same numbers as pictures.
+            The same pixels in the shape of images.
         image_shape : tuple of (int, int, int)
             Channels, height and width.
         target : ndarray of shape (n_samples, n_attributes), int64
-            1 where a picture has an attribute, else 0.
+            1 if a picture has an attribute, 0 otherwise.
         target_names : list of str
             Names of the attributes.
         filenames : list of str
-            File of each picture, as the attributes file names it.
+            File name of each picture, as given in the attributes file.
 
     (data, target) : tuple if ``return_X_y=True``
         The two arrays described above.
@@ -103,19 +104,19 @@ def load_attributed_images(
     Raises
     ------
     FileNotFoundError
-        If the folder, the attributes or a picture that they name is not there.
+        If the folder, the attributes file or a picture listed in it does not exist.
 
     ImportError
         If Pillow, which comes with the extra ``images``, is missing.
 
     ValueError
-        If the attributes are not in one of the two formats, a picture is damaged, of more than
-        eight bits a channel, smaller than `crop` or not as large as the others, or a parameter
-        is out of range. The message gives file and line.
+        If the attributes are not in one of the two formats, if a picture is damaged, has more than
+        eight bits per channel, is smaller than `crop` or differs in size from the others, or if a
+        parameter is out of range. The message names the file, and the line for attributes.
 
     See Also
     --------
-    sklearn.datasets.load_files : Files in one folder for each class.
+    sklearn.datasets.load_files : Load files from one folder per class.
 
     References
     ----------
@@ -137,13 +138,13 @@ def load_attributed_images(
         check_count(n_images, "n_images")
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder={str(folder)!r} is not there, or is no folder.")
+        raise FileNotFoundError(f"folder={str(folder)!r} does not exist or is not a folder.")
     table = _read_attributes(Path(attributes).expanduser())
     n_rows = len(table.filenames) if n_images is None else int(n_images)
     if n_rows > len(table.filenames):
         raise ValueError(
-            f"n_images={n_images} is more than the {len(table.filenames)} pictures that "
-            f"{table.path} names."
+            f"n_images={n_images} is more than the {len(table.filenames)} pictures listed in "
+            f"{table.path}."
         )
     images = _read_images(folder, table, n_rows, cut, resized, "RGB" if color else "L")
     data, target = images.reshape(n_rows, -1), table.target[:n_rows]
@@ -164,12 +165,12 @@ def load_attributed_images(
 
 def _read_attributes(path: Path) -> _Table:
     if not path.is_file():
-        raise FileNotFoundError(f"attributes={str(path)!r} is not there, or is no file.")
+        raise FileNotFoundError(f"attributes={str(path)!r} does not exist or is not a file.")
     try:
-        # Some programs begin a file of UTF-8 with a mark that says so.
+        # Some programs start a UTF-8 file with a byte order mark.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not a UTF-8 text file: {error}") from error
     first = lines[0].strip() if lines else ""
     if first.isdecimal():
         rows = [(number, line.split()) for number, line in enumerate(lines, start=1)][1:]
@@ -179,25 +180,25 @@ def _read_attributes(path: Path) -> _Table:
         names = rows[0][1][1:]
     else:
         raise ValueError(
-            f"{path}, line 1: expected the number of pictures, as CelebA has it, or a header of "
+            f"{path}, line 1: expected the number of pictures, as in CelebA, or a header of "
             f"comma-separated names; got {first[:60]!r}."
         )
     if not names or max(Counter(names).values()) > 1:
         raise ValueError(
-            f"{path}: expected the names of the attributes, each once, in line "
+            f"{path}: expected the names of the attributes, without duplicates, on line "
             f"{rows[0][0] if rows else 2}; got {names!r}."
         )
     table = _tabulated(path, names, [row for row in rows[1:] if row[1]])
     if first.isdecimal() and int(first) != len(table.filenames):
         raise ValueError(
             f"{path}, line 1 says {int(first)} pictures, but {len(table.filenames)} follow: "
-            "the file is cut off, or the number is wrong."
+            "the file is truncated, or the number is wrong."
         )
     return table
 
 
 def _comma_separated(path: Path, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the values of each line."""
+    """Yield the line number and the values of each line."""
     reader = csv.reader(lines, strict=True)
     try:
         for row in reader:
@@ -207,7 +208,7 @@ def _comma_separated(path: Path, lines: list[str]) -> Iterator[tuple[int, list[s
 
 
 def _tabulated(path: Path, names: list[str], rows: list[tuple[int, list[str]]]) -> _Table:
-    """Check each line, and put the values into one array."""
+    """Check each line and collect the values in an array."""
     target = np.empty((len(rows), len(names)), dtype=np.int64)
     seen: dict[str, int] = {}
     for index, (line, (filename, *values)) in enumerate(rows):
@@ -224,12 +225,12 @@ def _tabulated(path: Path, names: list[str], rows: list[tuple[int, list[str]]]) 
                 )
         if filename in seen:
             raise ValueError(
-                f"{path}, line {line}: {filename} has been in line {seen[filename]} already."
+                f"{path}, line {line}: {filename} was already listed on line {seen[filename]}."
             )
         seen[filename] = line
         target[index] = [_VALUES[value] for value in values]
     if not rows:
-        raise ValueError(f"{path} names no pictures.")
+        raise ValueError(f"{path} lists no pictures.")
     return _Table(path, names, list(seen), list(seen.values()), target)
 
 
@@ -251,16 +252,16 @@ def _read_images(
         path = folder / filename
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is not there; {table.path} names it in line {line}. Pass as folder the "
-                "one that holds the pictures."
+                f"{path}, which {table.path} lists on line {line}, does not exist. Pass the folder "
+                "that contains the pictures as `folder`."
             )
         image = _read_image(path, crop, size, mode)
         if images is None:
             images = np.empty((n_images, *image.shape), dtype=np.float32)
         if image.shape != images.shape[1:]:
             raise ValueError(
-                f"{path} has {image.shape[1]} by {image.shape[2]} pixels, those before it "
-                f"{images.shape[2]} by {images.shape[3]}: give a crop or a size for all."
+                f"{path} has {image.shape[1]} by {image.shape[2]} pixels, but the pictures before "
+                f"it have {images.shape[2]} by {images.shape[3]}: set `crop` or `size`."
             )
         np.divide(image, np.float32(255), out=images[index])
     assert images is not None
@@ -270,7 +271,7 @@ def _read_images(
 def _read_image(
     path: Path, crop: tuple[int, int] | None, size: tuple[int, int] | None, mode: str
 ) -> npt.NDArray[np.uint8]:
-    """Read, cut and resize one picture: (channels, height, width)."""
+    """Read, crop and resize one picture; return it with shape (channels, height, width)."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -281,19 +282,19 @@ def _read_image(
     try:
         with Image.open(path) as file:
             image, stored = file.convert(mode), file.mode
-    # A damaged file shows itself in as many ways as there are formats.
+    # Each file format raises its own kinds of errors for damaged files.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no whole picture: {error}") from error
+        raise ValueError(f"{path} is not an intact picture: {error}") from error
     if stored not in _MODES:
         raise ValueError(
-            f"{path} holds numbers of another kind than pictures of eight bits a channel "
-            f"(Pillow calls it {stored!r}): convert it."
+            f"{path} does not have eight bits per channel (Pillow calls its mode {stored!r}): "
+            "convert it."
         )
     if crop is not None:
         height, width = crop
         if height > image.height or width > image.width:
             raise ValueError(
-                f"{path} has {image.height} by {image.width} pixels, less than crop={crop}."
+                f"{path} has {image.height} by {image.width} pixels, fewer than crop={crop}."
             )
         left, top = (image.width - width) // 2, (image.height - height) // 2
         image = image.crop((left, top, left + width, top + height))

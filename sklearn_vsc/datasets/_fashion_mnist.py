@@ -17,16 +17,16 @@ from sklearn.utils import Bunch
 
 from ._checks import check_option
 
-# Where Debian's package dataset-fashion-mnist puts the files.
+# Where the Debian package dataset-fashion-mnist installs the files.
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 _SIDE = 28
-# OpenML has one table, the training images first.
+# OpenML has a single table, with the training images first.
 _N_TRAIN, _N_ALL = 60_000, 70_000
-_UNSIGNED_BYTES = 8  # code of the IDX format for the type of its numbers
+_UNSIGNED_BYTES = 8  # data type code in the IDX format
 
 _TARGET_NAMES = (
     "T-shirt/top",
@@ -45,9 +45,9 @@ _DESCR = """\
 Fashion-MNIST
 -------------
 
-Pictures of articles from the shop Zalando: 60,000 to train on and 10,000 to test on, 28 by 28
-pixels, grey, of ten classes with equally many pictures each. Pixels lie in [0, 1]; the ground
-is 0. Published under the MIT licence at https://github.com/zalandoresearch/fashion-mnist
+Grey images of articles from the shop Zalando: 60,000 for training and 10,000 for testing, with
+28 by 28 pixels, in ten classes of equal size. Pixels lie in [0, 1]; the background is 0.
+Published under the MIT licence at https://github.com/zalandoresearch/fashion-mnist
 
 Xiao, H., Rasul, K. and Vollgraf, R. (2017). Fashion-MNIST: a Novel Image Dataset for
 Benchmarking Machine Learning Algorithms. arXiv:1708.07747.
@@ -72,17 +72,17 @@ def fetch_fashion_mnist(
     Parameters
     ----------
     subset : {'train', 'test', 'all'}, default='train'
-        The published split; `'all'` is the training pictures, then the test pictures.
+        The published split; `'all'` returns the training pictures followed by the test pictures.
 
     data_home : str or path-like, default=None
         Folder with the four published files, ``train-images-idx3-ubyte``,
         ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``,
-        each as it is or as ``.gz``. Then nothing is downloaded. None: the folder of Debian's
-        package ``dataset-fashion-mnist`` where that is installed, else
-        :func:`sklearn.datasets.fetch_openml`, which downloads once and keeps what it got.
+        each unpacked or as ``.gz``. Nothing is downloaded then. None uses the folder of the Debian
+        package ``dataset-fashion-mnist`` if it is installed, and otherwise
+        :func:`sklearn.datasets.fetch_openml`, which downloads the data once and caches it.
 
     return_X_y : bool, default=False
-        Whether to return ``(data, target)`` in place of a Bunch.
+        Whether to return ``(data, target)`` instead of a Bunch.
 
     Returns
     -------
@@ -90,9 +90,9 @@ def fetch_fashion_mnist(
         Dictionary-like object, with the following attributes.
 
         data : ndarray of shape (n_samples, 784), float32
-            Pixels in [0, 1], each picture read row by row.
+            Pixels in [0, 1], each picture in row-major order.
         images : ndarray of shape (n_samples, 28, 28), float32
-            The same numbers as pictures.
+            The same pixels in the shape of images.
         target : ndarray of shape (n_samples,), int64
             Class of each picture, 0 to 9.
         target_names : list of str
@@ -106,10 +106,10 @@ def fetch_fashion_mnist(
     Raises
     ------
     FileNotFoundError
-        If a file is missing from `data_home`, or from the folder of Debian's package.
+        If a file is missing from `data_home`, or from the folder of the Debian package.
 
     ValueError
-        If a file is damaged or holds something else.
+        If a file is damaged or contains something else.
 
     References
     ----------
@@ -158,16 +158,18 @@ def _read_pair(folder: Path, part: str) -> tuple[npt.NDArray[np.uint8], npt.NDAr
     images, labels = _read_idx(images_path, n_axes=3), _read_idx(labels_path, n_axes=1)
     if images.shape[1:] != (_SIDE, _SIDE):
         raise ValueError(
-            f"{images_path} holds pictures of {images.shape[1]} by {images.shape[2]} pixels; "
-            f"those of Fashion-MNIST have {_SIDE} by {_SIDE}."
+            f"{images_path} contains pictures of {images.shape[1]} by {images.shape[2]} pixels; "
+            f"Fashion-MNIST has {_SIDE} by {_SIDE} pixels."
         )
     if len(images) != len(labels):
         raise ValueError(
-            f"{images_path} holds {len(images)} pictures, but {labels_path} {len(labels)} labels; "
-            "they must come from the same publication."
+            f"{images_path} contains {len(images)} pictures, but {labels_path} contains "
+            f"{len(labels)} labels; they must come from the same publication."
         )
     if len(labels) and labels.max() >= len(_TARGET_NAMES):
-        raise ValueError(f"{labels_path} holds the label {labels.max()}; labels go from 0 to 9.")
+        raise ValueError(
+            f"{labels_path} contains the label {labels.max()}; labels must be from 0 to 9."
+        )
     return images, labels
 
 
@@ -176,29 +178,32 @@ def _find(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"{folder} holds neither {name} nor {name}.gz. Pass as data_home the folder with the four "
-        "files of https://github.com/zalandoresearch/fashion-mnist"
+        f"{folder} contains neither {name} nor {name}.gz. As data_home, pass the folder with the "
+        "four files from https://github.com/zalandoresearch/fashion-mnist"
     )
 
 
 def _read_idx(path: Path, n_axes: int) -> npt.NDArray[np.uint8]:
-    """Read an array of unsigned bytes: two zeros, type, number of axes, sizes, numbers."""
+    """Read an array of unsigned bytes; the header is two zeros, type, number of axes and sizes."""
     content = _unpacked(path)
     magic = bytes((0, 0, _UNSIGNED_BYTES, n_axes))
     start = len(magic) + 4 * n_axes
     if content[: len(magic)] != magic[: len(content)]:
         raise ValueError(
-            f"{path} does not start as an IDX file of unsigned bytes with {n_axes} axes: "
+            f"{path} does not start like an IDX file of unsigned bytes with {n_axes} axes: "
             f"expected {magic.hex(' ')}, got {content[: len(magic)].hex(' ')}."
         )
     if len(content) < start:
-        raise ValueError(f"{path} is cut off: it ends after {len(content)} bytes, in its header.")
+        raise ValueError(
+            f"{path} is truncated: it ends after {len(content)} bytes, within its header."
+        )
     shape = tuple(int(n) for n in np.frombuffer(content[len(magic) : start], dtype=">u4"))
     n_numbers = len(content) - start
     if n_numbers != math.prod(shape):
-        what = "is cut off" if n_numbers < math.prod(shape) else "is too long"
+        what = "is truncated" if n_numbers < math.prod(shape) else "is too long"
         raise ValueError(
-            f"{path} {what}: its header says {math.prod(shape)} numbers, {n_numbers} are there."
+            f"{path} {what}: its header announces {math.prod(shape)} numbers, but it contains "
+            f"{n_numbers}."
         )
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
@@ -210,11 +215,11 @@ def _unpacked(path: Path) -> bytes:
         with gzip.open(path) as file:
             return file.read()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no whole gzip file: {error}") from error
+        raise ValueError(f"{path} is not an intact gzip file: {error}") from error
 
 
 def _from_openml(subset: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Let scikit-learn download pixels and classes, or read what it has kept."""
+    """Let scikit-learn download pixels and classes, or read them from its cache."""
     try:
         pixels, target = fetch_openml(
             "Fashion-MNIST",
@@ -227,15 +232,15 @@ def _from_openml(subset: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     except Exception as error:
         error.add_note(
             "fetch_fashion_mnist could not get Fashion-MNIST from OpenML. Without a network, pass "
-            "as data_home a folder with the four files of "
-            "https://github.com/zalandoresearch/fashion-mnist"
+            "a folder with the four files from https://github.com/zalandoresearch/fashion-mnist "
+            "as data_home."
         )
         raise
     if pixels.shape != (_N_ALL, _SIDE**2):
         raise ValueError(
-            f"OpenML gave a table of shape {pixels.shape}; expected {(_N_ALL, _SIDE**2)}. "
+            f"OpenML returned a table of shape {pixels.shape}; expected {(_N_ALL, _SIDE**2)}. "
             "Pass data_home to read local files."
         )
     rows = {"train": slice(_N_TRAIN), "test": slice(_N_TRAIN, None), "all": slice(None)}[subset]
-    # OpenML has the classes as text.
+    # OpenML stores the classes as text.
     return pixels[rows], target[rows].astype(np.int64)

@@ -28,16 +28,16 @@ def load_natural_patches(
     random_state: int | np.random.RandomState | None = None,
     dtype: npt.DTypeLike = np.float32,
 ) -> npt.NDArray[Any]:
-    """Draw patches at random from whitened photographs.
+    """Draw random patches from whitened photographs.
 
     The photographs are the two that ship with scikit-learn
     (:func:`sklearn.datasets.load_sample_images`, 427 by 640 pixels), or your own.
     Nothing is downloaded.
 
-    Each photograph is turned to grey (luma of the stored values, whose gamma already
+    Each photograph is converted to grey (luma of the stored values, whose gamma already
     compresses the intensities), whitened, centred, and scaled to unit variance.
     A patch keeps its own mean and contrast, and its pixels are not standardised
-    one by one: all positions of a patch have nearly the same statistics.
+    individually, since all positions of a patch have nearly the same statistics.
 
     Parameters
     ----------
@@ -50,32 +50,32 @@ def load_natural_patches(
     whitening : {'olshausen', None}, default='olshausen'
         - `'olshausen'`: the filter ``f * exp(-(f / f0) ** 4)`` of [1]_, [2]_, where ``f``
           is the radial frequency and ``f0 = 200 / 512``, both in cycles per pixel. The
-          rising part flattens the spectrum of natural images, whose amplitude falls as
-          ``1 / f``; the exponential takes out the corners of the spectrum, where noise
-          dominates. Beyond its borders the photograph goes on as its mirror image.
-        - `None`: the grey photograph.
+          linear factor flattens the spectrum of natural images, whose amplitude falls as
+          ``1 / f``; the exponential removes the corners of the spectrum, where noise
+          dominates. At its borders the photograph is extended by its mirror image.
+        - `None`: no whitening.
 
     subset : {'all', 'train', 'test'}, default='all'
-        Patches drawn at random overlap, so patches held out from one draw would share
-        pixels with those that are left. `'train'` takes its patches from the left half of
-        each photograph alone, `'test'` from the right half. The two are cut apart first,
-        then each is whitened and scaled as a picture of its own: no pixel of one has any
-        influence on the other. `'all'` treats each photograph as a whole.
+        Randomly drawn patches overlap, so patches held out from one draw would share
+        pixels with the remaining ones. `'train'` takes patches only from the left half of
+        each photograph, and `'test'` only from the right half. The halves are separated first
+        and then whitened and scaled as separate images, so that no pixel of one influences
+        the other. `'all'` treats each photograph as a whole.
 
     images : sequence of array-like of shape (height, width) or (height, width, 3), default=None
-        Photographs to use in place of those of scikit-learn, grey or RGB.
+        Photographs to use instead of scikit-learn's, grey or RGB.
 
     random_state : int, RandomState instance or None, default=None
-        Decides the positions. Pass an int for the same patches at each call. With None
-        they differ each time, and NumPy's global generator is left alone.
+        Determines the positions. Pass an int for the same patches in each call. With None
+        they differ each time; NumPy's global generator is not used.
 
     dtype : {np.float32, np.float64}, default=np.float32
-        Type of the returned array.
+        Data type of the returned array.
 
     Returns
     -------
     X : ndarray of shape (n_samples, height * width)
-        The patches, each read row by row.
+        The patches, each in row-major order.
 
     Raises
     ------
@@ -113,16 +113,16 @@ def load_natural_patches(
         if region.shape[0] < height or region.shape[1] < width:
             raise ValueError(
                 f"patch_size={patch_size!r} does not fit into the region of {region.shape[0]} by "
-                f"{region.shape[1]} pixels that subset={subset!r} leaves of image {index}; "
-                "take smaller patches or larger images."
+                f"{region.shape[1]} pixels that subset={subset!r} takes from images[{index}]; "
+                "use smaller patches or larger images."
             )
         peak = np.abs(region).max()
         region = _whiten(region) if whitening == "olshausen" else region - region.mean()
         scale = region.std()
-        if scale <= 1e-10 * peak:  # of a flat picture rounding errors are left, not zeros
+        if scale <= 1e-10 * peak:  # a constant image leaves rounding errors instead of zeros
             raise ValueError(
-                f"images[{index}] has no contrast in the region of subset={subset!r}: "
-                "it cannot be scaled to unit variance. Leave it out."
+                f"images[{index}] has no contrast in the region for subset={subset!r}, so it "
+                "cannot be scaled to unit variance. Leave it out."
             )
         windows.append(np.lib.stride_tricks.sliding_window_view(region / scale, (height, width)))
     if not windows:
@@ -132,8 +132,8 @@ def load_natural_patches(
     ends = np.cumsum(counts)
     if n_samples > ends[-1]:
         raise ValueError(
-            f"n_samples={n_samples} is more than the {ends[-1]} different positions that a patch "
-            f"with patch_size={patch_size!r} has in subset={subset!r}; "
+            f"n_samples={n_samples} is more than the {ends[-1]} possible positions of a patch "
+            f"with patch_size={patch_size!r} in subset={subset!r}; "
             f"n_samples must be at most {ends[-1]}."
         )
     chosen = private_random_state(random_state).choice(ends[-1], size=n_samples, replace=False)
@@ -162,14 +162,14 @@ def _to_grey(picture: npt.ArrayLike, index: int) -> npt.NDArray[np.float64]:
             "(height, width, 3)."
         )
     if picture.dtype.kind not in "buif" or not np.isfinite(picture).all():
-        raise ValueError(f"images[{index}] must hold real, finite numbers.")
+        raise ValueError(f"images[{index}] must contain real, finite numbers.")
     values = picture.astype(np.float64)
     return values @ _LUMA if picture.ndim == 3 else values
 
 
 def _cut(picture: npt.NDArray[np.float64], subset: str) -> npt.NDArray[np.float64]:
-    """Give the columns of a picture that belong to a subset."""
-    # Halves: a narrower strip at one side of the flower would hold its blurred ground alone.
+    """Return the columns of a picture that belong to a subset."""
+    # Halves, because a narrower strip beside the flower would show only blurred background.
     middle = picture.shape[1] // 2
     if subset == "train":
         return picture[:, :middle]
@@ -179,10 +179,10 @@ def _cut(picture: npt.NDArray[np.float64], subset: str) -> npt.NDArray[np.float6
 
 
 def _whiten(picture: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Filter with f exp(-(f / f0)^4).
+    """Apply the filter f exp(-(f / f0)^4).
 
-    The cosine transform is the Fourier transform of the picture and its mirror image,
-    which is continuous at the borders, where a periodic picture would jump.
+    The cosine transform is the Fourier transform of the picture extended by its mirror image,
+    which is continuous at the borders, where a periodic extension would jump.
     """
     vertical, horizontal = (np.arange(n) / (2 * n) for n in picture.shape)
     frequency = np.hypot(vertical[:, None], horizontal[None, :])

@@ -1,4 +1,4 @@
-"""Data made from a known dictionary."""
+"""Synthetic data with a known dictionary."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def make_sparse_coded(
     noise: float = 0.0,
     random_state: int | np.random.RandomState | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Make data from a known dictionary and known sparse codes.
+    """Generate data from a known dictionary and known sparse codes.
 
-    ``X = codes @ dictionary + noise * e``, with `e` standard normal. Each atom is drawn
-    uniformly from the unit sphere. Each code is different from zero with probability
-    `density`, independently of all others, so that a row is empty with probability
+    ``X = codes @ dictionary + noise * e``, where `e` is standard normal. Each atom is drawn
+    uniformly from the unit sphere. Each code is non-zero with probability `density`,
+    independently of all others, so that all codes of a row are zero with probability
     ``(1 - density) ** n_components``.
 
     Parameters
@@ -41,15 +41,15 @@ def make_sparse_coded(
         Number of features. Fewer than `n_components` makes the dictionary overcomplete.
 
     density : float, default=0.1
-        Probability that a code is not zero, in [0, 1].
+        Probability that a code is non-zero, in [0, 1].
 
     code_distribution : {'laplace', 'gaussian', 'uniform'}, default='laplace'
-        Distribution of the codes that are not zero: Laplace of scale `code_scale`,
-        normal of standard deviation `code_scale`, or uniform between
+        Distribution of the non-zero codes: Laplace with scale `code_scale`,
+        normal with standard deviation `code_scale`, or uniform between
         `-code_scale` and `code_scale`.
 
     code_scale : float, default=1.0
-        Scale of that distribution, above zero.
+        Scale of this distribution; must be positive.
 
     positive_code : bool, default=False
         Whether to take the absolute value of the codes.
@@ -58,8 +58,8 @@ def make_sparse_coded(
         Standard deviation of the noise on each feature, in units of `X`.
 
     random_state : int, RandomState instance or None, default=None
-        Decides all that is drawn. Pass an int for the same data at each call. With None
-        the data differ each time, and NumPy's global generator is left alone.
+        Determines all random draws. Pass an int for the same data in each call. With None
+        the data differ each time; NumPy's global generator is not used.
 
     Returns
     -------
@@ -122,11 +122,11 @@ def make_bars(
     noise: float = 0.0,
     random_state: int | np.random.RandomState | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Make images of horizontal and vertical bars.
+    """Generate images of horizontal and vertical bars.
 
-    The test of Földiák [1]_: a square image holds each of its ``2 * size`` bars with the
-    same probability, independently of the others. Who has learned the bars as atoms has
-    found the causes of the images; their pixels alone do not show them.
+    This is the bars test of Földiák [1]_: a square image contains each of its ``2 * size`` bars
+    with the same probability, independently of the others. A model that learns the bars as atoms
+    has found the causes of the images, which are not apparent from single pixels.
 
     Parameters
     ----------
@@ -134,33 +134,34 @@ def make_bars(
         Number of images.
 
     size : int, default=8
-        Side of the images in pixels.
+        Side length of the images in pixels.
 
     density : float, default=None
-        Probability of each bar, in [0, 1]. None: ``1 / size``, two bars in a mean image.
+        Probability of each bar, in [0, 1]. None means ``1 / size``, an average of two bars per
+        image.
 
     combine : {'or', 'sum'}, default='or'
-        Value of a pixel where two bars cross: 1 as in [1]_, which is not linear,
-        or 2, so that ``X = codes @ components``.
+        Value of a pixel where two bars cross: with 'or' it is 1 as in [1]_, which is not linear;
+        with 'sum' it is 2, so that ``X = codes @ components``.
 
     noise : float, default=0.0
         Standard deviation of the Gaussian noise on each pixel.
 
     random_state : int, RandomState instance or None, default=None
-        Decides all that is drawn. Pass an int for the same data at each call. With None
-        the data differ each time, and NumPy's global generator is left alone.
+        Determines all random draws. Pass an int for the same data in each call. With None
+        the data differ each time; NumPy's global generator is not used.
 
     Returns
     -------
     X : ndarray of shape (n_samples, size * size)
-        The images, each read row by row.
+        The images, each in row-major order.
 
     components : ndarray of shape (2 * size, size * size)
-        The bars, of zeros and ones: the horizontal ones from the top, then the vertical
-        ones from the left.
+        The bars, as zeros and ones: first the horizontal bars from top to bottom, then the
+        vertical bars from left to right.
 
     codes : ndarray of shape (n_samples, 2 * size)
-        1 where an image holds a bar, else 0.
+        1 if an image contains a bar, 0 otherwise.
 
     References
     ----------

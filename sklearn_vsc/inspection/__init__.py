@@ -1,4 +1,4 @@
-"""Pictures of what was learned, in the convention of scikit-learn's displays."""
+"""Plots of what was learned, following the conventions of scikit-learn's displays."""
 
 from ._codes import CodeDisplay
 from ._dictionary import DictionaryDisplay

@@ -1,4 +1,4 @@
-"""Checks that the displays share."""
+"""Checks shared by the displays."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 from sklearn.utils.validation import check_is_fitted
 
 
-def check_fitted(estimator: Any, attribute: str, else_: str) -> None:
-    """Raise unless an estimator is fitted and has what is to be drawn."""
+def check_fitted(estimator: Any, attribute: str, alternative: str) -> None:
+    """Raise an error unless the estimator is fitted and has the attribute to be drawn."""
     check_is_fitted(estimator)
     if not hasattr(estimator, attribute):
         raise TypeError(
-            f"{type(estimator).__name__} has no {attribute} to draw. Of a pipeline or a search "
-            f"pass the fitted step itself, such as pipeline[-1]; {else_}."
+            f"{type(estimator).__name__} has no {attribute} to draw. For a pipeline or a search, "
+            f"pass the fitted step itself, such as pipeline[-1]; {alternative}."
         )
 
 
 def check_image_shape(
     image_shape: tuple[int, ...] | None, n_features: int, what: str
 ) -> tuple[int, ...]:
-    """Return the shape of an image, a square where none is given."""
+    """Return the shape of an image; a square if none is given."""
     if image_shape is None:
         side = math.isqrt(n_features)
         if side * side != n_features:
             raise ValueError(
-                f"The {what} have {n_features} features, which make no square; "
+                f"The {what} have {n_features} features, which do not form a square; "
                 "pass image_shape=(height, width) or (channels, height, width)."
             )
         return side, side
@@ -47,7 +47,7 @@ def check_image_shape(
 
 
 def import_pyplot(display: Any) -> Any:
-    """Return matplotlib's pyplot, or say how to install it."""
+    """Return matplotlib's pyplot, or raise an error that says how to install it."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

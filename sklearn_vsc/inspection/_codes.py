@@ -1,4 +1,4 @@
-"""What codes look like: how large they are, which atoms they use, how sure they are."""
+"""What codes look like: their values, the use of the atoms, and inclusion probabilities."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class CodeDisplay:
-    """Sizes of the codes, use of the atoms, and how sure a posterior is of its zeros.
+    """Histogram of the codes, use of the atoms, and posterior inclusion probabilities.
 
-    Make it with :meth:`from_estimator` or :meth:`from_codes`.
+    Create it with :meth:`from_estimator` or :meth:`from_codes`.
 
     Parameters
     ----------
@@ -29,24 +29,24 @@ class CodeDisplay:
         Codes of some rows.
 
     inclusion : array-like of shape (n_samples, n_components), default=None
-        Posterior probability that each code is not zero. None: no panel for it.
+        Posterior probability that each code is non-zero. If None, its panel is left out.
 
     Attributes
     ----------
     values : ndarray of shape (n_nonzero,)
-        The codes that are not zero.
+        The non-zero codes.
 
     usage : ndarray of shape (n_components,)
-        Share of the rows that use each atom: whose code is not zero.
+        Share of the rows that use each atom, that is, whose code for it is non-zero.
 
     inclusion : ndarray of shape (n_samples, n_components) or None
-        As given.
+        Inclusion probabilities as given.
 
     axes_ : ndarray of matplotlib Axes
-        Axes of the panels: sizes, use, and inclusion where it is there.
+        Axes of the panels: values, use, and, if given, inclusion.
 
     figure_ : matplotlib Figure
-        Figure that holds them.
+        Figure that contains them.
 
     See Also
     --------
@@ -78,7 +78,7 @@ class CodeDisplay:
         if inclusion is not None:
             self.inclusion = check_array(to_host(inclusion), input_name="inclusion")
             if self.inclusion.min() < 0 or self.inclusion.max() > 1:
-                raise ValueError("inclusion must hold probabilities, from 0 to 1.")
+                raise ValueError("inclusion must contain probabilities between 0 and 1.")
 
     def plot(
         self,
@@ -92,14 +92,14 @@ class CodeDisplay:
         Parameters
         ----------
         ax : matplotlib Axes or array-like of them, default=None
-            One axes for each panel, or one of a grid of subplots that panels take the place of.
-            None: a new figure.
+            One axes for each panel, or a single one from a grid of subplots, which the panels
+            replace. None creates a new figure.
 
         n_bins : int, default=50
-            Bins of the histograms, whose counts are on a logarithmic scale.
+            Number of bins of the histograms, whose counts are on a logarithmic scale.
 
         hist_kw : dict, default=None
-            More keywords for :meth:`matplotlib.axes.Axes.hist`.
+            Additional keyword arguments for :meth:`matplotlib.axes.Axes.hist`.
 
         Returns
         -------
@@ -109,8 +109,8 @@ class CodeDisplay:
         Raises
         ------
         ValueError
-            When `ax` has another number of axes than there are panels, or `n_bins` is no
-            positive number.
+            If the number of axes in `ax` differs from the number of panels, or `n_bins` is not a
+            positive whole number.
         """
         check_count(n_bins, "n_bins")
         plt = import_pyplot(self)
@@ -123,7 +123,7 @@ class CodeDisplay:
             axes = self.axes_[2]
             axes.hist(self.inclusion.ravel(), **({"range": (0, 1)} | options))
             axes.set(
-                xlabel="probability of not being zero",
+                xlabel="probability of being non-zero",
                 ylabel="number of codes",
                 title=f"Inclusion: mean {self.inclusion.mean():.2g}",
             )
@@ -131,7 +131,7 @@ class CodeDisplay:
 
     def _draw_values(self, axes: Axes, options: dict[str, Any]) -> None:
         axes.set(xlabel="code", ylabel="number of codes")
-        axes.set_title(f"Not zero: {self.usage.mean():.1%} of all")
+        axes.set_title(f"Non-zero: {self.usage.mean():.1%} of all")
         if len(self.values):
             axes.hist(self.values, **options)
         else:
@@ -143,7 +143,7 @@ class CodeDisplay:
         axes.stairs(np.sort(self.usage)[::-1], np.arange(n_components + 1) + 0.5, fill=True)
         axes.set(
             xlabel="atom, most used first",
-            ylabel="share of rows that use it",
+            ylabel="share of rows using it",
             title=f"Atoms: {n_dead} of {n_components} unused",
             xlim=(0.5, n_components + 0.5),
             ylim=(0, None if self.usage.any() else 1),
@@ -159,17 +159,17 @@ class CodeDisplay:
         n_bins: int = 50,
         hist_kw: dict[str, Any] | None = None,
     ) -> CodeDisplay:
-        """Draw the codes that a fitted estimator gives some rows.
+        """Draw the codes of some rows under a fitted estimator.
 
         Parameters
         ----------
         estimator : estimator instance
-            Fitted, with a method `transform`: any of this library, or of
-            :mod:`sklearn.decomposition`. Of one with a method `posterior`, whose laws have an
-            atom at zero, inclusion probabilities are drawn too.
+            Fitted estimator with a method `transform`: any of this library or of
+            :mod:`sklearn.decomposition`. If it has a method `posterior` whose distributions put
+            mass on zero, inclusion probabilities are drawn too.
 
         X : array-like of shape (n_samples, n_features)
-            Rows to code; NaN means missing, where the estimator takes it.
+            Rows to code; missing entries are NaN, if the estimator supports them.
 
         ax, n_bins, hist_kw
             As in :meth:`plot`.
@@ -182,9 +182,9 @@ class CodeDisplay:
         Raises
         ------
         TypeError
-            When the estimator has no `transform`.
+            If the estimator has no `transform`.
         ValueError
-            When X does not fit the estimator, or `ax` the panels.
+            If X does not fit the estimator, or `ax` does not fit the panels.
 
         Examples
         --------
@@ -202,7 +202,7 @@ class CodeDisplay:
         # Without a proper prior there is no posterior.
         if hasattr(estimator, "posterior") and getattr(estimator, "alpha", None) != 0:
             inclusion = to_host(estimator.posterior(X).inclusion)
-            # Of a law with a density no code is ever zero, which needs no picture.
+            # Under a continuous distribution no code is ever zero; there is nothing to draw.
             inclusion = None if np.all(inclusion == 1) else inclusion
         display = cls(estimator.transform(X), inclusion=inclusion)
         return display.plot(ax=ax, n_bins=n_bins, hist_kw=hist_kw)
@@ -217,7 +217,7 @@ class CodeDisplay:
         n_bins: int = 50,
         hist_kw: dict[str, Any] | None = None,
     ) -> CodeDisplay:
-        """Draw codes at hand.
+        """Draw given codes.
 
         Parameters
         ----------
@@ -225,7 +225,7 @@ class CodeDisplay:
             Codes of some rows.
 
         inclusion : array-like of shape (n_samples, n_components), default=None
-            Posterior probability that each code is not zero.
+            Posterior probability that each code is non-zero.
 
         ax, n_bins, hist_kw
             As in :meth:`plot`.

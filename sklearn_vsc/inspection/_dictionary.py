@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class DictionaryDisplay:
     """The atoms of a dictionary as a mosaic of small images.
 
-    Make it with :meth:`from_estimator` or :meth:`from_components`, which choose, order
-    and draw the atoms. The constructor takes them as they are to be drawn and leaves the
+    Create it with :meth:`from_estimator` or :meth:`from_components`, which select, order
+    and draw the atoms. The constructor takes the atoms in their final order and leaves the
     drawing to :meth:`plot`.
 
     Parameters
@@ -32,20 +32,20 @@ class DictionaryDisplay:
         The atoms, in the order in which they are drawn: row by row from the top left.
 
     image_shape : tuple of int, default=None
-        Shape of an atom: (height, width), or (channels, height, width) with 1 channel or
-        with 3 for colour. None: a square.
+        Shape of an atom: (height, width), or (channels, height, width) with 1 channel, or
+        3 for colour. None means a square.
 
     indices : array-like of shape (n_shown,), default=None
-        The row of each atom in the dictionary that it comes from.
-        None: `components` is that dictionary.
+        Row index of each atom in the full dictionary. None means that `components` is the full
+        dictionary.
 
     Attributes
     ----------
     components, image_shape, indices
-        As given, as arrays and a tuple, with None filled in.
+        The parameters as arrays and a tuple, with defaults filled in.
 
     mosaic_ : ndarray of shape (height, width) or (height, width, 3)
-        The picture that was drawn. NaN marks the gaps in a mosaic without colour.
+        The image that was drawn. NaN marks the gaps in a mosaic without colour.
 
     im_ : matplotlib AxesImage
         The drawn mosaic.
@@ -54,7 +54,7 @@ class DictionaryDisplay:
         Axes with the mosaic.
 
     figure_ : matplotlib Figure
-        Figure that holds the axes.
+        Figure that contains the axes.
 
     Examples
     --------
@@ -97,22 +97,22 @@ class DictionaryDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw on. None: new axes in a new figure.
+            Axes to draw on. None creates new axes in a new figure.
 
         cmap : str or matplotlib Colormap, default='gray'
-            Colormap for atoms without colour. Its middle is zero. A diverging one, such as
-            `'RdBu_r'`, tells the signs apart.
+            Colormap for atoms without colour, centred on zero. A diverging colormap, such as
+            `'RdBu_r'`, shows the signs.
 
         scale : {'each', 'common'}, default='each'
-            What the ends of the colormap stand for: plus and minus the largest absolute
-            value of each atom, or of all atoms that are shown. Atoms in colour are drawn
-            around a middle grey, in the same way.
+            Whether the ends of the colormap are plus and minus the largest absolute value of
+            each atom ('each') or of all atoms shown ('common'). Atoms in colour are scaled in the
+            same way, around a middle grey.
 
         n_columns : int, default=None
-            Atoms in a row of the mosaic. None: as many as make it nearest to a square.
+            Number of atoms in a row of the mosaic. None makes the mosaic as square as possible.
 
         im_kw : dict, default=None
-            More keywords for :meth:`matplotlib.axes.Axes.imshow`.
+            Additional keyword arguments for :meth:`matplotlib.axes.Axes.imshow`.
 
         Returns
         -------
@@ -142,7 +142,7 @@ class DictionaryDisplay:
         self.mosaic_ = tile(tiles, n_columns or _n_columns(n_shown, height, width), gap)
 
         colormap = plt.get_cmap(cmap)
-        # White gaps would be lost in a colormap that is white at zero.
+        # White gaps would be invisible with a colormap that is white at zero.
         is_light = float(np.mean(colormap(0.5)[:3])) > 0.75
         options: dict[str, Any] = {
             "cmap": colormap.with_extremes(bad="black" if is_light else "white"),
@@ -175,23 +175,23 @@ class DictionaryDisplay:
         Parameters
         ----------
         estimator : estimator instance
-            Fitted, with an attribute `components_` of shape (n_components, n_features):
-            any of this library, or of :mod:`sklearn.decomposition`.
+            Fitted estimator with an attribute `components_` of shape (n_components, n_features):
+            any of this library or of :mod:`sklearn.decomposition`.
 
         image_shape : tuple of int, default=None
-            Shape of an atom: (height, width), or (channels, height, width) with 1 channel
-            or with 3 for colour. None: a square.
+            Shape of an atom: (height, width), or (channels, height, width) with 1 channel,
+            or 3 for colour. None means a square.
 
         n_components : int, default=None
-            Largest number of atoms to show, the first ones in that order. None: all.
+            Maximum number of atoms to show, taken from the start of the order. None shows all.
 
         order : {'use', 'norm', None}, default='use'
-            `'use'`: first the atom that the largest share of the training rows uses
-            (`component_usage_`); an estimator that does not keep it is ordered by
-            `'norm'`. `'norm'`: first the atom of the largest norm. None: as they are.
+            `'use'` puts the atoms used by the largest share of the training rows first
+            (`component_usage_`); if the estimator does not have this attribute, `'norm'` is used
+            instead. `'norm'` puts the atoms with the largest norm first. None keeps their order.
 
         ax : matplotlib Axes, default=None
-            Axes to draw on. None: new axes in a new figure.
+            Axes to draw on. None creates new axes in a new figure.
 
         **plot_params : dict
             `cmap`, `scale`, `n_columns`, `im_kw`: as in :meth:`plot`.
@@ -247,14 +247,13 @@ class DictionaryDisplay:
             The atoms.
 
         usage : array-like of shape (n_components,), default=None
-            How much each atom is used. Needed by `order='use'`, which otherwise falls
-            back on `'norm'`.
+            How much each atom is used. Without it, `order='use'` falls back to `'norm'`.
 
         image_shape, n_components, order
             As in :meth:`from_estimator`.
 
         ax : matplotlib Axes, default=None
-            Axes to draw on. None: new axes in a new figure.
+            Axes to draw on. None creates new axes in a new figure.
 
         **plot_params : dict
             `cmap`, `scale`, `n_columns`, `im_kw`: as in :meth:`plot`.
@@ -276,7 +275,7 @@ class DictionaryDisplay:
 def _order(
     atoms: npt.NDArray[Any], usage: npt.ArrayLike | None, order: str | None
 ) -> npt.NDArray[np.intp]:
-    """Give the rows of `atoms` in the order in which to draw them."""
+    """Return the row indices of `atoms` in the order in which to draw them."""
     if order not in ("use", "norm", None):
         raise ValueError(f"order must be 'use', 'norm' or None, got {order!r}.")
     if order is None:
@@ -296,7 +295,7 @@ def _order(
 
 
 def _n_columns(n_tiles: int, height: int, width: int) -> int:
-    """Columns that make the mosaic nearest to a square, in pixels; of two, the more."""
+    """Return the number of columns for the most square mosaic in pixels; the larger one on ties."""
 
     def badness(n_columns: int) -> tuple[float, int]:
         n_rows = math.ceil(n_tiles / n_columns)

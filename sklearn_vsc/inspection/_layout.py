@@ -1,4 +1,4 @@
-"""Where things go in a figure: tiles of a mosaic, panels beside each other."""
+"""Layout of figures: the tiles of a mosaic, and panels side by side."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Width and height of a panel, inches.
+# Width and height of a panel in inches.
 PANEL = (3.6, 3.0)
 
 
 def tile(tiles: npt.NDArray[Any], n_columns: int, gap: float) -> npt.NDArray[Any]:
-    """Lay (n, height, width, ...) tiles on a grid, row by row, one pixel apart and around."""
+    """Arrange (n, height, width, ...) tiles on a grid, row by row, one pixel apart and around."""
     n_tiles, height, width, *channels = tiles.shape
     n_rows = math.ceil(n_tiles / n_columns)
     shape = (n_rows * (height + 1) + 1, n_columns * (width + 1) + 1, *channels)
@@ -31,7 +31,7 @@ def tile(tiles: npt.NDArray[Any], n_columns: int, gap: float) -> npt.NDArray[Any
 def panels(plt: Any, n_panels: int, ax: Axes | npt.ArrayLike | None) -> npt.NDArray[Any]:
     """Return axes for panels side by side.
 
-    They are those that are given, so many in the place of a single one, or those of a new figure.
+    Uses the given axes, splits a single given one into panels, or creates a new figure.
     """
     if ax is None:
         width, height = PANEL
@@ -43,7 +43,7 @@ def panels(plt: Any, n_panels: int, ax: Axes | npt.ArrayLike | None) -> npt.NDAr
         return axes
     if len(axes) != 1:
         raise ValueError(
-            f"ax must be one axes, or {n_panels}, one for each panel; got {len(axes)}."
+            f"ax must be a single axes, or {n_panels}, one for each panel; got {len(axes)}."
         )
     (whole,) = axes
     grid = divide(whole, 1, n_panels)
@@ -52,12 +52,14 @@ def panels(plt: Any, n_panels: int, ax: Axes | npt.ArrayLike | None) -> npt.NDAr
 
 
 def divide(ax: Axes, n_rows: int, n_columns: int) -> Any:
-    """Return a grid in the place of axes, which are hidden."""
+    """Hide the axes and return a grid in their place."""
     place = ax.get_subplotspec()
     if place is None:
-        raise ValueError("ax must be one of a grid of subplots: several axes take its place.")
+        raise ValueError(
+            "ax must belong to a grid of subplots, since several axes are drawn in its place."
+        )
     ax.set_axis_off()
-    # A layout engine sees to the room for labels itself.
+    # A layout engine makes room for labels by itself.
     engine = ax.figure.get_layout_engine()
     room = {"wspace": 0.4, "hspace": 0.5} if engine is None else {}
     return place.subgridspec(n_rows, n_columns, **room)

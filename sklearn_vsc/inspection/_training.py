@@ -1,4 +1,4 @@
-"""How a training went: the loss, what it is made of, and how sparse the codes were."""
+"""Training curves: the loss, its parts, and the sparsity of the codes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ._layout import panels
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Panels: entries of a record with their labels and the factor they are drawn with. The parts are
-# drawn as what they add to the loss.
+# Panels: entries of a record with their labels and the factor applied when drawing. Parts are
+# drawn with the sign with which they enter the loss.
 _LOSSES = {"loss": ("training", 1), "valid_loss": ("validation", 1)}
 _PARTS = {
     "log_likelihood": ("$-$ log likelihood", -1),
@@ -24,40 +24,40 @@ _PARTS = {
     "penalty": ("penalty", 1),
 }
 _SPARSITY = {"density": ("density", 1)}
-# Up to so many epochs each has a mark.
+# Each epoch is marked with a point if there are no more than this.
 _FEW_EPOCHS = 30
 
 
 class TrainingDisplay:
     """Loss, parts of the loss and sparsity of the codes over the epochs of a fit.
 
-    Make it with :meth:`from_estimator` or :meth:`from_history`.
+    Create it with :meth:`from_estimator` or :meth:`from_history`.
 
     Parameters
     ----------
     history : iterable of dict
-        A record for each epoch, as estimators keep them in ``history_``. A panel is drawn for
-        what is in them: ``loss`` and ``valid_loss``; their parts ``log_likelihood`` (as what it
-        takes off the loss), ``kl``, ``reconstruction`` and ``penalty``; ``density``, the share
-        of codes that are not zero.
+        A record for each epoch, as estimators store them in ``history_``. A panel is drawn for
+        each group of entries that is present: ``loss`` and ``valid_loss``; the parts
+        ``log_likelihood`` (drawn negated, as it enters the loss), ``kl``, ``reconstruction`` and
+        ``penalty``; and ``density``, the share of non-zero codes.
 
     Attributes
     ----------
     history : list of dict
-        As given.
+        The records as given.
 
     lines_ : dict of str to matplotlib Line2D
         The curve of each entry.
 
     axes_ : ndarray of matplotlib Axes
-        Axes of the panels: loss, parts, density, as far as they are there.
+        Axes of the panels that were drawn, in the order loss, parts, density.
 
     figure_ : matplotlib Figure
-        Figure that holds them.
+        Figure that contains them.
 
     See Also
     --------
-    CodeDisplay : The codes that came of it.
+    CodeDisplay : The resulting codes.
 
     Examples
     --------
@@ -71,7 +71,7 @@ class TrainingDisplay:
     def __init__(self, history: Iterable[Mapping[str, Any]]) -> None:
         self.history = [dict(record) for record in history]
         if not self.history:
-            raise ValueError("history is empty: not one epoch was finished.")
+            raise ValueError("history is empty: no epoch was completed.")
         for record in self.history:
             if not {"epoch", "loss"} <= set(record):
                 raise ValueError(
@@ -87,11 +87,11 @@ class TrainingDisplay:
         Parameters
         ----------
         ax : matplotlib Axes or array-like of them, default=None
-            One axes for each panel, or one of a grid of subplots that panels take the place of.
-            None: a new figure.
+            One axes for each panel, or a single one from a grid of subplots, which the panels
+            replace. None creates a new figure.
 
         line_kw : dict, default=None
-            More keywords for :meth:`matplotlib.axes.Axes.plot`.
+            Additional keyword arguments for :meth:`matplotlib.axes.Axes.plot`.
 
         Returns
         -------
@@ -101,7 +101,7 @@ class TrainingDisplay:
         Raises
         ------
         ValueError
-            When `ax` has another number of axes than there are panels.
+            If the number of axes in `ax` differs from the number of panels.
         """
         plt = import_pyplot(self)
         unit = self._unit()
@@ -138,7 +138,7 @@ class TrainingDisplay:
         return any(name in record for record in self.history for name in entries)
 
     def _unit(self) -> str:
-        """Unit of the loss: nats where it is a bound."""
+        """Return the unit of the loss, which is nats if the loss is a bound."""
         return ", nats per row" if self._has(["log_likelihood"]) else " per row"
 
     @classmethod
@@ -154,7 +154,7 @@ class TrainingDisplay:
         Parameters
         ----------
         estimator : estimator instance
-            Fitted, with an attribute `history_`: any of this library.
+            Fitted estimator with an attribute `history_`: any of this library.
 
         ax, line_kw
             As in :meth:`plot`.
@@ -167,9 +167,9 @@ class TrainingDisplay:
         Raises
         ------
         TypeError
-            When the estimator keeps no `history_`.
+            If the estimator has no `history_`.
         ValueError
-            When no epoch was finished, or `ax` does not fit.
+            If no epoch was completed, or `ax` does not fit the panels.
 
         Examples
         --------
@@ -195,12 +195,12 @@ class TrainingDisplay:
         ax: Axes | npt.ArrayLike | None = None,
         line_kw: dict[str, Any] | None = None,
     ) -> TrainingDisplay:
-        """Draw records of a training.
+        """Draw the records of a training run.
 
         Parameters
         ----------
         history : iterable of dict
-            A record for each epoch, with `epoch`, `loss` and what else there is.
+            A record for each epoch, with `epoch`, `loss` and any of the other entries.
 
         ax, line_kw
             As in :meth:`plot`.

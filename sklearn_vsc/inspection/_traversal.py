@@ -1,4 +1,4 @@
-"""What single codes stand for: rows decoded while one code at a time runs through values."""
+"""What single codes represent: rows decoded while one code at a time is varied."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
 _N_VALUES = 9
-# How far codes run, in standard deviations of a code that is not zero under the prior.
+# Range of the codes, in prior standard deviations of a non-zero code.
 _REACH = 3.0
-# Share of the codes of given rows that the values cover.
+# Share of the codes of the given rows that the values cover.
 _COVERED = 0.99
-# Width and height of a tile of a mosaic and of the axes of a component's curves, inches.
+# Width of a tile of a mosaic, and width and height of the axes for a component's curves, in inches.
 _TILE, _CURVES = 0.7, (3.0, 2.2)
 _CURVES_IN_A_ROW = 4
 
 
 class LatentTraversalDisplay:
-    """Rows decoded while one code runs through values and the others stay.
+    """Latent traversal: rows decoded while one code is varied and the others are held fixed.
 
-    Make it with :meth:`from_estimator`. Images are drawn as a mosaic with a row for each
-    component and a column for each value, other data as curves.
+    Create it with :meth:`from_estimator`. Images are drawn as a mosaic with a row for each
+    component and a column for each value; other data are drawn as curves.
 
     Parameters
     ----------
@@ -41,38 +41,40 @@ class LatentTraversalDisplay:
         The decoded rows.
 
     components : array-like of shape (n_shown,)
-        Number of the component that each traversal moves.
+        Index of the component that each traversal varies.
 
     values : array-like of shape (n_values,)
         The values that its code takes.
 
     image_shape : tuple of int, default=None
-        Shape of a row: (height, width), or (channels, height, width) with 1 channel or with 3
-        for colour. None: a square where the features make one.
+        Shape of a row: (height, width), or (channels, height, width) with 1 channel, or 3 for
+        colour. None means a square, if the number of features allows it.
 
     kind : {'auto', 'image', 'line'}, default='auto'
-        How to draw. 'auto': images with an `image_shape` or where features make a square.
+        How to draw. 'auto' draws images if `image_shape` is given or the number of features
+        allows a square, and curves otherwise.
 
     Attributes
     ----------
     decoded, components, values
-        As given, as arrays.
+        The parameters as arrays.
 
     image_shape : tuple of int or None
-        Shape of an image; None where curves are drawn.
+        Shape of an image; None if curves are drawn.
 
     mosaic_ : ndarray of shape (height, width) or (height, width, 3)
-        The picture that was drawn, if images were; NaN marks gaps without colour.
+        The image that was drawn, unless curves were; NaN marks the gaps in a mosaic without
+        colour.
 
     axes_ : ndarray of matplotlib Axes
-        The axes of the mosaic, or those of each component.
+        The axes of the mosaic, or of the curves of each component.
 
     figure_ : matplotlib Figure
-        Figure that holds them.
+        Figure that contains them.
 
     See Also
     --------
-    DictionaryDisplay : Of a linear decoder, whose atoms say the same.
+    DictionaryDisplay : For linear decoders, whose atoms show the same information.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class LatentTraversalDisplay:
         if self.decoded.ndim != 3 or self.decoded.shape[:2] != wanted:
             raise ValueError(
                 f"decoded has shape {self.decoded.shape}; for these components and values it must "
-                f"have the shape {wanted} and features after it."
+                f"have shape {wanted} followed by the number of features."
             )
         n_features = self.decoded.shape[2]
         square = math.isqrt(n_features) ** 2 == n_features
@@ -113,18 +115,18 @@ class LatentTraversalDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to draw the mosaic on; for curves one of a grid of subplots, which theirs take
-            the place of. None: a new figure.
+            Axes to draw the mosaic on; for curves, one from a grid of subplots, which the axes of
+            the curves replace. None creates a new figure.
 
         cmap : str or matplotlib Colormap, default=None
-            Colormap of images without colour, 'gray' by default, or of the values of curves,
-            'coolwarm' by default.
+            Colormap for images without colour, 'gray' by default, or for the values of the
+            curves, 'coolwarm' by default.
 
         im_kw : dict, default=None
-            More keywords for :meth:`matplotlib.axes.Axes.imshow`.
+            Additional keyword arguments for :meth:`matplotlib.axes.Axes.imshow`.
 
         line_kw : dict, default=None
-            More keywords for :meth:`matplotlib.axes.Axes.plot`.
+            Additional keyword arguments for :meth:`matplotlib.axes.Axes.plot`.
 
         Returns
         -------
@@ -224,34 +226,34 @@ class LatentTraversalDisplay:
         Parameters
         ----------
         estimator : estimator instance
-            Fitted, with `transform` and `inverse_transform`: any of this library, or of
-            :mod:`sklearn.decomposition` that has both.
+            Fitted estimator with `transform` and `inverse_transform`: any of this library, or any
+            of :mod:`sklearn.decomposition` that has both.
 
         X : array-like of shape (n_samples, n_features) or (n_features,), default=None
-            A row whose code the other components are held at, the first of several; NaN means
-            missing, where the estimator takes it. Of several, the codes also say which
-            components to show and how far they run. None: all others are zero, as is the
-            prior's mean.
+            The other components are held at the code of this row, or of the first row; missing
+            entries are NaN, if the estimator supports them. If X has several rows, their codes
+            also determine which components to show and over what range. None holds the other
+            components at zero, the mean of the prior.
 
         components : array-like of int, default=None
-            Numbers of the components to move. None: those whose codes vary most over X, if it
-            has several rows; else those that most training rows use (`component_usage_`), and
-            among equals those that change the decoded row most.
+            Indices of the components to vary. None takes those whose codes vary most over X, if it
+            has several rows; otherwise those that most training rows use (`component_usage_`),
+            with ties broken in favour of those that change the decoded row most.
 
         n_components : int, default=8
-            Largest number of components to choose where `components` is None.
+            Maximum number of components to select if `components` is None.
 
         values : array-like of shape (n_values,), default=None
-            Values that a code takes. None: nine, symmetric around zero, that cover 99% of the
-            non-zero codes of these components over X if it has several rows, else three
-            standard deviations of a non-zero code under the prior.
+            Values that a code takes. None takes nine values, symmetric around zero, which cover
+            99% of the non-zero codes of these components over X, if it has several rows;
+            otherwise three prior standard deviations of a non-zero code.
 
         image_shape : tuple of int, default=None
-            Shape of a row. None: the estimator's own `image_shape`, if it has one; else a
-            square where the features make one.
+            Shape of a row. None takes the estimator's own `image_shape`, if it has one, and
+            otherwise a square, if the number of features allows it.
 
         kind : {'auto', 'image', 'line'}, default='auto'
-            How to draw. 'auto': images where there is a shape for them, else curves.
+            How to draw. 'auto' draws images if there is a shape for them, and curves otherwise.
 
         ax : matplotlib Axes, default=None
             As in :meth:`plot`.
@@ -267,9 +269,9 @@ class LatentTraversalDisplay:
         Raises
         ------
         TypeError
-            When the estimator cannot decode.
+            If the estimator cannot decode.
         ValueError
-            When X, a component or `image_shape` does not fit, or nothing says how far codes run.
+            If X, a component or `image_shape` does not fit, or the range of the codes is unknown.
 
         Examples
         --------
@@ -306,7 +308,7 @@ class LatentTraversalDisplay:
 
 
 def _codes(estimator: Any, X: npt.ArrayLike | None) -> npt.NDArray[Any]:
-    """Codes of X, or zeros."""
+    """Return the codes of X, or zeros without X."""
     if X is None:
         return np.zeros((1, len(estimator.get_feature_names_out())))
     X = to_host(X)
@@ -316,7 +318,7 @@ def _codes(estimator: Any, X: npt.ArrayLike | None) -> npt.NDArray[Any]:
 
 
 def _order(estimator: Any, codes: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-    """Components, those to look at first before the others."""
+    """Return the component indices, most relevant first."""
     n_components = codes.shape[1]
     if len(codes) > 1:
         return np.argsort(-codes.var(axis=0), kind="stable")
@@ -330,7 +332,7 @@ def _order(estimator: Any, codes: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
 
 
 def _reach(estimator: Any, codes: npt.NDArray[Any]) -> float:
-    """How far codes run to either side."""
+    """Return the largest absolute value that codes take in a traversal."""
     if len(codes) > 1 and codes.any():
         return float(np.quantile(np.abs(codes[codes != 0]), _COVERED))
     family = getattr(getattr(estimator, "module_", None), "family", None)
@@ -338,12 +340,12 @@ def _reach(estimator: Any, codes: npt.NDArray[Any]) -> float:
         scale = math.sqrt(2) * getattr(estimator, "prior_scale_", math.inf)
     else:
         scale = math.sqrt(family.prior_variance / family.prior_inclusion)
-        # A Cauchy law has no variance.
+        # A Cauchy distribution has no variance.
         scale = scale if math.isfinite(scale) else family.prior_scale
     if not math.isfinite(scale):
         raise ValueError(
-            f"Nothing says how far the codes of this {type(estimator).__name__} run: pass values, "
-            "or an X of several rows whose codes are not all zero."
+            f"Cannot determine a range for the codes of this {type(estimator).__name__}: pass "
+            "values, or an X with several rows whose codes are not all zero."
         )
     return _REACH * scale
 
@@ -354,7 +356,7 @@ def _traverse(
     components: npt.NDArray[np.intp],
     values: npt.NDArray[Any],
 ) -> npt.NDArray[Any]:
-    """Decoded rows of shape (n_components, n_values, n_features)."""
+    """Return the decoded rows, of shape (n_components, n_values, n_features)."""
     n_shown, n_values = len(components), len(values)
     codes = np.tile(code, (n_shown, n_values, 1))
     codes[np.arange(n_shown), :, components] = values

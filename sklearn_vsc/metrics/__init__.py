@@ -1,4 +1,4 @@
-"""Measures: of codes, of dictionaries, of posteriors and training, of reconstructions."""
+"""Metrics for codes, dictionaries, posteriors, training gradients and reconstructions."""
 
 from ._attributes import attribute_correlation
 from ._collapse import feature_collapse, posterior_collapse

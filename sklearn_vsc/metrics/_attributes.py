@@ -1,4 +1,4 @@
-"""What codes tell of labels."""
+"""What codes tell about labels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ._checks import check_same_rows, check_table
 def attribute_correlation(codes: ArrayLike, attributes: ArrayLike) -> NDArray:
     """Point-biserial correlation of each code with each attribute.
 
-    ``(m1 - m0) / s * sqrt(n1 n0) / n``, with the means m of a code over the rows that have the
-    attribute and those that have not, and s its standard deviation (divided by n). It is Pearson's
-    correlation with the label 0 or 1.
+    ``(m1 - m0) / s * sqrt(n1 n0) / n``, where m1 and m0 are the means of a code over the rows with
+    and without the attribute, n1 and n0 their numbers, and s the standard deviation of the code
+    (dividing by n). It equals Pearson's correlation with the label 0 or 1.
 
     Parameters
     ----------
@@ -22,18 +22,18 @@ def attribute_correlation(codes: ArrayLike, attributes: ArrayLike) -> NDArray:
 
     attributes : array-like of shape (n_samples, n_attributes) or (n_samples,)
         Whether each row has each attribute: True and False, 1 and 0, or 1 and -1. Turn class
-        labels into such columns by :func:`sklearn.preprocessing.label_binarize`.
+        labels into such columns with :func:`sklearn.preprocessing.label_binarize`.
 
     Returns
     -------
     correlation : ndarray of shape (n_attributes, n_components)
-        Between -1 and 1, positive where codes are larger with the attribute than without. Zero
-        for a code that never changes, and for an attribute that all rows have, or none.
+        Between -1 and 1; positive where codes are larger with the attribute than without. Zero
+        for a constant code, and for an attribute that all rows or no rows have.
 
     Raises
     ------
     ValueError
-        When an attribute has other values, or the numbers of rows differ.
+        If an attribute has other values, or the numbers of rows differ.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def attribute_correlation(codes: ArrayLike, attributes: ArrayLike) -> NDArray:
 
 
 def _check_attributes(attributes: ArrayLike) -> NDArray:
-    """Columns of zeros and ones."""
+    """Return the attributes as columns of zeros and ones."""
     attributes = np.asarray(attributes)
     labels = check_table(attributes[:, None] if attributes.ndim == 1 else attributes, "attributes")
     found = np.unique(labels)
@@ -58,13 +58,13 @@ def _check_attributes(attributes: ArrayLike) -> NDArray:
     shown = ", ".join(f"{value:g}" for value in found[:5]) + (", ..." if len(found) > 5 else "")
     raise ValueError(
         f"attributes must be True and False, 1 and 0, or 1 and -1; got values {shown}. Turn class "
-        "labels into columns of zeros and ones by sklearn.preprocessing.label_binarize."
+        "labels into columns of zeros and ones with sklearn.preprocessing.label_binarize."
     )
 
 
 def _standardized(columns: NDArray) -> NDArray:
-    """Columns of mean zero and unit variance; those that never change are zero."""
-    # Squares of tiny values would be zero, and the mean of equal ones need not be exact.
+    """Return columns scaled to zero mean and unit variance; constant columns become zero."""
+    # Squares of tiny values would underflow, and the mean of equal values need not be exact.
     size = np.abs(columns).max(axis=0)
     columns = columns / np.where(size > 0, size, 1)
     columns = columns - columns.mean(axis=0)

@@ -1,4 +1,4 @@
-"""Checks of what the metrics are given."""
+"""Validation of the arguments of the metrics."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .._rows.array_api import to_host
 
 
 def check_table(array: ArrayLike, name: str, **options: Any) -> NDArray:
-    """Two axes in float64, from arrays of any kind and from the CSR that `transform` may return."""
+    """Return a 2D float64 array from any array library or from sparse codes of `transform`."""
     if issparse(array):
         array = array.toarray()  # type: ignore[union-attr]
     return check_array(to_host(array), dtype=np.float64, input_name=name, **options)
 
 
 def check_estimator(estimator: Any, method: str, needs: str) -> None:
-    """Refuse what is not fitted, or lacks the method that a metric asks."""
+    """Raise an error if the estimator is not fitted or lacks the method that a metric needs."""
     check_is_fitted(estimator)
     if not hasattr(estimator, method):
         raise TypeError(
-            f"{needs}; got {type(estimator).__name__}. Of a pipeline or a search pass the fitted "
-            "step itself, such as pipeline[-1], with the rows that it gets."
+            f"{needs}; got {type(estimator).__name__}. For a pipeline or a search, pass the fitted "
+            "step itself, such as pipeline[-1], and the rows that reach that step."
         )
 
 
 def check_same_rows(one: NDArray, other: NDArray, names: tuple[str, str]) -> None:
-    """Refuse tables of different length."""
+    """Raise an error if two tables have different numbers of rows."""
     if len(one) != len(other):
         raise ValueError(
             f"{names[0]} and {names[1]} must have the same number of rows; got {len(one)} and "

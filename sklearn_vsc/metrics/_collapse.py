@@ -1,4 +1,4 @@
-"""Codes that say nothing: posteriors that are the prior, features that are zero."""
+"""Codes without information: posteriors equal to the prior, and codes that are always zero."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ from ._checks import check_estimator, check_table
 def posterior_collapse(
     estimator: Any, X: ArrayLike, kl_tol: float = 1e-2, share: float = 0.95
 ) -> float:
-    """Share of the codes whose posterior is the prior, whatever the row.
+    """Share of the codes whose posterior equals the prior, whatever the row (posterior collapse).
 
-    A code is collapsed where the Kullback-Leibler divergence of its posterior from its prior is at
-    most `kl_tol` for at least `share` of the rows: it tells nothing of them.
+    A code has collapsed if the Kullback-Leibler divergence of its posterior from its prior is at
+    most `kl_tol` for at least `share` of the rows: it carries no information about them.
 
     Parameters
     ----------
     estimator : estimator instance
-        Fitted, of this package. Taken is the posterior that its ``score`` uses, refined by
-        ``n_refine`` sweeps where the estimator has them; of
-        :class:`~sklearn_vsc.FISTADictionaryLearner` the Laplace law around the lasso code.
+        A fitted estimator of this package. The posterior is the one that its ``score`` uses,
+        refined by ``n_refine`` sweeps if the estimator has that parameter; for
+        :class:`~sklearn_vsc.FISTADictionaryLearner` it is the Laplace distribution around the
+        lasso code.
 
     X : array-like of shape (n_samples, n_features)
-        Rows; NaN is a missing entry.
+        Rows; missing entries are NaN.
 
     kl_tol : float, default=1e-2
-        Divergence, in nats, up to which a posterior counts as the prior.
+        Divergence, in nats, up to which a posterior counts as equal to the prior.
 
     share : float, default=0.95
-        Share of the rows that must have one.
+        Share of the rows for which the posterior must equal the prior.
 
     Returns
     -------
     collapsed : float
         Share of the codes, between 0 and 1. Codes are the columns of ``transform``: for grids of
-        :class:`~sklearn_vsc.SCVAE` each atom at each position.
+        :class:`~sklearn_vsc.SCVAE`, each atom at each position counts as one.
 
     Raises
     ------
     TypeError
-        When the estimator is not one of this package.
+        If the estimator does not belong to this package.
 
     See Also
     --------
@@ -53,15 +54,15 @@ def posterior_collapse(
 
     Notes
     -----
-    A posterior of another law than its prior is never the prior, and `kl_tol` must be above the
-    least divergence that it can have. It is 0.048 nats for a Gaussian posterior under a Laplace
-    prior, which is the default of :class:`~sklearn_vsc.SparseVAE` (give 0.06, say), 0.072 the
-    other way round, and under a Cauchy prior 0.183 for a Gaussian posterior and 0.086 for a
-    Laplace one.
+    A posterior from a different family than its prior can never equal it, so `kl_tol` must then be
+    above the smallest possible divergence. This is 0.048 nats for a Gaussian posterior with a
+    Laplace prior, the default of :class:`~sklearn_vsc.SparseVAE` (use 0.06, for example), 0.072
+    for a Laplace posterior with a Gaussian prior, and, with a Cauchy prior, 0.183 for a Gaussian
+    and 0.086 for a Laplace posterior.
 
-    A divergence that has no closed form is estimated from the ``score_draws`` seeded draws of each
-    row, by chance also below zero: with a Gaussian base and Gamma thresholds, and under a Cauchy
-    prior with another posterior. More draws make it sharper.
+    A divergence without a closed form is estimated from ``score_draws`` seeded draws per row and
+    may by chance fall below zero. This is the case for a Gaussian base with Gamma thresholds, and
+    for a Cauchy prior with a non-Cauchy posterior. More draws make the estimate more precise.
 
     References
     ----------
@@ -89,10 +90,10 @@ def posterior_collapse(
 
 
 def feature_collapse(codes: ArrayLike, tol: float = 1e-2, share: float = 0.95) -> float:
-    """Share of the codes that are zero, whatever the row.
+    """Share of the codes that are zero, whatever the row (feature collapse).
 
-    A code is collapsed where it is at most `tol` in size for at least `share` of the rows. So is
-    one that is sparser than that: give a `share` beyond the sparsity that is meant.
+    A code has collapsed if its absolute value is at most `tol` for at least `share` of the rows.
+    Very sparse codes count as collapsed too, so choose `share` above the sparsity you expect.
 
     Parameters
     ----------
@@ -100,10 +101,10 @@ def feature_collapse(codes: ArrayLike, tol: float = 1e-2, share: float = 0.95) -
         Codes.
 
     tol : float, default=1e-2
-        Size up to which a code counts as zero, in units of the code.
+        Absolute value up to which a code counts as zero, in units of the code.
 
     share : float, default=0.95
-        Share of the rows that must have it.
+        Share of the rows for which the code must be zero.
 
     Returns
     -------
@@ -112,7 +113,7 @@ def feature_collapse(codes: ArrayLike, tol: float = 1e-2, share: float = 0.95) -
 
     See Also
     --------
-    posterior_collapse : Share of the codes whose posterior is the prior.
+    posterior_collapse : Share of the codes whose posterior equals the prior.
 
     Examples
     --------
@@ -126,6 +127,6 @@ def feature_collapse(codes: ArrayLike, tol: float = 1e-2, share: float = 0.95) -
 
 
 def _share_of_columns(collapsed: NDArray, share: float) -> float:
-    """Share of the columns that are true in at least this share of the rows."""
+    """Return the share of the columns that are true in at least ``share`` of the rows."""
     check_number(share, "share", high=1)
     return float(np.mean(collapsed.mean(axis=0) >= share))

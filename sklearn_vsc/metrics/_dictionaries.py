@@ -1,4 +1,4 @@
-"""Dictionaries: what codes stand for, whether known atoms were found, how alike atoms are."""
+"""Dictionary metrics: effective dictionary, recovery of known atoms, and coherence."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from ._checks import check_same_rows, check_table
 
 
 def effective_dictionary(X: ArrayLike, codes: ArrayLike) -> NDArray:
-    """Linear dictionary that decodes codes best, by least squares.
+    """Linear dictionary that best decodes the codes in the least-squares sense.
 
-    The A that makes ``||X - codes A||`` least, of all such the shortest: what each code stands
-    for in rows, where the decoder is a network [1]_. Without an intercept and uncentred, as
-    published [2]_: subtract the mean of X first where it is not part of what codes explain.
+    Returns the A of minimum norm among those that minimise ``||X - codes A||``. It shows what each
+    code represents in the rows when the decoder is a network [1]_. The fit is uncentred and
+    without intercept, as published [2]_: subtract the mean of X first if the codes are not meant
+    to explain it.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
-        Rows. NaN is a missing entry, which counts in no sum of squares.
+        Rows. Missing entries are NaN and are left out of the sum of squares.
 
     codes : array-like or sparse matrix of shape (n_samples, n_components)
         Their codes.
@@ -32,11 +33,11 @@ def effective_dictionary(X: ArrayLike, codes: ArrayLike) -> NDArray:
     Returns
     -------
     dictionary : ndarray of shape (n_components, n_features)
-        The dictionary, float64; zeros, to rounding, for codes that are never used.
+        The dictionary in float64; zero up to rounding for codes that are never used.
 
     See Also
     --------
-    attribute_correlation : What codes tell of labels.
+    attribute_correlation : Correlation of codes with labels.
 
     References
     ----------
@@ -56,7 +57,7 @@ def effective_dictionary(X: ArrayLike, codes: ArrayLike) -> NDArray:
     X = check_table(X, "X", ensure_all_finite="allow-nan")
     codes = check_table(codes, "codes")
     check_same_rows(X, codes, ("X", "codes"))
-    # Copies: torch does not know of read-only memory.
+    # Copies, because torch does not support read-only memory.
     tensors = (torch.from_numpy(array.copy()) for array in (X, codes))
     return least_squares.effective_dictionary(*tensors).numpy()
 
@@ -70,12 +71,12 @@ class AtomRecovery:
     recovered : float
         Share of the true atoms whose match has an absolute cosine of at least the threshold.
     mean_cosine : float
-        Mean over the true atoms of the absolute cosine with their match; zero for those that
-        have none.
+        Mean over the true atoms of the absolute cosine with their match; zero for atoms without
+        a match.
     cosines : ndarray of shape (n_true,)
-        The absolute cosine of each true atom.
+        Absolute cosine of each true atom with its match.
     matches : ndarray of shape (n_true,)
-        The row of `components` that each true atom is matched with, -1 where there is none left.
+        Index of the row of `components` matched with each true atom, or -1 without a match.
     """
 
     recovered: float
@@ -87,27 +88,27 @@ class AtomRecovery:
 def atom_recovery(
     components: ArrayLike, true_components: ArrayLike, *, threshold: float = 0.99
 ) -> AtomRecovery:
-    """Match learned atoms with the true ones, and say how well these were found.
+    """Match learned atoms with the true ones and measure how well the true ones were found.
 
-    Each true atom is given one learned atom and no two the same, such that the sum of absolute
-    cosines is highest (the Hungarian method). Order, sign and length of atoms do not count.
+    Each true atom is matched with a different learned atom, such that the sum of absolute cosines
+    is largest (the Hungarian method). Order, sign and length of the atoms do not matter.
 
     Parameters
     ----------
     components : array-like of shape (n_components, n_features)
-        Learned atoms. More of them than true ones make high cosines easier.
+        Learned atoms. Having more of them than true atoms makes high cosines easier to reach.
 
     true_components : array-like of shape (n_true, n_features)
-        The atoms that made the data.
+        The atoms that generated the data.
 
     threshold : float, default=0.99
-        Absolute cosine from which a true atom counts as found.
+        Absolute cosine at and above which a true atom counts as found.
 
     Returns
     -------
     recovery : AtomRecovery
-        With ``recovered``, the share that was found, ``mean_cosine``, and for each true atom its
-        ``cosines`` and ``matches``.
+        Result with ``recovered``, the share of true atoms that were found, ``mean_cosine``, and,
+        for each true atom, its ``cosines`` and ``matches``.
 
     Examples
     --------
@@ -132,20 +133,20 @@ def atom_recovery(
 
 
 def coherence(components: ArrayLike) -> float:
-    """Mutual coherence of a dictionary: the largest absolute cosine of two different atoms.
+    """Mutual coherence of a dictionary: the largest absolute cosine between two different atoms.
 
     Parameters
     ----------
     components : array-like of shape (n_components, n_features)
-        Two atoms or more. Atoms of length zero are alike to none.
+        At least two atoms. Zero atoms have cosine zero with all others.
 
     Returns
     -------
     coherence : float
-        Between 0, for orthogonal atoms, and 1, for two in one direction. K atoms in D < K
-        dimensions have at least ``sqrt((K - D) / (D (K - 1)))``, the bound of Welch. A code with
-        fewer than ``(1 + 1 / coherence) / 2`` entries that are not zero is the sparsest one of
-        its row, and the lasso can find it.
+        Between 0, for orthogonal atoms, and 1, if two atoms are parallel. The coherence of K atoms
+        in D < K dimensions is at least ``sqrt((K - D) / (D (K - 1)))``, the Welch bound. A code
+        with fewer than ``(1 + 1 / coherence) / 2`` non-zero entries is the sparsest code of its
+        row, and the lasso can find it.
 
     References
     ----------
@@ -165,8 +166,8 @@ def coherence(components: ArrayLike) -> float:
 
 
 def _unit_rows(rows: NDArray) -> NDArray:
-    """Rows of unit norm; those of zeros stay so."""
-    # Squares of tiny entries would be zero.
+    """Return the rows scaled to unit norm; rows of zeros stay zero."""
+    # Squares of tiny entries would underflow.
     largest = np.abs(rows).max(axis=1, keepdims=True)
     rows = rows / np.where(largest > 0, largest, 1)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

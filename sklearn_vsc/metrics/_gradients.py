@@ -1,4 +1,4 @@
-"""How much noise is in the gradients of training."""
+"""Signal-to-noise ratio of training gradients."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from .._rows.arrays import private_random_state
 from .._rows.numbers import check_count
 from ._checks import check_estimator
 
-# Where the mean is so many times the standard deviation there is rounding, and no noise.
+# If the mean is at least this many times the standard deviation, the variation is only rounding.
 _MOST = 1e5
 _PARTS = {"decoder": ("decoder.",), "encoder": ("encoder.", "heads.")}
 
 
 @dataclass(frozen=True)
 class GradientSNR:
-    """Signal-to-noise ratios of the gradient of training.
+    """Signal-to-noise ratios of the training gradient.
 
     Attributes
     ----------
     decoder : float
-        Of the decoder's parameters, which for a linear one are the dictionary and an intercept.
+        Ratio for the decoder's parameters; if the decoder is linear, these are the dictionary and
+        an intercept.
     encoder : float
-        Of the inference network's.
+        Ratio for the parameters of the inference network.
     decoder_noiseless, encoder_noiseless : float
-        Share of the parameters, of those that have a gradient, whose gradient has no noise; they
+        Share of the parameters whose gradient has no noise, among those that have a gradient; they
         are left out of the ratios.
     """
 
@@ -51,48 +52,48 @@ def gradient_snr(
     n_draws: int | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> GradientSNR:
-    """Signal-to-noise ratio of the gradient of training, of decoder and encoder.
+    """Signal-to-noise ratio of the training gradient, for the decoder and the encoder.
 
-    The gradient of the training loss of a batch is computed `n_repeats` times, with new draws of
-    the posterior each time. The ratio of a parameter is the size of its mean over its standard
-    deviation (divided by `n_repeats`); that of a network is the mean over its parameters, then
-    over batches.
+    The gradient of the training loss of a batch is computed `n_repeats` times, with new draws from
+    the posterior each time. The ratio of a parameter is the absolute mean of its gradient over the
+    standard deviation (dividing by `n_repeats`); the ratio of a network is the mean over its
+    parameters and then over batches.
 
     Parameters
     ----------
     estimator : ThresholdedVSC, SparseVAE or SCVAE
-        Fitted; it is not changed. The loss is that of its training with the parameters that it
-        has now, at the end of any warm-up, before gradients are clipped.
+        Fitted estimator; it is not changed. The loss is its training loss with its current
+        parameters, after any warm-up and before gradients are clipped.
 
     X : array-like of shape (n_samples, n_features)
-        Rows; NaN is a missing entry. Rows beyond the last whole batch are left out.
+        Rows; missing entries are NaN. Rows beyond the last full batch are left out.
 
     n_repeats : int, default=100
-        Gradients of each batch, two or more. The published figures took 1000. Mere noise has a
-        ratio of about ``sqrt(2 / (pi * n_repeats))``, 0.08 for 100.
+        Number of gradients computed for each batch, at least 2. The published figures used 1000.
+        Pure noise has a ratio of about ``sqrt(2 / (pi * n_repeats))``, which is 0.08 for 100.
 
     batch_size : int, default=100
-        Rows of a batch.
+        Number of rows in a batch.
 
     n_draws : int, default=None
-        Draws of each row; None: the estimator's. It changes nothing where training makes no
-        draws or, as that of SCVAE, one.
+        Number of draws per row; None takes the estimator's. It has no effect if training makes
+        no draws or, as for SCVAE, always one.
 
     random_state : int, RandomState instance or None, default=None
-        Decides the draws.
+        Determines the draws.
 
     Returns
     -------
     snr : GradientSNR
-        With ``decoder`` and ``encoder``. Parameters whose gradient is zero throughout are left
-        out, and those whose gradient does not vary, which ``decoder_noiseless`` and
-        ``encoder_noiseless`` count: closed-form training, with ``gradient='exact'``, has no
-        others, and a ratio of infinity. NaN where no parameter has a gradient.
+        Result with ``decoder`` and ``encoder``. Parameters whose gradient is always zero are left
+        out, and so are those whose gradient does not vary, which ``decoder_noiseless`` and
+        ``encoder_noiseless`` count: in closed-form training, with ``gradient='exact'``, all
+        parameters are like this and the ratio is infinite. NaN if no parameter has a gradient.
 
     Raises
     ------
     TypeError
-        When the estimator trains no network by gradients.
+        If the estimator does not train a network by gradients.
 
     References
     ----------
@@ -137,12 +138,12 @@ def gradient_snr(
 
 
 def _ratios(passes: Iterator[dict[str, Tensor]]) -> list[float]:
-    """Ratios of decoder and encoder for one batch, then shares without noise."""
+    """Return the ratios of decoder and encoder for one batch, then their shares without noise."""
     n_seen = 0
     for n_seen, gradients in enumerate(passes, start=1):
         now = {part: _joined(gradients, prefixes) for part, prefixes in _PARTS.items()}
         if n_seen == 1:
-            # Of the first nothing is lost where all are alike.
+            # Sums of differences to the first lose no digits if all gradients are alike.
             first = now
             sums = {part: np.zeros_like(values) for part, values in now.items()}
             squares = {part: np.zeros_like(values) for part, values in now.items()}
@@ -160,7 +161,7 @@ def _ratios(passes: Iterator[dict[str, Tensor]]) -> list[float]:
 
 
 def _summary(size: NDArray, spread: NDArray) -> tuple[float, float]:
-    """Mean ratio of the parameters that have noise, and share of those that have none."""
+    """Return the mean ratio of the parameters with noise, and the share of those without."""
     moved = (size > 0) | (spread > 0)
     if not moved.any():
         return math.nan, math.nan
@@ -171,6 +172,6 @@ def _summary(size: NDArray, spread: NDArray) -> tuple[float, float]:
 
 
 def _joined(gradients: dict[str, Tensor], prefixes: tuple[str, ...]) -> NDArray:
-    """All numbers of the parameters with these names, float64."""
+    """Return all gradient values for parameters with these name prefixes, in float64."""
     parts = [g.flatten() for name, g in gradients.items() if name.startswith(prefixes)]
     return np.concatenate([part.cpu().double().numpy() for part in parts] or [np.empty(0)])

@@ -1,4 +1,4 @@
-"""How good reconstructions of images are."""
+"""Metrics for reconstructions of images."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch import Tensor
 
 from .._rows.images import check_image_shape
 
-# How far, in standard deviations, the Gaussian window of SSIM reaches.
+# Radius of SSIM's Gaussian window, in standard deviations.
 _WINDOW_REACH = 3.5
-# Images that a network sees at once.
+# Number of images per batch passed to a network.
 _BATCH = 64
 
 
 def psnr(
     X: ArrayLike, X_hat: ArrayLike, *, data_range: float | None = None, per_image: bool = False
 ) -> float | NDArray:
-    """Peak signal-to-noise ratio of reconstructions, in decibels.
+    """Peak signal-to-noise ratio of reconstructions (PSNR), in decibels.
 
-    For each image 10 log10(data_range^2 / mean squared error); infinite for one that is
+    For each image, 10 log10(data_range^2 / mean squared error); infinite for an image that is
     reproduced exactly.
 
     Parameters
@@ -40,17 +40,17 @@ def psnr(
         Their reconstructions.
 
     data_range : float, default=None
-        Largest difference between two values that X may hold: 1 for X in [0, 1], 255 for
-        bytes. None: the difference between the extremes of X. Give it where numbers from
-        different data are to be compared.
+        Largest possible difference between two values of X: 1 for X in [0, 1], 255 for bytes.
+        None takes the difference between the maximum and minimum of X. Set it when comparing
+        results across data sets.
 
     per_image : bool, default=False
-        Whether to return the ratio of each image, not their mean.
+        Whether to return the ratio of each image instead of their mean.
 
     Returns
     -------
     psnr : float, or ndarray of shape (n_images,)
-        The mean over images of each one's ratio (higher is better), or the ratios.
+        Mean ratio over the images (higher is better), or the ratio of each image.
 
     Examples
     --------
@@ -75,10 +75,10 @@ def ssim(
     sigma: float = 1.5,
     per_image: bool = False,
 ) -> float | NDArray:
-    """Structural similarity of two sets of images, by scikit-image.
+    """Structural similarity of two sets of images (SSIM), computed by scikit-image.
 
-    With the settings of Wang et al. [1]_: a Gaussian window, and moments without Bessel's
-    correction; borders, where the window sticks out, are left out.
+    Uses the settings of Wang et al. [1]_: a Gaussian window, and moments without Bessel's
+    correction; positions at which the window extends beyond the border are left out.
 
     Parameters
     ----------
@@ -86,32 +86,32 @@ def ssim(
 or (n_images, n_features)
         Images; flat rows need `image_shape`.
 
-    other : array-like of the shape of `images`
-        What they are compared with, image by image.
+    other : array-like of the same shape as `images`
+        Images to compare with, one for each of `images`.
 
     image_shape : tuple of three ints, default=None
         (channels, height, width) of flat rows.
 
     data_range : float, default=None
-        Largest difference between two values that `images` may hold. None: the difference
-        between their extremes.
+        Largest possible difference between two values of `images`. None takes the difference
+        between their maximum and minimum.
 
     sigma : float, default=1.5
-        Standard deviation of the window, which is 11 pixels wide by default. Images that are
-        smaller need a smaller one.
+        Standard deviation of the window, which is 11 pixels wide by default. Smaller images need
+        a smaller window.
 
     per_image : bool, default=False
-        Whether to return the similarity of each pair, not their mean.
+        Whether to return the similarity of each pair instead of their mean.
 
     Returns
     -------
     ssim : float, or ndarray of shape (n_images,)
-        Mean similarity, at most 1, which equal images have; or that of each pair.
+        Mean similarity, or the similarity of each pair; at most 1, for identical images.
 
     Raises
     ------
     ImportError
-        When scikit-image, which the extra ``images`` installs, is missing.
+        If scikit-image, which the extra ``images`` installs, is missing.
 
     References
     ----------
@@ -146,24 +146,25 @@ or (n_images, n_features)
 
 
 def frechet_distance(features: ArrayLike, other: ArrayLike) -> float:
-    """Squared Frechet distance of the normal laws with the moments of two samples.
+    """Squared Frechet distance between normal distributions with the moments of two samples.
 
-    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` with means m and covariances C (divided by
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` with means m and covariances C (dividing by
     n - 1). On features of an Inception network this is the FID. Covariances may be singular: the
-    trace of the root is a sum of singular values, no root is taken of a matrix.
+    trace of the root is computed as a sum of singular values, without a matrix square root.
 
     Parameters
     ----------
     features : array-like of shape (n_samples, n_features)
-        One sample, at least two rows.
+        First sample, with at least two rows.
 
     other : array-like of shape (n_other, n_features)
-        Another sample, at least two rows.
+        Second sample, with at least two rows.
 
     Returns
     -------
     distance : float
-        Zero for samples of equal moments. Few rows make it larger: compare samples of one size.
+        Zero for samples with equal moments. Small samples bias it upwards, so only compare
+        distances computed from samples of the same size.
 
     References
     ----------
@@ -183,16 +184,16 @@ def frechet_distance(features: ArrayLike, other: ArrayLike) -> float:
             "features and other must have the same number of columns; got "
             f"{features.shape[1]} and {other.shape[1]}."
         )
-    mean, factor = _normal_law(features)
-    other_mean, other_factor = _normal_law(other)
+    mean, factor = _mean_and_factor(features)
+    other_mean, other_factor = _mean_and_factor(other)
     # C1 = F1'F1 and C2 = F2'F2: the eigenvalues of C1 C2 are the squared singular values of F1 F2'.
     root = np.linalg.svd(factor @ other_factor.T, compute_uv=False).sum()
     spread = np.sum(factor**2) + np.sum(other_factor**2) - 2 * root
     return float(np.sum((mean - other_mean) ** 2) + max(spread, 0.0))
 
 
-def _normal_law(sample: NDArray) -> tuple[NDArray, NDArray]:
-    """Mean, and a factor F of the covariance F'F."""
+def _mean_and_factor(sample: NDArray) -> tuple[NDArray, NDArray]:
+    """Return the mean and a factor F of the covariance F'F."""
     mean = sample.mean(axis=0)
     factor: Any = np.linalg.qr((sample - mean) / math.sqrt(len(sample) - 1), mode="r")
     return mean, factor
@@ -205,21 +206,21 @@ def lpips(
     image_shape: tuple[int, int, int] | None = None,
     net: str = "alex",
 ) -> float:
-    """Learned perceptual distance of two sets of images (LPIPS), by torchmetrics.
+    """Learned perceptual distance between two sets of images (LPIPS), computed by torchmetrics.
 
     Parameters
     ----------
     images, other : array-like of shape (n_images, channels, height, width), \
 (n_images, height, width) or (n_images, n_features)
-        Images with values in [0, 1], with 1 channel or 3, and as many of theirs to compare with,
-        clipped to [0, 1]; flat rows need `image_shape`.
+        Images with values in [0, 1] and 1 or 3 channels, and images of the same shape to compare
+        with, which are clipped to [0, 1]; flat rows need `image_shape`.
 
     image_shape : tuple of three ints, default=None
         (channels, height, width) of flat rows.
 
     net : {'alex', 'vgg', 'squeeze'}, default='alex'
-        The network that sees the images. torchvision loads its weights, from the internet where
-        they are not at hand.
+        The network that computes features of the images. torchvision loads its weights, and
+        downloads them if they are not in its cache.
 
     Returns
     -------
@@ -229,9 +230,9 @@ def lpips(
     Raises
     ------
     ImportError
-        When torchmetrics or torchvision, which the extra ``perceptual`` installs, are missing.
+        If torchmetrics or torchvision, which the extra ``perceptual`` installs, is missing.
     OSError
-        When weights can be neither found nor loaded.
+        If the weights can be neither found nor downloaded.
     """
     batches = _rgb_batches(images, other, image_shape)
     with _extra("lpips", "torchmetrics", "perceptual"):
@@ -246,15 +247,15 @@ def lpips(
 def rfid(
     images: ArrayLike, other: ArrayLike, *, image_shape: tuple[int, int, int] | None = None
 ) -> float:
-    """Frechet distance of Inception features of images and reconstructions, by torchmetrics.
+    """Frechet inception distance of reconstructions from their images, computed by torchmetrics.
 
-    With features of your own use :func:`frechet_distance`.
+    For your own features, use :func:`frechet_distance`.
 
     Parameters
     ----------
     images, other : array-like of shape (n_images, channels, height, width), \
 (n_images, height, width) or (n_images, n_features)
-        Images with values in [0, 1], with 1 channel or 3, and as many of theirs to compare with,
+        Images with values in [0, 1] and 1 or 3 channels, and their reconstructions, which are
         clipped to [0, 1]; flat rows need `image_shape`.
 
     image_shape : tuple of three ints, default=None
@@ -268,9 +269,9 @@ def rfid(
     Raises
     ------
     ImportError
-        When torchmetrics or torch-fidelity, which the extra ``perceptual`` installs, are missing.
+        If torchmetrics or torch-fidelity, which the extra ``perceptual`` installs, is missing.
     OSError
-        When weights can be neither found nor loaded.
+        If the weights can be neither found nor downloaded.
     """
     batches = _rgb_batches(images, other, image_shape)
     with _extra("rfid", "torchmetrics", "perceptual"):
@@ -283,9 +284,9 @@ def rfid(
 
 @contextmanager
 def _extra(name: str, library: str, extra: str) -> Iterator[None]:
-    """Say what to install where an optional library, or the weights that it needs, are missing."""
+    """Explain what to do if an optional library, or the weights that it needs, are missing."""
     try:
-        # Networks draw weights before they load their own.
+        # Networks initialise their weights at random before they load trained ones.
         with torch.random.fork_rng(devices=[]):
             yield
     except ImportError as error:
@@ -300,7 +301,7 @@ def _extra(name: str, library: str, extra: str) -> Iterator[None]:
 
 
 def _check_pair(X: ArrayLike, other: ArrayLike, names: tuple[str, str]) -> tuple[NDArray, NDArray]:
-    """Two arrays of one shape, in float64: differences of bytes would wrap around."""
+    """Return two arrays of the same shape in float64, since differences of bytes would overflow."""
     X, other = (
         check_array(part, dtype=np.float64, allow_nd=True, input_name=name)
         for part, name in zip((X, other), names, strict=True)
@@ -313,7 +314,7 @@ def _check_pair(X: ArrayLike, other: ArrayLike, names: tuple[str, str]) -> tuple
 
 
 def _check_data_range(data_range: float | None, X: NDArray) -> float:
-    """The range as given, or that of X."""
+    """Return the given range, or the range of X if none is given."""
     found = float(np.ptp(X)) if data_range is None else data_range
     if not (isinstance(found, Real) and math.isfinite(found) and found > 0):
         raise ValueError(
@@ -325,7 +326,7 @@ def _check_data_range(data_range: float | None, X: NDArray) -> float:
 
 
 def _as_images(X: NDArray, image_shape: tuple[int, int, int] | None) -> NDArray:
-    """Images as (n_images, channels, height, width)."""
+    """Return the images with shape (n_images, channels, height, width)."""
     if X.ndim == 2:
         return X.reshape(len(X), *check_image_shape(image_shape, X.shape[1], "flat rows"))
     if X.ndim not in (3, 4):
@@ -339,7 +340,7 @@ def _as_images(X: NDArray, image_shape: tuple[int, int, int] | None) -> NDArray:
 def _rgb_batches(
     images: ArrayLike, other: ArrayLike, image_shape: tuple[int, int, int] | None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Batches of images of three channels, as networks take them."""
+    """Return batches of images with three channels, as networks expect them."""
     images, other = _check_pair(images, other, ("images", "other"))
     if images.min() < 0 or images.max() > 1:
         raise ValueError(
@@ -347,7 +348,7 @@ def _rgb_batches(
         )
     images, other = _as_images(images, image_shape), _as_images(other, image_shape)
     if images.shape[1] not in (1, 3):
-        raise ValueError(f"images must have 1 channel or 3; got {images.shape[1]}.")
+        raise ValueError(f"images must have 1 or 3 channels; got {images.shape[1]}.")
     one, another = (
         torch.from_numpy(part).float().clamp(0, 1).expand(-1, 3, -1, -1) for part in (images, other)
     )

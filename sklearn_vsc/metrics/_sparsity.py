@@ -1,4 +1,4 @@
-"""How sparse codes are, and whether draws agree on what is not zero."""
+"""How sparse codes are, and whether draws agree on their supports."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ._checks import check_table
 
 
 def hoyer_sparsity(codes: ArrayLike) -> float:
-    """Hoyer's sparsity of codes, the mean over rows.
+    """Hoyer sparsity of codes, averaged over rows.
 
-    For each row z of length K ``(sqrt(K) - |z|_1 / |z|_2) / (sqrt(K) - 1)``: 0 where all entries
-    are of one size, 1 where a single one is not zero, whatever the unit.
+    For each row z of length K, ``(sqrt(K) - |z|_1 / |z|_2) / (sqrt(K) - 1)``: 0 if all entries have
+    the same absolute value, 1 if only one is non-zero, whatever the unit.
 
     Parameters
     ----------
     codes : array-like of shape (n_samples, n_components)
-        Codes, with two components or more. Rows of zeros have no sparsity of this kind and are
+        Codes with at least two components. The measure is undefined for rows of zeros, which are
         left out of the mean.
 
     Returns
     -------
     sparsity : float
-        Between 0 and 1; NaN where all rows are zero.
+        Between 0 and 1; NaN if all rows are zero.
 
     References
     ----------
@@ -44,7 +44,7 @@ def hoyer_sparsity(codes: ArrayLike) -> float:
     """
     codes = check_table(codes, "codes", ensure_min_features=2)
     size = np.abs(codes)
-    # Squares of tiny entries would be zero.
+    # Squares of tiny entries would underflow.
     largest = size.max(axis=1, keepdims=True)
     used = largest[:, 0] > 0
     if not used.any():
@@ -57,35 +57,36 @@ def hoyer_sparsity(codes: ArrayLike) -> float:
 def support_consistency(
     draws: ArrayLike, *, components: ArrayLike | None = None, min_norm: float = 0.1
 ) -> float:
-    """Agreement of draws on which codes are not zero: the mean Jaccard index of their supports.
+    """Agreement of draws on which codes are non-zero: the mean Jaccard index of their supports.
 
-    For each row and each pair of draws the number of codes that are on in both, over the number
-    that are on in one at least; 1 where none is. The mean is over pairs, each counted once, and
-    over rows.
+    For each row and each pair of draws, the index is the number of codes that are on in both,
+    divided by the number that are on in at least one; it is 1 if no code is on. The mean is over
+    pairs, each counted once, and over rows.
 
     Parameters
     ----------
     draws : array-like of shape (n_draws, n_samples, n_components)
-        Two draws or more of the codes of the same rows, as ``sample_posterior`` returns them, with
-        exact zeros. Codes of several fits may stand for draws, if their atoms are in one order.
+        At least two draws of the codes of the same rows, as ``sample_posterior`` returns them, with
+        exact zeros. Codes from several fits can serve as draws if their atoms are in the same
+        order.
 
     components : array-like of shape (n_components, n_features), default=None
-        Atoms; codes of those shorter than `min_norm` are then left out, since an atom of no
-        length may be on or off for nothing.
+        Atoms. If given, codes of atoms with a norm of at most `min_norm` are left out, since it
+        does not matter whether an atom of norm zero is on or off.
 
     min_norm : float, default=0.1
-        Norm from which an atom counts, in units of X; of no use without `components`.
+        Norm that an atom must exceed to count, in units of X; unused without `components`.
 
     Returns
     -------
     consistency : float
-        Between 0 and 1. Supports that are drawn apart from each other do not give 0: with each
-        code on with probability p, independently, about p / (2 - p).
+        Between 0 and 1. Supports that are drawn independently do not give 0: if each code is on
+        with probability p, independently of the others, the result is about p / (2 - p).
 
     Raises
     ------
     ValueError
-        When there are fewer than two draws, or no atom is of that norm.
+        If there are fewer than two draws, or no atom exceeds that norm.
 
     References
     ----------
@@ -101,7 +102,7 @@ def support_consistency(
     draws = check_array(to_host(draws), dtype=None, allow_nd=True, input_name="draws")
     if draws.ndim != 3 or len(draws) < 2:
         raise ValueError(
-            "draws must be of shape (n_draws, n_samples, n_components) with two draws or more; "
+            "draws must have shape (n_draws, n_samples, n_components) with at least two draws; "
             f"got an array of shape {draws.shape}."
         )
     active = draws != 0
@@ -120,7 +121,7 @@ def support_consistency(
 
 
 def _long_atoms(components: ArrayLike, n_codes: int, min_norm: float) -> NDArray:
-    """Which atoms are long enough to count."""
+    """Return which atoms are long enough to count."""
     check_number(min_norm, "min_norm")
     components = check_table(components, "components")
     if len(components) != n_codes:

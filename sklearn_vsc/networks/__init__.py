@@ -1,4 +1,4 @@
-"""Encoders and decoders, torch only."""
+"""Encoders and decoders as torch modules."""
 
 from .bounded import RANGES, BoundedDecoder, before_activation
 from .conv import ConvDecoder, ConvEncoder

@@ -1,4 +1,4 @@
-"""Layers initialised by a private generator: torch's global one is never drawn from."""
+"""Layers initialised from a private generator; torch's global generator is never used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def he_normal(
     *,
     gain: float = 1.0,
 ) -> None:
-    """Fill weights by He's normal law times ``gain``, and a bias, if any, with zeros."""
+    """Fill weights with He-normal draws times ``gain``, and the bias, if any, with zeros."""
     weight.normal_(0.0, gain * (2.0 / fan_in) ** 0.5, generator=generator)
     if bias is not None:
         bias.zero_()

@@ -1,4 +1,4 @@
-"""Decoders whose output is held within bounds."""
+"""Decoders with bounded output."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class BoundedDecoder(nn.Module):
     Parameters
     ----------
     decoder : nn.Module
-        Codes to what the activation takes.
+        Maps codes to the input of the activation.
     activation : {'sigmoid', 'tanh'}
-        Bounds the output.
+        Activation that bounds the output.
     offset : Tensor of shape (n_features,)
-        What the model takes off X.
+        The value that the model subtracts from X.
     unit : float
-        What the model divides X by.
+        The number that the model divides X by.
     """
 
     offset: Tensor
@@ -41,7 +41,7 @@ class BoundedDecoder(nn.Module):
 
 
 def before_activation(value: Tensor, activation: str) -> Tensor:
-    """Return what the activation maps to ``value``, kept off its ends."""
+    """Return the input that the activation maps to ``value``, clamped away from its limits."""
     low, high = RANGES[activation]
     margin = 0.01 * (high - low)
     return _INVERSES[activation](value.clamp(low + margin, high - margin))

@@ -1,9 +1,10 @@
-"""Convolutional encoders and decoders; images come and go as flat rows.
+"""Convolutional encoders and decoders; images are given and returned as flat rows.
 
-For images of 28x28 and 64x64 the convolutions are those of Fallah and Rozell (2022), and the
-decoder is the mirror of the encoder. They normalise by batches; here nothing is normalised, so
-that the bound of a row, and the gradient of its gates, are its own whatever rows are beside it.
-What the normalisation is there for, a start that learns, a small last layer gives as well.
+For images of 28x28 and 64x64 pixels the convolutions are those of Fallah and Rozell (2022), and
+the decoder mirrors the encoder. They use batch normalisation; here nothing is normalised, so that
+the bound of a row, and the gradient of its gates, do not depend on the other rows of the batch.
+The benefit of normalisation, a start from which training progresses, also comes from a small last
+layer.
 
 References
 ----------
@@ -21,16 +22,17 @@ from torch import Tensor, nn
 
 from ._init import he_normal, linear_layer
 
-# Sides longer than the first are halved; a filter of the size of the second ends what is left.
+# Sides longer than the first are halved; once they are down to the second, one filter of the
+# size of the map reduces it to a single position.
 _LONGEST_UNHALVED = 7
 _LAST_SIDE = 4
-# Channels of each layer; deeper ones have as many as the last.
+# Channels of each layer; deeper layers have the last number.
 _WIDTHS = (64, 64, 128, 256)
 _LEAST_FEATURES = 128
-# Of the last layer of a decoder: measured, at full power, or at a third of it, decoders learn
-# nothing for many epochs, as codes are first of all noise.
+# Initial gain of a decoder's last layer. In experiments with a gain of 1 or a third, decoders
+# learned nothing for many epochs, since codes are mostly noise at first.
 _OUTPUT_GAIN = 0.07
-# Numbers in the largest map held at once outside training; bounds memory, not results.
+# Entries in the largest feature map held at once outside training; limits memory only.
 _CHUNK_NUMBERS = 2**24
 
 
@@ -46,31 +48,31 @@ class _Side:
 
     @property
     def output_padding(self) -> int:
-        """What a transposed convolution adds, to come back from a side that was odd."""
+        """Padding that makes a transposed convolution restore the original length of the side."""
         return self.before + 2 * self.padding - self.kernel_size - self.stride * (self.after - 1)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One convolution of the encoder; the decoder has it transposed."""
+    """One convolution of the encoder, which the decoder uses transposed."""
 
     n_in: int
     n_out: int
     sides: tuple[_Side, _Side]
 
     def pairs(self, *names: str) -> dict[str, tuple[int, ...]]:
-        """Fields of both sides, as keywords of a torch convolution."""
+        """Return fields of both sides, as keyword arguments for a torch convolution."""
         return {name: tuple(getattr(side, name) for side in self.sides) for name in names}
 
     @property
     def map_size(self) -> int:
-        """Numbers in the larger of the two maps that it stands between."""
+        """Entries in the larger of the maps before and after the layer."""
         before, after = (math.prod(pair) for pair in self.pairs("before", "after").values())
         return max(self.n_in * before, self.n_out * after)
 
 
 def _plan(image_shape: tuple[int, int, int]) -> list[_Layer]:
-    """Layers that take an image to a map of one by one."""
+    """Return layers that reduce an image to a 1x1 map."""
     n_in, *sizes = image_shape
     layers: list[_Layer] = []
     while max(sizes) > _LAST_SIDE:
@@ -93,19 +95,19 @@ def _trim(size: int) -> _Side:
 
 
 def _keep(size: int) -> _Side:
-    """For the shorter side of an oblong map, while the longer one is not there yet."""
+    """Keep the shorter side of an oblong map while the longer side is still being reduced."""
     return _Side(size, size, 3, 1, 1) if size > 1 else _Side(1, 1, 1)
 
 
 class ConvEncoder(nn.Module):
-    """Stride-2 convolutions down to a vector of features, with a ReLU after each.
+    """Convolutions that reduce an image to a feature vector, with a ReLU after each.
 
     Parameters
     ----------
     image_shape : tuple of three ints
         (channels, height, width) of a row.
     generator : torch.Generator
-        Draws the initial weights.
+        Generator for the initial weights.
 
     Attributes
     ----------
@@ -137,9 +139,9 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """The mirror of `ConvEncoder`: a linear layer, then transposed convolutions.
+    """Mirror image of `ConvEncoder`: a linear layer followed by transposed convolutions.
 
-    Every pixel has an intercept of its own, as in the other decoders.
+    Every pixel has its own intercept, as in the other decoders.
 
     Parameters
     ----------
@@ -148,7 +150,7 @@ class ConvDecoder(nn.Module):
     image_shape : tuple of three ints
         (channels, height, width) of a row.
     generator : torch.Generator
-        Draws the initial weights.
+        Generator for the initial weights.
     """
 
     def __init__(
@@ -161,11 +163,11 @@ class ConvDecoder(nn.Module):
         for layer in reversed(plan):
             last = layer is plan[0]
             options = layer.pairs("kernel_size", "stride", "padding", "output_padding")
-            # After the last layer every pixel has an intercept of its own.
+            # The last layer has no bias, since every pixel has its own intercept.
             conv = nn.utils.skip_init(
                 nn.ConvTranspose2d, layer.n_out, layer.n_in, bias=not last, **options
             )
-            # Mean number of products in a number of the output.
+            # Mean number of kernel positions that contribute to an output entry.
             taps = math.prod(side.kernel_size * side.after / side.before for side in layer.sides)
             gain = _OUTPUT_GAIN if last else 1.0
             he_normal(conv.weight, conv.bias, layer.n_out * taps, generator, gain=gain)
@@ -184,9 +186,10 @@ class ConvDecoder(nn.Module):
 
 
 def _in_chunks(network: Callable[[Tensor], Tensor], rows: Tensor, map_size: int) -> Tensor:
-    """Apply a network to so few rows at a time that its maps fit in memory.
+    """Apply a network to a few rows at a time, so that its feature maps fit in memory.
 
-    Maps are many times larger than rows. Gradients need all of them at once.
+    Feature maps are many times larger than rows. With gradients enabled, all of them are needed at
+    once anyway.
     """
     size = max(1, _CHUNK_NUMBERS // map_size)
     if torch.is_grad_enabled() or len(rows) <= size:

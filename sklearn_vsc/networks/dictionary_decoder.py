@@ -1,4 +1,4 @@
-"""The decoder of a sparse autoencoder: codes to latent vectors by atoms, these to rows."""
+"""Decoder of a sparse autoencoder: from codes to latent vectors by atoms, then to rows."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from .unrolled import unit_atoms
 
 
 class DictionaryDecoder(nn.Module):
-    """Sum atoms to latent vectors, one for each position, and decode all of them together.
+    """Combine atoms into latent vectors, one for each position, and decode them together.
 
     Parameters
     ----------
     atoms : Tensor of shape (n_components, latent_size)
-        What the dictionary starts from; atoms count by their direction alone.
+        Initial atoms; only their direction matters.
     network : nn.Module
         Maps (n, n_positions * latent_size), position by position, to (n, n_features).
     n_positions : int
-        Latent vectors of a row.
+        Number of latent vectors per row.
     unit : float
-        Amplitude of a code of one, to start from. The prior of codes is fixed, so this carries
-        its scale.
+        Initial amplitude for a code of one. The prior of the codes is fixed, so the scale is
+        learned here.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class DictionaryDecoder(nn.Module):
 
 
 def standardize_outputs(layer: nn.Linear | nn.Conv2d, outputs: Tensor, size: float) -> None:
-    """Shift and scale a last layer so that these outputs (m, n_out) have mean 0 and this size."""
+    """Shift and scale a last layer so that ``outputs`` (m, n_out) get mean 0 and this RMS size."""
     with torch.no_grad():
         centre = outputs.mean(0)
         spread = (outputs - centre).square().mean().sqrt()
-        # Equal rows have equal outputs: what is left is rounding.
+        # If all rows are equal, the spread of the outputs is only rounding error.
         factor = torch.where(spread > 1e-4 * centre.norm(), size / spread, 1)
         layer.weight *= factor
         assert layer.bias is not None

@@ -1,4 +1,4 @@
-"""A decoder of rows as a decoder of draws."""
+"""Apply a decoder of rows to several draws of codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class DrawsDecoder(nn.Module):
-    """Decode codes with any axes before the last by a module that maps (n, K) to (n, D)."""
+    """Decode codes with any leading axes, using a module that maps (n, K) to (n, D)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

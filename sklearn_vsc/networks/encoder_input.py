@@ -1,4 +1,4 @@
-"""What an encoder reads of rows that are not observed in full."""
+"""Input of an encoder for rows with missing entries."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from ..solvers.missing import observed
 
 
 class EncoderInput(nn.Module):
-    """Fill what is missing (NaN) of rows, and tell the network behind where that was.
+    """Fill in missing entries (NaN) of rows, and tell the network which entries were missing.
 
     Parameters
     ----------
     fill : Tensor of shape (n_features,)
-        What stands for a missing entry.
+        Value for a missing entry of each feature.
     reads_mask : bool
-        Whether as many further inputs, one where an entry is missing and else zero, follow.
+        Whether to append ``n_features`` further inputs, which are one for missing entries and zero
+        otherwise.
     """
 
     fill: Tensor
@@ -27,7 +28,7 @@ class EncoderInput(nn.Module):
         self.reads_mask = reads_mask
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the filled rows, and the mask after them."""
+        """Return the filled rows, followed by the mask if the network reads it."""
         mask = observed(x)
         filled = x if mask is None else torch.where(mask, x, self.fill)
         if not self.reads_mask:

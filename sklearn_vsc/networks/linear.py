@@ -12,7 +12,7 @@ class LinearDecoder(nn.Module):
     Parameters
     ----------
     weight : Tensor of shape (n_components, n_features)
-        The atoms it starts from.
+        Initial atoms.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -25,9 +25,9 @@ class LinearDecoder(nn.Module):
         return code @ self.weight + self.bias
 
     def output_variance(self, code_variance: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Variance of the output summed over features, for independent codes (n, K).
+        """Return the variance of the output summed over features, for independent codes (n, K).
 
-        With a bool ``mask`` (n, D), over the features that it picks for each row.
+        With a bool ``mask`` (n, D), the sum is over the features selected by it for each row.
         """
         squares = self.weight.square()
         if mask is None:
@@ -38,15 +38,15 @@ class LinearDecoder(nn.Module):
 def atoms_from_rows(
     rows: Tensor, n_components: int, norm: float, generator: torch.Generator
 ) -> Tensor:
-    """Return atoms of one norm in the directions of random rows.
+    """Return atoms of equal norm in the directions of random rows.
 
-    Rows start a dictionary where the data are. Where there are fewer rows than atoms, random
-    directions fill it up.
+    Rows let a dictionary start where the data are. If there are fewer rows than atoms, the
+    remaining atoms get random directions.
     """
     picked = torch.randperm(len(rows), generator=generator)[:n_components]
     atoms = rows[picked.to(rows.device)]
     missing = n_components - len(atoms)
-    # Noise tells equal and zero rows apart.
+    # Noise makes atoms from equal or zero rows differ.
     noise = torch.randn((n_components, rows.shape[1]), generator=generator, dtype=rows.dtype)
     noise = noise.to(rows.device)
     atoms = torch.cat([atoms, noise[:missing]]) + 1e-3 * noise

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: encoder bodies, and decoders that mirror them."""
+"""Multilayer perceptrons: bodies of encoders, and decoders that mirror them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._init import linear_layer
 
 
 def mlp(n_in: int, hidden_layer_sizes: Sequence[int], generator: torch.Generator) -> nn.Sequential:
-    """Return linear layers with a ReLU after each; its last size is the number of outputs."""
+    """Return linear layers with a ReLU after each; the last size is the number of outputs."""
     layers: list[nn.Module] = []
     for size in hidden_layer_sizes:
         layers += [linear_layer(n_in, size, generator), nn.ReLU()]

@@ -1,7 +1,7 @@
 """Convolutional residual encoders to a grid of latent vectors, and decoders that mirror them.
 
-Of rows that are flat images (channels, height, width) the encoder makes flat grids, position by
-position, and the decoder the reverse.
+The encoder maps rows, which are flat images (channels, height, width), to flat grids, position by
+position; the decoder does the reverse.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _N_GROUPS = 8
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions beside an identity."""
+    """Two normalised 3x3 convolutions with a skip connection."""
 
     def __init__(self, n_channels: int, generator: torch.Generator) -> None:
         super().__init__()
-        # The last convolution starts at zero: a block starts as the identity.
+        # The last convolution starts at zero, so that the block starts as the identity.
         self.body = nn.Sequential(
             *_norm_swish(n_channels),
             conv_layer(nn.Conv2d, n_channels, n_channels, 3, 1, generator),
@@ -56,7 +56,7 @@ def residual_decoder(
 ) -> nn.Sequential:
     """Return a decoder of flat grids (n, h * w * latent_size) to flat images.
 
-    Its last layer adds a bias to each feature of the image.
+    Its last layer adds a separate bias to each feature of the image.
     """
     grid = grid_shape(image_shape, n_downsamplings)
     layers: list[nn.Module] = [
@@ -77,15 +77,16 @@ def residual_decoder(
 
 
 def grid_shape(image_shape: tuple[int, int, int], n_downsamplings: int) -> tuple[int, int]:
-    """Return height and width of the grid, or say why the image cannot be halved so often."""
+    """Return height and width of the grid; raise an error if the image cannot be halved to it."""
     _, height, width = image_shape
-    # No side has so many pixels; a larger power might fill the memory.
+    # No image has sides this long, and a larger power might exhaust the memory.
     factor = 2 ** min(n_downsamplings, 62)
     if height % factor or width % factor:
         raise ValueError(
-            f"n_downsamplings={n_downsamplings} halves the sides of an image as many times, which "
-            f"{height} x {width} pixels of image_shape={tuple(image_shape)!r} do not allow. Use a "
-            f"lower n_downsamplings, or sides that 2**{n_downsamplings} divides."
+            f"n_downsamplings={n_downsamplings} halves the sides of an image {n_downsamplings} "
+            f"times, which is not possible for the {height} x {width} pixels of "
+            f"image_shape={tuple(image_shape)!r}. Use a lower n_downsamplings, or sides that are "
+            f"divisible by 2**{n_downsamplings}."
         )
     return height // factor, width // factor
 
@@ -100,9 +101,9 @@ def conv_layer(
     *,
     gain: float = 1.0,
 ) -> nn.Module:
-    """Return a convolution of padding one, He-normal weights times ``gain`` and zero bias."""
+    """Return a convolution with padding 1, He-normal weights times ``gain`` and zero bias."""
     layer = nn.utils.skip_init(kind, n_in, n_out, size, stride=stride, padding=1)
-    # A transposed one with a stride sums fewer inputs to each output.
+    # In a transposed convolution with a stride, fewer inputs contribute to each output.
     fan = n_in * size**2 / (stride**2 if kind is nn.ConvTranspose2d else 1)
     with torch.no_grad():
         layer.weight.normal_(0.0, gain * (2.0 / fan) ** 0.5, generator=generator)
@@ -115,14 +116,14 @@ def _norm_swish(n_channels: int) -> list[nn.Module]:
 
 
 class _ChannelsLast(nn.Module):
-    """Grids (n, C, h, w) to (n, h * w, C)."""
+    """Reshape grids (n, C, h, w) to (n, h * w, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(2).transpose(1, 2)
 
 
 class _ChannelsFirst(nn.Module):
-    """Flat grids (n, h * w * C) to (n, C, h, w)."""
+    """Reshape flat grids (n, h * w * C) to (n, C, h, w)."""
 
     def __init__(self, height: int, width: int, n_channels: int) -> None:
         super().__init__()
@@ -133,7 +134,7 @@ class _ChannelsFirst(nn.Module):
 
 
 class FeatureBias(nn.Module):
-    """Add a number of its own to each feature."""
+    """Add a separate learned bias to each feature."""
 
     def __init__(self, n_features: int) -> None:
         super().__init__()

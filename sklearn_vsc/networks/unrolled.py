@@ -1,8 +1,8 @@
-"""Encoders unrolled from an iterative sparse coder, tied to the dictionary that they code with.
+"""Encoders unrolled from an iterative sparse coder and tied to the decoder's dictionary.
 
-A few steps of an accelerated ISTA (LISTA, with the weights that the dictionary gives) replace a
-multilayer perceptron: the network codes with the very dictionary that decodes, and what is left
-to learn is a handful of numbers for each atom.
+A few steps of accelerated ISTA (LISTA, with weights given by the dictionary) replace a multilayer
+perceptron: the network encodes with the same dictionary that decodes, so that only a few numbers
+per atom remain to be learned.
 
 References
 ----------
@@ -20,15 +20,15 @@ from torch.nn.functional import normalize, relu, softplus
 
 from ..solvers.lasso.fista import lipschitz_bound
 
-# Features of each atom that `AtomHeads` reads.
+# Features of each atom, which `AtomHeads` reads.
 _FEATURES = ("loc", "code", "size", "evidence", "log_scale", "one")
 
 
 class UnrolledCoder(nn.Module):
-    """A fixed number of steps of accelerated ISTA, started from zero, on atoms of unit norm.
+    """A fixed number of steps of accelerated ISTA from zero, with atoms scaled to unit norm.
 
-    The steps go towards the lasso codes of each row; thresholds and step are learned. The step is
-    never longer than the inverse of the largest eigenvalue of the atoms' inner products, so the
+    The steps approach the lasso codes of each row; thresholds and step size are learned. The step
+    size never exceeds the inverse of the largest eigenvalue of the atoms' Gram matrix, so the
     iteration cannot diverge, whatever the dictionary.
 
     Parameters
@@ -38,11 +38,11 @@ class UnrolledCoder(nn.Module):
     n_unrolled : int
         Number of steps T.
     thresholds : tuple of two floats
-        Positive values that the thresholds of the first and the last step start from, geometric
-        in between. Equal ones lead to the lasso codes with this penalty; falling ones find the
-        large codes first and then take back most of the shrinkage.
+        Positive initial thresholds of the first and the last step, with geometric interpolation
+        in between. Equal thresholds lead to the lasso codes with this penalty; decreasing ones
+        find the large codes first and then undo most of the shrinkage.
     step : float
-        What the step starts from, in (0, 1): a share of the longest safe one.
+        Initial step size, in (0, 1), as a share of the largest safe step.
     correction : bool
         Whether a learned linear function of the codes, which starts at zero, is added to the
         final correlations.
@@ -60,7 +60,7 @@ class UnrolledCoder(nn.Module):
         super().__init__()
         self.n_unrolled = n_unrolled
         first, last = map(math.log10, thresholds)
-        # Backwards, so that a single step is the last one.
+        # Generated backwards, so that a single step gets the last threshold.
         start = torch.logspace(last, first, n_unrolled).flip(0)
         start = start + torch.log(-torch.expm1(-start))  # the inverse of softplus
         self.raw_thresholds = nn.Parameter(start[:, None].repeat(1, n_components))
@@ -90,15 +90,15 @@ class UnrolledCoder(nn.Module):
         dictionary : Tensor of shape (K, D)
             Atoms of any norm.
         mask : bool Tensor of shape (n, D) or None
-            Entries that are observed; residuals count there alone.
+            Observed entries; the residual counts only there.
         unit : Tensor or float
             Unit of the thresholds.
 
         Returns
         -------
         code, correlation : Tensor of shape (n, K)
-            For unit atoms ``correlation + code`` is the correlation with the residual that
-            leaves the atom itself out.
+            For unit atoms, ``correlation + code`` is the correlation with the residual without
+            the atom's own contribution.
         """
         atoms = unit_atoms(dictionary)
         residual = _Residual(x, atoms, mask)
@@ -118,12 +118,12 @@ class UnrolledCoder(nn.Module):
 
 
 def _shrink(value: Tensor, threshold: Tensor) -> Tensor:
-    """Soft thresholding, each atom with its own threshold."""
+    """Apply soft thresholding with a separate threshold for each atom."""
     return relu(value - threshold) - relu(-value - threshold)
 
 
 def _next_time(time: float) -> float:
-    """Sequence whose ratios are FISTA's momentum."""
+    """Return the next element of the sequence that determines FISTA's momentum."""
     return 0.5 * (1 + math.sqrt(1 + 4 * time * time))
 
 
@@ -146,31 +146,32 @@ class _Residual:
 
 
 def unit_atoms(dictionary: Tensor) -> Tensor:
-    """Return atoms of norm one; atoms of zeros stay as they are."""
+    """Return the atoms scaled to unit norm; zero atoms stay zero."""
     return normalize(dictionary, dim=1, eps=1e-12)
 
 
 @torch.no_grad()
 def _longest_step(atoms: Tensor) -> Tensor:
-    """Inverse of a bound on the largest eigenvalue, as a number that no gradient passes."""
+    """Return the inverse of a bound on the largest eigenvalue, without gradient."""
     bound = lipschitz_bound(atoms)
-    # Atoms of zeros have nothing to step on.
+    # With an all-zero dictionary any step will do.
     return torch.where(bound > 0, 1 / bound, 1)
 
 
 class TiedEncoder(nn.Module):
-    """Features of each atom for the posterior of its code, from an unrolled coder.
+    """Features of each atom for the posterior of its code, computed by an unrolled coder.
 
-    With r the correlation of the unit atom and the residual that leaves it out, w the atom's
-    norm and v the variance of a code that is on, the posterior of one code under a Gaussian
-    slab has location ``w r / (w^2 + noise / v)``. That, the log of its scale against the
-    prior's, and the log of the Bayes factor for the code being on are what `AtomHeads` starts
-    from; everything is in units of noise or prior, which training moves.
+    Let r be the correlation of the unit atom with the residual without its own contribution, w the
+    norm of the atom and v the variance of a code that is on. Under a Gaussian slab, the posterior
+    of a single code then has location ``w r / (w^2 + noise / v)``. `AtomHeads` starts from this
+    location, the log of the posterior scale relative to the prior scale, and the log Bayes factor
+    for the code being on. All features are in units of the noise or the prior, so they adapt as
+    these change in training.
 
     Parameters
     ----------
     coder : UnrolledCoder
-        With thresholds in units of the noise's standard deviation.
+        Unrolled coder, whose thresholds are in units of the noise's standard deviation.
     prior_scale : float
         Unit of the posterior's location.
     slab_variance : float
@@ -186,14 +187,14 @@ class TiedEncoder(nn.Module):
     def forward(
         self, x: Tensor, dictionary: Tensor, noise_variance: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """Return features (n, 6, K) of rows less the intercept, of their entries in ``mask``."""
+        """Return features (n, 6, K) of rows minus the intercept, from the entries in ``mask``."""
         code, correlation = self.coder(x, dictionary, mask, unit=noise_variance.sqrt())
         norm = dictionary.norm(dim=1)
         ridge = noise_variance / self.slab_variance
         if mask is None:
             alone, precision = code + correlation, norm.square() + ridge
         else:
-            # Of a unit atom a row sees a part; the atom by itself is that part.
+            # Only part of each unit atom is observed in a row; it counts with that energy.
             seen = mask.to(x) @ unit_atoms(dictionary).square().T
             alone, precision = seen * code + correlation, seen * norm.square() + ridge
         gain = norm / precision / self.prior_scale
@@ -211,14 +212,14 @@ class TiedEncoder(nn.Module):
 
 
 class AtomHeads(nn.Module):
-    """Map each atom's own features to the parameters of its code's posterior.
+    """Map the features of each atom to the parameters of its code's posterior.
 
     Parameters
     ----------
     n_components : int
         Number of atoms.
     gate_heads : sequence of float
-        For each head, how much it moves with the log-odds of the code being on.
+        For each head, its initial weight on the log-odds of the code being on.
     """
 
     def __init__(self, n_components: int, gate_heads: tuple[float, ...]) -> None:
@@ -233,5 +234,5 @@ class AtomHeads(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the heads of each row, (n, n_heads, n_components)."""
-        # Five times as fast as einsum, which turns this into many tiny matrix products.
+        # Five times faster than einsum, which turns this into many tiny matrix products.
         return (features.unsqueeze(1) * self.weight).sum(2)

@@ -1,4 +1,4 @@
-"""Rows shared out among threads, for compiled loops that let go of the interpreter's lock."""
+"""Split rows among threads, for compiled loops that release the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEAST_ROWS = 16
 
 
 def over_rows(work: Callable[[slice], None], n_rows: int, least_rows: int = _LEAST_ROWS) -> None:
-    """Call ``work`` with slices that cover the rows, in as many threads as torch uses."""
+    """Call ``work`` on slices that cover all rows, in at most torch's number of threads."""
     n_threads = min(torch.get_num_threads(), max(1, n_rows // least_rows))
     bounds = np.linspace(0, n_rows, n_threads + 1).astype(int)
     parts = [slice(*pair) for pair in pairwise(bounds)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Conjugate gradients end when the squared residual has fallen this far, in roundings, or here.
+# Conjugate gradients stop once the residual has fallen to this multiple of machine epsilon
+# (relative to its start), or after this many steps.
 _ROUNDINGS = 10.0
 _MOST_STEPS = 200
 
@@ -13,21 +14,21 @@ _MOST_STEPS = 200
 def effective_dictionary(X: Tensor, codes: Tensor) -> Tensor:
     """Return the linear dictionary that best decodes the codes, ``min ||X - codes A||_F``.
 
-    It shows what each code stands for where the decoder is not linear (Isely et al. 2010).
-    Uncentred and without intercept; atoms of codes that are never used are zero.
+    It shows what each code represents when the decoder is not linear (Isely et al. 2010).
+    The fit is uncentred and without intercept; atoms of codes that are never used are zero.
 
     Parameters
     ----------
     X : Tensor of shape (n_samples, n_features)
-        Rows; NaN where an entry is missing, which then counts in no sum of squares.
+        Rows; missing entries are NaN and are left out of the sum of squares.
     codes : Tensor of shape (n_samples, n_components)
         Their codes.
 
     Returns
     -------
     dictionary : Tensor of shape (n_components, n_features)
-        Least-squares solution of least norm; with missing entries, of the fewest decoded squares
-        in all rows where observed ones leave a choice.
+        Least-squares solution of minimum norm. With missing entries, where the observed entries
+        leave a choice: the solution whose reconstruction of all rows has the smallest norm.
     """
     gram = codes.T @ codes
     observed = ~X.isnan()
@@ -38,15 +39,15 @@ def effective_dictionary(X: Tensor, codes: Tensor) -> Tensor:
 
 
 def dictionary_of_moments(code_gram: Tensor, code_data: Tensor) -> Tensor:
-    """Return the same from ``codes.T @ codes`` and ``codes.T @ X`` of rows without holes."""
+    """Return the same from ``codes.T @ codes`` and ``codes.T @ X`` for complete rows."""
     return torch.linalg.pinv(code_gram, hermitian=True) @ code_data
 
 
 def _of_observed(X: Tensor, codes: Tensor, observed: Tensor, inverse: Tensor) -> Tensor:
-    """Solve the normal equations of each feature, which has a Gram matrix of its own.
+    """Solve the normal equations of each feature, which has its own Gram matrix.
 
-    By conjugate gradients on all features at once, in the metric of the Gram matrix of all rows:
-    what is missing moves its eigenvalues from one to the share observed.
+    Uses conjugate gradients on all features at once, preconditioned by the Gram matrix of all
+    rows: missing entries move the eigenvalues from one towards the observed share.
     """
     residual = codes.T @ X
     dictionary = torch.zeros_like(residual)
@@ -58,7 +59,8 @@ def _of_observed(X: Tensor, codes: Tensor, observed: Tensor, inverse: Tensor) ->
         decoded = codes @ direction
         seen = torch.where(observed, decoded, 0)
         curvature, whole = seen.square().sum(0), decoded.square().sum(0)
-        # Of a direction that only missing entries see rounding is left; a step would be endless.
+        # A direction that affects only missing entries has no curvature except from rounding; a
+        # step along it would be unbounded.
         active = (size > least) & (curvature > rounding * whole)
         if not active.any():
             break

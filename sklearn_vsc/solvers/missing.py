@@ -1,4 +1,4 @@
-"""Rows with missing entries, which are NaN, beside the reconstruction of their codes."""
+"""Rows with missing entries, which are NaN, and their reconstruction from codes."""
 
 from __future__ import annotations
 
@@ -8,81 +8,83 @@ import torch
 from numba import njit
 from torch import Tensor
 
-# Without ``fastmath``, which takes it that there is no NaN.
+# Without ``fastmath``, which assumes that there is no NaN.
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
 
 
 def observed(x: Tensor) -> Tensor | None:
-    """Return where rows are observed, a bool Tensor like them, or None where they all are."""
-    # A sum is much cheaper than a mask, and finds NaN as well.
+    """Return a bool mask of the observed entries, or None if every entry is observed."""
+    # A sum is much cheaper than a mask and detects NaN just as well.
     return ~x.isnan() if x.sum().isnan() else None
 
 
 def n_observed(x: Tensor) -> Tensor | int:
-    """Return the number of observed entries: of each row (n,), or one number for all."""
+    """Return the number of observed entries per row: shape (n,), or an int if none is missing."""
     mask = observed(x)
     return x.shape[-1] if mask is None else mask.sum(-1)
 
 
-def rows_with_holes(X: Tensor) -> Tensor:
-    """Return which rows have missing entries, without an array of the size of X."""
+def rows_with_missing(X: Tensor) -> Tensor:
+    """Return which rows have missing entries, without a temporary array of the size of X."""
     return X.amax(1).isnan()
 
 
 def natural_reach(X: Tensor) -> float:
-    """Return the ``reach`` of ``fill_holes`` that makes up for the holes of X.
+    """Return the ``reach`` for ``fill_missing`` that makes up for the missing entries of X.
 
-    It is one over the share of its column that is observed, of an average observed entry.
+    It is one over the observed share of a column, where the share is averaged over all observed
+    entries.
     """
     n_observed = (~X.isnan()).sum(0).cpu().double()
     return float(len(X) * n_observed.sum() / n_observed.square().sum())
 
 
 def observed_residual(X: Tensor, codes: Tensor, dictionary: Tensor) -> Tensor:
-    """Return X - U V, zero where X is missing."""
+    """Return X - U V, with zeros where X is missing."""
     residual = torch.addmm(X, codes, dictionary, alpha=-1)
-    holes = X.isnan()
-    # Not every NaN of the residual is a hole: overflow makes some too.
-    return residual.masked_fill_(holes, 0) if holes.any() else residual
+    missing = X.isnan()
+    # The mask comes from X, since overflow can produce NaN in the residual too.
+    return residual.masked_fill_(missing, 0) if missing.any() else residual
 
 
-def fill_holes(X: Tensor, codes: Tensor, dictionary: Tensor, reach: float = 1.0) -> Tensor:
-    """Return X with what the codes stand for in its holes; X itself where it has none.
+def fill_missing(X: Tensor, codes: Tensor, dictionary: Tensor, reach: float = 1.0) -> Tensor:
+    """Return X with missing entries filled by their reconstruction; X itself if none is missing.
 
-    Squared distances to the filled rows are at least those to the observed entries, whatever
-    the dictionary, and equal at this one: to lower the former is to lower the latter.
+    For any dictionary, the squared distance to the filled rows is at least the squared distance
+    to the observed entries, with equality at this dictionary: lowering the former also lowers the
+    latter.
 
     Parameters
     ----------
     X : Tensor of shape (n_rows, n_features)
-        Rows, NaN where nothing was observed.
+        Rows; missing entries are NaN.
     codes : Tensor of shape (n_rows, n_components)
         Their codes.
     dictionary : Tensor of shape (n_components, n_features)
         Atoms.
     reach : float, default=1
-        Factor on the residual of what is observed. Above one, the filled rows ask for longer
-        steps, which holes otherwise make shorter by the share of what is observed.
+        Factor on the residual of the observed entries. Missing entries shorten the steps of the
+        dictionary by the observed share; a factor above one lengthens them again.
 
     Returns
     -------
     filled : Tensor of shape (n_rows, n_features)
     """
-    holes = X.isnan()
-    if not holes.any():
+    missing = X.isnan()
+    if not missing.any():
         return X
     if X.device.type == "cpu":
         filled = torch.empty_like(X, memory_format=torch.contiguous_format)
         arrays = (tensor.contiguous().numpy() for tensor in (X, codes, dictionary, filled))
-        _fill_holes(*arrays, X.new_tensor(reach - 1).numpy()[()])
+        _fill_missing(*arrays, X.new_tensor(reach - 1).numpy()[()])
         return filled
     reconstruction = codes @ dictionary
-    filled = torch.where(holes, reconstruction, X)
+    filled = torch.where(missing, reconstruction, X)
     return filled if reach == 1 else torch.lerp(reconstruction, filled, reach)
 
 
 @_compiled
-def _fill_holes(X, codes, dictionary, filled, beyond):  # type: ignore[no-untyped-def]
+def _fill_missing(X, codes, dictionary, filled, beyond):  # type: ignore[no-untyped-def]
     for i in range(len(X)):
         x, row = X[i], filled[i]
         row[:] = 0
@@ -92,6 +94,6 @@ def _fill_holes(X, codes, dictionary, filled, beyond):  # type: ignore[no-untype
                 for j in range(len(row)):
                     row[j] += code * atom[j]
         for j in range(len(row)):
-            # Only a hole differs from itself.
+            # Only NaN differs from itself.
             if x[j] == x[j]:
                 row[j] = x[j] + beyond * (x[j] - row[j])

@@ -13,7 +13,7 @@ VALUES = [[-1, 1, -1], [1, -1, -1], [1, 1, -1], [-1, -1, 1]]
 
 
 def celeba_text(values=VALUES, count=None, names=NAMES):
-    """As CelebA's file has it: values are set in columns, with a space at the end."""
+    """Attributes in CelebA's format, with aligned columns and a trailing space."""
     lines = [str(len(values) if count is None else count), " ".join(names) + " "]
     for index, row in enumerate(values):
         lines.append(f"{index:06d}.png  " + " ".join(f"{value:2d}" for value in row))
@@ -33,7 +33,7 @@ def pixels(n_images=4, height=6, width=5):
 
 @pytest.fixture
 def faces(tmp_path):
-    """A folder of pictures whose pixels are kept as they are, and the file of CelebA."""
+    """A folder of losslessly stored pictures, and a file in CelebA's format."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for index, picture in enumerate(pixels()):
@@ -59,14 +59,14 @@ def test_reads_pictures_and_attributes(faces, text):
     assert found.filenames == [f"{index:06d}.png" for index in range(4)]
 
 
-def test_zero_is_no_as_minus_one_is(faces):
+def test_zero_means_no_just_as_minus_one_does(faces):
     folder, path = faces
     path.write_text(csv_text(np.array(VALUES) == 1).replace("True", "1").replace("False", "0"))
     _, target = load_attributed_images(folder, path, return_X_y=True)
     assert_array_equal(target, np.array(VALUES) == 1)
 
 
-def test_the_first_images_only(faces):
+def test_n_images_loads_only_the_first(faces):
     folder, path = faces
     (folder / "000002.png").unlink()
     X, y = load_attributed_images(folder, path, n_images=2, return_X_y=True)
@@ -79,14 +79,14 @@ def test_the_first_images_only(faces):
     "crop, rows, columns",
     [(3, slice(1, 4), slice(1, 4)), ((4, 5), slice(1, 5), slice(0, 5)), ([6, 1], slice(6), [2])],
 )
-def test_crop_is_cut_from_the_middle(faces, crop, rows, columns):
+def test_crop_is_taken_from_the_centre(faces, crop, rows, columns):
     found = load_attributed_images(*faces, crop=crop)
     expected = pixels()[:, rows][:, :, columns].transpose(0, 3, 1, 2)
     assert_allclose(found.images, expected / 255, rtol=1e-6)
 
 
-def test_half_the_size_is_about_the_mean_of_four_pixels(tmp_path):
-    # Bilinear, averaged over what a pixel covers: a picture that is linear keeps its values.
+def test_halving_the_size_averages_four_pixels(tmp_path):
+    # Bilinear resizing with averaging over the covered area leaves a linear ramp unchanged.
     ramp = np.add.outer(4 * np.arange(16), 6 * np.arange(12)).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "000000.png")
     (tmp_path / "attributes.txt").write_text(celeba_text(VALUES[:1]))
@@ -136,62 +136,66 @@ def test_grey_pictures_have_three_equal_channels_in_colour(faces):
         ("faces of people\n", "line 1: expected the number of pictures.*'faces of people'"),
         (celeba_text(count=5), "line 1 says 5 pictures, but 4 follow"),
         (celeba_text(count=3), "line 1 says 3 pictures, but 4 follow"),
-        ("0\n", "names of the attributes, each once, in line 2"),
-        ("0\nBald\n", "names no pictures"),
-        (celeba_text(names=["Bald", "Bald", "Smiling"]), r"each once, in line 2.*'Bald', 'Bald'"),
+        ("0\n", "names of the attributes, without duplicates, on line 2"),
+        ("0\nBald\n", "lists no pictures"),
+        (
+            celeba_text(names=["Bald", "Bald", "Smiling"]),
+            r"without duplicates, on line 2.*'Bald', 'Bald'",
+        ),
         (celeba_text([*VALUES, [1, 2, -1]]), "line 7: the attribute 'Eyeglasses' must be.*'2'"),
         (csv_text() + "000004.png,1,,1\n", "line 6: the attribute 'Eyeglasses' must be.*''"),
         (celeba_text().replace(" 1 -1 -1", " 1 -1"), "line 4: .* 3 values.*got 2 values"),
         (csv_text() + "000004.png,1,1,1,0\n", "line 6: .* 3 values.*got 4 values"),
-        (csv_text() + "000001.png,1,1,1\n", "line 6: 000001.png has been in line 3"),
+        (csv_text() + "000001.png,1,1,1\n", "line 6: 000001.png was already listed on line 3"),
         (csv_text() + '"000004.png,1,1,1\n', "line 6: unexpected end of data"),
     ],
 )
-def test_a_bad_file_of_attributes_is_named_with_its_line(faces, text, message):
+def test_errors_in_the_attributes_file_name_the_file_and_line(faces, text, message):
     folder, path = faces
     path.write_text(text)
     with pytest.raises(ValueError, match=rf"(?s)list_attr_celeba.txt.*{message}"):
         load_attributed_images(folder, path)
 
 
-def test_attributes_that_are_no_text(faces):
+def test_attributes_file_that_is_not_text_is_an_error(faces):
     folder, path = faces
     path.write_bytes(b"4\n\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"list_attr_celeba.txt is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"list_attr_celeba.txt is not a UTF-8 text file"):
         load_attributed_images(folder, path)
 
 
-def test_what_is_not_there_is_named(faces):
+def test_errors_name_missing_files(faces):
     folder, path = faces
     with pytest.raises(FileNotFoundError, match=r"folder=.*elsewhere"):
         load_attributed_images(folder / "elsewhere", path)
     with pytest.raises(FileNotFoundError, match=r"attributes=.*elsewhere"):
         load_attributed_images(folder, path.parent / "elsewhere")
     (folder / "000002.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"000002.png is not there; .* in line 5"):
+    with pytest.raises(FileNotFoundError, match=r"000002.png, .* on line 5, does not exist"):
         load_attributed_images(folder, path)
 
 
-def test_damaged_pictures_are_named(faces):
+def test_errors_name_damaged_pictures(faces):
     folder, path = faces
     whole = (folder / "000001.png").read_bytes()
     for damaged in (b"", b"no picture", whole[: len(whole) // 2]):
         (folder / "000001.png").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"000001.png is no whole picture: "):
+        with pytest.raises(ValueError, match=r"000001.png is not an intact picture: "):
             load_attributed_images(folder, path)
 
 
-def test_pictures_of_sixteen_bits_are_refused(faces):
+def test_sixteen_bit_pictures_are_an_error(faces):
     folder, path = faces
     Image.fromarray(np.full((6, 5), 40_000, dtype=np.uint16)).save(folder / "000001.png")
     with pytest.raises(ValueError, match=r"000001.png .*eight bits"):
         load_attributed_images(folder, path)
 
 
-def test_pictures_of_other_sizes_need_a_crop_or_a_size(faces):
+def test_pictures_of_different_sizes_need_a_crop_or_a_size(faces):
     folder, path = faces
     Image.fromarray(pixels(height=7)[0]).save(folder / "000001.png")
-    with pytest.raises(ValueError, match=r"000001.png has 7 by 5 pixels, those before it 6 by 5"):
+    message = r"000001.png has 7 by 5 pixels, but the pictures before it have 6 by 5"
+    with pytest.raises(ValueError, match=message):
         load_attributed_images(folder, path)
     assert load_attributed_images(folder, path, crop=5).image_shape == (3, 5, 5)
     assert load_attributed_images(folder, path, size=(3, 4)).image_shape == (3, 3, 4)
@@ -200,7 +204,7 @@ def test_pictures_of_other_sizes_need_a_crop_or_a_size(faces):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"crop": 6}, r"000000.png has 6 by 5 pixels, less than crop=\(6, 6\)"),
+        ({"crop": 6}, r"000000.png has 6 by 5 pixels, fewer than crop=\(6, 6\)"),
         ({"crop": 0}, "'crop' parameter must be a whole number of at least 1"),
         ({"crop": (2, 3, 4)}, "'crop' parameter must be"),
         ({"size": 2.0}, "'size' parameter must be"),
@@ -209,7 +213,7 @@ def test_pictures_of_other_sizes_need_a_crop_or_a_size(faces):
         ({"n_images": 5}, "n_images=5 is more than the 4 pictures"),
     ],
 )
-def test_bad_parameters(faces, options, message):
+def test_bad_parameters_raise_an_error(faces, options, message):
     with pytest.raises(ValueError, match=message):
         load_attributed_images(*faces, **options)
 

@@ -24,7 +24,7 @@ def _pictures(n_train=5, n_test=3):
 
 
 def _idx(array):
-    """The format as its authors describe it: big-endian header, then the numbers."""
+    """The IDX format as documented: a big-endian header, then the numbers."""
     header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
     return header + array.tobytes()
 
@@ -40,10 +40,10 @@ def _write(folder, packed, pictures=None):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Whole files; neither Debian's folder nor the network is there."""
+    """A folder with intact files; neither Debian's folder nor the network is available."""
 
     def fetch_openml(*args, **kwargs):
-        raise AssertionError("asked for the network")
+        raise AssertionError("tried to use the network")
 
     monkeypatch.setattr(_fashion_mnist, "fetch_openml", fetch_openml)
     monkeypatch.setattr(_fashion_mnist, "DEBIAN_FOLDER", tmp_path / "nowhere")
@@ -70,7 +70,7 @@ def test_reads_the_published_files(tmp_path, packed, subset):
     assert "Fashion-MNIST" in found.DESCR
 
 
-def test_train_is_the_default_and_arrays_can_be_written_to(folder):
+def test_train_is_the_default_and_arrays_are_writable(folder):
     X, y = fetch_fashion_mnist(data_home=folder, return_X_y=True)
     bunch = fetch_fashion_mnist(subset="train", data_home=folder)
     assert_array_equal(X, bunch.data)
@@ -78,7 +78,7 @@ def test_train_is_the_default_and_arrays_can_be_written_to(folder):
     X[0, 0], y[0] = 0, 0
 
 
-def test_order_of_the_places(folder, tmp_path, monkeypatch):
+def test_data_home_comes_before_the_debian_folder(folder, tmp_path, monkeypatch):
     other = tmp_path / "other"
     other.mkdir()
     _write(other, packed=True, pictures=_pictures(n_train=2))
@@ -101,10 +101,10 @@ def _fake_openml(monkeypatch, pixels, target):
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
-def test_openml_gives_the_same(folder, monkeypatch, dtype):
+def test_openml_gives_the_same_data(folder, monkeypatch, dtype):
     pictures = _pictures()
     pixels, target = (np.concatenate(arrays) for arrays in zip(*pictures.values(), strict=True))
-    # As scikit-learn gives them: numbers of its choice, classes as text.
+    # As scikit-learn returns them: numbers of varying dtype, and classes as text.
     text = np.array([str(label) for label in target], dtype=object)
     calls = _fake_openml(monkeypatch, pixels.reshape(8, 784).astype(dtype), text)
     for subset in ("train", "test", "all"):
@@ -119,14 +119,14 @@ def test_openml_gives_the_same(folder, monkeypatch, dtype):
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_openml_needs_no_pandas(folder, monkeypatch, installed):
+def test_openml_works_without_pandas(folder, monkeypatch, installed):
     calls = _fake_openml(monkeypatch, np.zeros((8, 784)), np.zeros(8))
     monkeypatch.setattr(_fashion_mnist, "find_spec", lambda name: object() if installed else None)
     fetch_fashion_mnist()
     assert calls[0][1]["parser"] == ("pandas" if installed else "liac-arff")
 
 
-def test_network_error_passes_with_a_hint(folder, monkeypatch):
+def test_network_error_is_raised_with_a_hint(folder, monkeypatch):
     failure = urllib.error.URLError("no route to host")
 
     def fetch_openml(*args, **kwargs):
@@ -139,13 +139,13 @@ def test_network_error_passes_with_a_hint(folder, monkeypatch):
     assert "data_home" in "".join(failure.__notes__)
 
 
-def test_another_table_of_openml_is_refused(folder, monkeypatch):
+def test_unexpected_table_from_openml_is_an_error(folder, monkeypatch):
     _fake_openml(monkeypatch, np.zeros((7, 784)), np.zeros(7))
     with pytest.raises(ValueError, match=r"shape \(7, 784\)"):
         fetch_fashion_mnist()
 
 
-def test_missing_files_are_named(folder):
+def test_errors_name_missing_files(folder):
     with pytest.raises(FileNotFoundError, match="data_home"):
         fetch_fashion_mnist(data_home=folder / "nowhere")
     (folder / LABELS["test"]).unlink()
@@ -172,17 +172,20 @@ def _damage(content, how):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("empty", "is cut off: it ends after 0 bytes"),
-        ("in the magic", "is cut off: it ends after 2 bytes"),
-        ("in the header", "is cut off: it ends after 9 bytes"),
-        ("cut off", "is cut off: its header says 3920 numbers, 3919 are there"),
+        ("empty", "is truncated: it ends after 0 bytes"),
+        ("in the magic", "is truncated: it ends after 2 bytes"),
+        ("in the header", "is truncated: it ends after 9 bytes"),
+        (
+            "cut off",
+            "is truncated: its header announces 3920 numbers, but it contains 3919",
+        ),
         ("too long", "is too long"),
         ("other numbers", "expected 00 00 08 03, got 00 00 0d 03"),
         ("other axes", "with 3 axes"),
-        ("text", "does not start as an IDX file"),
+        ("text", "does not start like an IDX file"),
     ],
 )
-def test_damaged_files_are_named(folder, packed, how, message):
+def test_errors_name_damaged_files(folder, packed, how, message):
     plain = folder / IMAGES["train"]
     path = folder / f"{plain.name}.gz" if packed else plain
     damaged = _damage(plain.read_bytes(), how)
@@ -194,7 +197,7 @@ def test_damaged_files_are_named(folder, packed, how, message):
 
 
 @pytest.mark.parametrize("how", ["not packed", "cut off", "bits changed"])
-def test_damaged_gzip_is_named(folder, how):
+def test_errors_name_damaged_gzip_files(folder, how):
     plain = folder / IMAGES["train"]
     content, path = gzip.compress(plain.read_bytes()), folder / f"{plain.name}.gz"
     damaged = {
@@ -204,7 +207,7 @@ def test_damaged_gzip_is_named(folder, how):
     }[how]
     plain.unlink()
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="is no whole gzip file") as caught:
+    with pytest.raises(ValueError, match="is not an intact gzip file") as caught:
         fetch_fashion_mnist(data_home=folder)
     assert str(path) in str(caught.value)
 
@@ -213,11 +216,11 @@ def test_damaged_gzip_is_named(folder, how):
     ("name", "array", "message"),
     [
         (IMAGES["train"], np.zeros((5, 32, 32), np.uint8), "32 by 32 pixels"),
-        (IMAGES["train"], np.zeros((4, 28, 28), np.uint8), "holds 4 pictures, but"),
-        (LABELS["train"], np.full(5, 10, np.uint8), "holds the label 10"),
+        (IMAGES["train"], np.zeros((4, 28, 28), np.uint8), "contains 4 pictures, but"),
+        (LABELS["train"], np.full(5, 10, np.uint8), "contains the label 10"),
     ],
 )
-def test_files_of_other_data_are_named(folder, name, array, message):
+def test_errors_name_files_with_other_data(folder, name, array, message):
     (folder / name).write_bytes(_idx(array))
     with pytest.raises(ValueError, match=message) as caught:
         fetch_fashion_mnist(data_home=folder)
@@ -225,7 +228,7 @@ def test_files_of_other_data_are_named(folder, name, array, message):
 
 
 @pytest.mark.parametrize("subset", ["valid", None, 1])
-def test_bad_subset(subset):
+def test_unknown_subset_is_an_error(subset):
     message = "The 'subset' parameter must be one of 'train', 'test', 'all'; got "
     with pytest.raises(ValueError, match=message):
         fetch_fashion_mnist(subset=subset)

@@ -28,7 +28,7 @@ def test_whitening_flattens_the_spectrum(photograph):
     flat = np.array([_power(whitened, *band) for band in bands])
     assert raw.max() / raw.min() > 10
     assert flat.max() / flat.min() < 2
-    assert _power(whitened, 0.6, 0.7) < 1e-2 * flat.min()  # the corners are taken out
+    assert _power(whitened, 0.6, 0.7) < 1e-2 * flat.min()  # the corners are removed
 
 
 def test_whitening_is_the_published_filter_of_the_mirrored_picture():
@@ -41,7 +41,7 @@ def test_whitening_is_the_published_filter_of_the_mirrored_picture():
 
 
 def test_whitening_treats_both_axes_alike():
-    # An eighth of a cycle per pixel along either axis, in a picture that is not square.
+    # One eighth of a cycle per pixel along each axis of a picture that is not square.
     rows, columns = np.mgrid[0:64, 0:96] + 0.5
     down, across = np.cos(np.pi / 4 * rows), np.cos(np.pi / 4 * columns)
     gain = 0.125 * np.exp(-((0.125 * 512 / 200) ** 4))
@@ -71,7 +71,7 @@ def test_raw_patches_are_the_grey_photograph(photograph):
         assert np.isclose(windows, patch, atol=1e-12).all(axis=1).any()
 
 
-def test_grey_is_luma():
+def test_grey_values_are_luma():
     rgb = np.zeros((1, 3, 3), dtype=np.uint8)
     rgb[0, [0, 1, 2], [0, 1, 2]] = 200
     assert_allclose(_natural_patches._to_grey(rgb, 0), 200 * np.array([[0.299, 0.587, 0.114]]))
@@ -115,7 +115,7 @@ def test_positions_are_uniform_over_images_of_different_sizes():
     X = load_natural_patches(
         800, patch_size=1, whitening=None, images=[dark, bright], random_state=0, dtype=np.float64
     )
-    # The mean is taken off, so the ground of one picture lies below zero, of the other above.
+    # After centring, the background is below zero in one picture and above zero in the other.
     assert_allclose((X > 0).mean(), 2 / 3, atol=0.06)
 
 
@@ -125,7 +125,7 @@ def test_scale_of_the_intensities_does_not_matter(photograph):
     assert_allclose(load_natural_patches(**params, images=[1e-4 * photograph]), X, atol=1e-9)
 
 
-def test_too_many_patches_says_how_many_there_are():
+def test_error_for_too_many_patches_says_how_many_there_are():
     image = np.random.RandomState(0).normal(size=(10, 12))
     assert load_natural_patches(63, patch_size=4, images=[image]).shape == (63, 16)
     with pytest.raises(ValueError, match="n_samples must be at most 63"):
@@ -155,13 +155,13 @@ def test_too_many_patches_says_how_many_there_are():
         ({"dtype": "nonsense"}, "'dtype' parameter must be"),
         ({"images": []}, "images is empty"),
         ({"images": [np.zeros((30, 30, 4))]}, r"images\[0\] has shape"),
-        ({"images": [np.full((30, 30), np.nan)]}, r"images\[0\] must hold"),
+        ({"images": [np.full((30, 30), np.nan)]}, r"images\[0\] must contain"),
         ({"images": [np.full((30, 30), 0.7)]}, r"images\[0\] has no contrast"),
         ({"images": [np.full((30, 30), 0.7)], "whitening": None}, "has no contrast"),
         ({"images": [np.zeros((30, 30), dtype=np.uint8)]}, "has no contrast"),
     ],
 )
-def test_natural_patches_bad_parameters(params, message):
+def test_bad_parameters_raise_an_error(params, message):
     with pytest.raises(ValueError, match=message):
         load_natural_patches(**{"n_samples": 10, **params})
 

@@ -13,7 +13,7 @@ LOADERS = {
 
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
-def test_random_state_alone_decides(load):
+def test_random_state_alone_determines_the_data(load):
     state = check_random_state(None).get_state()
     first, again, other = load(random_state=3), load(random_state=3), load(random_state=4)
     from_instance = load(random_state=np.random.RandomState(3))

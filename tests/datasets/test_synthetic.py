@@ -20,7 +20,7 @@ def test_sparse_coded_density_is_bernoulli(density):
     active = codes != 0
     n = active.size
     assert abs(active.mean() - density) <= 4 * np.sqrt(density * (1 - density) / n)
-    # Independent: the number of active codes has the variance of a binomial.
+    # Independence: the number of active codes has the variance of a binomial distribution.
     assert_allclose(active.sum(axis=1).var(), 20 * density * (1 - density), rtol=0.1)
 
 
@@ -29,7 +29,7 @@ def test_sparse_coded_density_is_bernoulli(density):
     [("laplace", 1, 2), ("gaussian", np.sqrt(2 / np.pi), 1), ("uniform", 1 / 2, 1 / 3)],
 )
 @pytest.mark.parametrize("positive", [False, True])
-def test_code_distribution(distribution, absolute, square, positive):
+def test_codes_follow_the_chosen_distribution(distribution, absolute, square, positive):
     _, _, codes = make_sparse_coded(
         20_000,
         density=0.2,
@@ -69,7 +69,7 @@ def test_sparse_coded_noise_is_a_standard_deviation():
         ({"noise": -0.1}, "'noise' parameter must be"),
     ],
 )
-def test_sparse_coded_bad_parameters(params, message):
+def test_sparse_coded_bad_parameters_raise_an_error(params, message):
     with pytest.raises(ValueError, match=message):
         make_sparse_coded(**params)
 
@@ -86,7 +86,7 @@ def test_bars_are_all_rows_and_columns():
             assert bar.sum() == 5
 
 
-def test_bars_combine():
+def test_bars_are_combined_as_asked():
     X, components, codes = make_bars(300, size=4, random_state=0)
     assert (X.shape, components.shape, codes.shape) == ((300, 16), (8, 16), (300, 8))
     drawn = np.where(codes[:, :, None] > 0, components, 0).max(axis=1)
@@ -98,13 +98,13 @@ def test_bars_combine():
 
 
 @pytest.mark.parametrize(("density", "expected"), [(None, 1 / 8), (0.3, 0.3)])
-def test_bars_density(density, expected):
+def test_bars_appear_with_the_given_density(density, expected):
     _, _, codes = make_bars(3000, density=density, random_state=0)
     assert set(np.unique(codes)) == {0.0, 1.0}
     assert abs(codes.mean() - expected) < 4 * np.sqrt(expected * (1 - expected) / codes.size)
 
 
-def test_bars_noise():
+def test_bars_noise_is_a_standard_deviation():
     clean, _, _ = make_bars(2000, random_state=0)
     noisy, _, _ = make_bars(2000, noise=0.2, random_state=0)
     assert_allclose((noisy - clean).std(), 0.2, rtol=0.02)
@@ -120,6 +120,6 @@ def test_bars_noise():
         ({"noise": "low"}, "'noise' parameter must be"),
     ],
 )
-def test_bars_bad_parameters(params, message):
+def test_bars_bad_parameters_raise_an_error(params, message):
     with pytest.raises(ValueError, match=message):
         make_bars(**params)

@@ -16,7 +16,7 @@ plt = pytest.importorskip("matplotlib.pyplot")
 
 
 class Learner(BaseEstimator):
-    """Stands for a dictionary learner."""
+    """Stands in for a dictionary learner."""
 
     def __init__(self, components=None, usage=None):
         self.components = components
@@ -34,7 +34,7 @@ def components():
 
 
 def _tiles(mosaic, n_columns, height, width):
-    """Cut a mosaic into its tiles, by the layout as documented."""
+    """Cut a mosaic into its tiles according to the documented layout."""
     n_rows = (mosaic.shape[0] - 1) // (height + 1)
     return [
         mosaic[1 + r * (height + 1) :, 1 + c * (width + 1) :][:height, :width]
@@ -43,7 +43,7 @@ def _tiles(mosaic, n_columns, height, width):
     ]
 
 
-def test_tiles_are_the_atoms_in_the_order_of_use(components):
+def test_tiles_are_the_atoms_in_order_of_use(components):
     usage = np.array([0.1, 0.9, 0.0, 0.5, 0.5, 0.2, 0.3])
     display = DictionaryDisplay.from_estimator(
         Learner(components, usage).fit(), image_shape=(2, 3), scale="common", n_columns=3
@@ -83,7 +83,7 @@ def test_scale_common_is_symmetric_around_zero(components):
     assert display.im_.get_clim() == (-1, 1)
 
 
-def test_order(components):
+def test_atoms_are_ordered_as_asked(components):
     usage = np.arange(7)[::-1]
 
     def indices(**params):
@@ -94,7 +94,7 @@ def test_order(components):
     by_norm = np.argsort(-np.linalg.norm(components, axis=1)).tolist()
     assert indices(usage=usage) == list(range(7))
     assert indices(usage=usage, order="norm") == by_norm != list(range(7))
-    assert indices(order="use") == by_norm  # nothing is known of the use
+    assert indices(order="use") == by_norm  # without usage
     assert indices(order=None, usage=np.arange(7)) == list(range(7))
     assert indices(n_components=2, usage=usage[::-1]) == [6, 5]
     assert len(indices(n_components=100)) == 7
@@ -132,7 +132,7 @@ def test_mosaic_is_about_square(n_atoms, image_shape, n_columns):
     assert display.mosaic_.shape[1] == n_columns * (image_shape[1] + 1) + 1
 
 
-def test_colour():
+def test_colour_atoms_are_drawn_around_middle_grey():
     atoms = np.random.RandomState(0).normal(size=(4, 3 * 2 * 5))
     display = DictionaryDisplay.from_components(atoms, image_shape=(3, 2, 5), order=None)
     mosaic = display.mosaic_
@@ -161,7 +161,7 @@ def test_one_channel_is_grey(components):
 
 
 @pytest.mark.parametrize("cmap", ["gray", "RdBu_r", "viridis", "seismic"])
-def test_gaps_can_be_told_from_zero(cmap):
+def test_gaps_can_be_distinguished_from_zero(cmap):
     display = DictionaryDisplay.from_components(np.zeros((4, 9)), cmap=cmap)
     colours = display.im_.cmap(display.im_.norm(display.im_.get_array()))
     gap, zero = colours[0, 0, :3], colours[1, 1, :3]
@@ -183,7 +183,7 @@ def test_plot_again_on_given_axes(components):
     assert_array_equal(display.components, before)
 
 
-def test_estimators_of_scikit_learn():
+def test_estimators_of_scikit_learn_can_be_drawn():
     X = np.random.RandomState(0).normal(size=(30, 9))
     scaled = make_pipeline(StandardScaler(), PCA(4)).fit(X)
     display = DictionaryDisplay.from_estimator(scaled[-1])
@@ -200,7 +200,7 @@ def test_estimators_of_scikit_learn():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({}, "pass image_shape"),  # 6 features make no square
+        ({}, "pass image_shape"),  # 6 features do not form a square
         ({"image_shape": (2, 4)}, r"image_shape=\(2, 4\) multiplies to 8, but .* 6 features"),
         ({"image_shape": (2, 3, 1)}, "1 or 3 channels"),
         ({"image_shape": 6}, "image_shape must be"),
@@ -213,13 +213,13 @@ def test_estimators_of_scikit_learn():
         ({"image_shape": (2, 3), "usage": [1, 2]}, "one number for each of the 7 atoms"),
     ],
 )
-def test_bad_parameters(components, params, message):
+def test_bad_parameters_raise_an_error(components, params, message):
     with pytest.raises(ValueError, match=message):
         DictionaryDisplay.from_components(components, **params)
     assert not plt.get_fignums()
 
 
-def test_bad_components(components):
+def test_bad_components_raise_an_error(components):
     components[1, 1] = np.nan
     with pytest.raises(ValueError, match="components contains NaN"):
         DictionaryDisplay(components, image_shape=(2, 3))

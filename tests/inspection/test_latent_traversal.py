@@ -13,8 +13,8 @@ plt = pytest.importorskip("matplotlib.pyplot")
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 
 X = make_sparse_coded(n_samples=100, n_features=16, n_components=8, noise=0.1, random_state=0)[0]
-HOLED = X[0].copy()
-HOLED[3] = np.nan
+INCOMPLETE = X[0].copy()
+INCOMPLETE[3] = np.nan
 SMALL = {"max_iter": 2, "hidden_layer_sizes": (8,), "random_state": 0}
 EACH = {
     "lasso": FISTADictionaryLearner(8, alpha=0.1, max_iter=3, random_state=0),
@@ -33,9 +33,9 @@ def dense(codes):
 
 
 @pytest.mark.parametrize("estimator", EACH.values(), ids=EACH)
-def test_rows_are_decoded_with_one_code_moved(estimator):
+def test_rows_are_decoded_with_one_code_changed(estimator):
     model = clone(estimator).fit(X)
-    row = X[0] if isinstance(model, PCA) else HOLED
+    row = X[0] if isinstance(model, PCA) else INCOMPLETE
     display = LatentTraversalDisplay.from_estimator(
         model, row, components=[5, 2], values=[-1, 0, 2]
     )
@@ -51,7 +51,7 @@ def test_rows_are_decoded_with_one_code_moved(estimator):
 
 
 @pytest.mark.parametrize("estimator", EACH.values(), ids=EACH)
-def test_defaults(estimator):
+def test_defaults_select_components_and_values(estimator):
     model = clone(estimator).fit(X)
     several = LatentTraversalDisplay.from_estimator(model, X, n_components=3)
     codes = dense(model.transform(X))
@@ -60,7 +60,7 @@ def test_defaults(estimator):
     reach = np.quantile(np.abs(shown[shown != 0]), 0.99)
     assert_allclose(several.values, np.linspace(-reach, reach, 9), rtol=1e-6)
     if isinstance(model, PCA):
-        with pytest.raises(ValueError, match="Nothing says how far the codes of this PCA run"):
+        with pytest.raises(ValueError, match="Cannot determine a range for the codes of this PCA"):
             LatentTraversalDisplay.from_estimator(model)
         return
     display = LatentTraversalDisplay.from_estimator(model)
@@ -72,7 +72,7 @@ def test_defaults(estimator):
     assert display.values[-1] == -display.values[0] > 0
 
 
-def test_reach_without_rows_is_that_of_the_prior():
+def test_range_without_rows_comes_from_the_prior():
     def reach(model):
         return LatentTraversalDisplay.from_estimator(model).values[-1]
 
@@ -80,13 +80,13 @@ def test_reach_without_rows_is_that_of_the_prior():
     assert reach(lasso) == pytest.approx(3 * 2**0.5 * lasso.prior_scale_)
     gaussian = SparseVAE(8, prior="gaussian", prior_scale=2.0, **SMALL).fit(X)
     assert reach(gaussian) == pytest.approx(6.0)
-    # A slab of unit variance, though most codes are zero.
+    # The slab has unit variance, although most codes are zero.
     spikes = SparseVAE(8, prior="spike_slab", density=0.01, **SMALL).fit(X)
     assert reach(spikes) == pytest.approx(3.0)
     assert reach(clone(EACH["cauchy"]).fit(X)) == pytest.approx(3.0)
 
 
-def test_among_equals_those_that_move_the_row_most_come_first():
+def test_equally_used_components_are_ordered_by_how_much_they_change_the_row():
     model = clone(EACH["gaussian"]).fit(X)
     assert (model.component_usage_ == 1).all()
     display = LatentTraversalDisplay.from_estimator(model, X[0], values=[-1, 1])
@@ -112,7 +112,7 @@ def test_mosaic_has_a_row_for_each_component():
     assert display.plot(ax=ax).figure_ is figure
 
 
-def test_colour_stays_within_its_range():
+def test_colour_is_rescaled_only_outside_the_unit_interval():
     decoded = np.random.default_rng(0).uniform(size=(1, 2, 12))
     options = {"components": [0], "values": [0, 1], "image_shape": (3, 2, 2)}
     mosaic = LatentTraversalDisplay(decoded, **options).plot().mosaic_
@@ -122,7 +122,7 @@ def test_colour_stays_within_its_range():
     assert_allclose([inside.min(), inside.max()], [0, 1], atol=1e-12)
 
 
-def test_curves_of_rows_that_are_no_images():
+def test_rows_that_are_not_images_are_drawn_as_curves():
     decoded = np.random.default_rng(0).normal(size=(5, 3, 6))
     display = LatentTraversalDisplay(decoded, components=range(5), values=[-1, 0, 1]).plot()
     assert display.image_shape is None
@@ -132,7 +132,7 @@ def test_curves_of_rows_that_are_no_images():
         for line, row in zip(axes.get_lines(), decoded[component], strict=True):
             assert_array_equal(line.get_ydata(), row)
     display.figure_.canvas.draw()
-    # One in a grid of others keeps to its place.
+    # Curves in place of one subplot stay within its space.
     figure, (first, second) = plt.subplots(1, 2)
     display.plot(ax=first, cmap="viridis", line_kw={"linewidth": 3})
     figure.canvas.draw()
@@ -141,12 +141,12 @@ def test_curves_of_rows_that_are_no_images():
     assert all(axes.get_position().x1 <= second.get_position().x0 for axes in display.axes_)
 
 
-def test_kind_and_shape():
+def test_kind_and_shape_determine_how_rows_are_drawn():
     square = np.zeros((1, 2, 9))
     options = {"components": [0], "values": [0, 1]}
     assert LatentTraversalDisplay(square, **options).image_shape == (3, 3)
     assert LatentTraversalDisplay(square, kind="line", **options).image_shape is None
-    with pytest.raises(ValueError, match="make no square"):
+    with pytest.raises(ValueError, match="do not form a square"):
         LatentTraversalDisplay(np.zeros((1, 2, 6)), kind="image", **options)
     model = SparseVAE(
         4, encoder="conv", decoder="conv", image_shape=(1, 4, 4), max_iter=1, random_state=0
@@ -168,14 +168,14 @@ def test_kind_and_shape():
         ({"image_shape": (3, 4)}, "multiplies to 12, but the decoded rows have 16"),
     ],
 )
-def test_bad_parameters(params, message):
+def test_bad_parameters_raise_an_error(params, message):
     model = clone(EACH["lasso"]).fit(X)
     with pytest.raises(ValueError, match=message):
         LatentTraversalDisplay.from_estimator(model, **params)
     assert not plt.get_fignums()
 
 
-def test_bad_input():
+def test_bad_input_raises_an_error():
     with pytest.raises(TypeError, match="KMeans has no inverse_transform"):
         LatentTraversalDisplay.from_estimator(KMeans(2, n_init=1, random_state=0).fit(X))
     with pytest.raises(ValueError, match=r"decoded has shape \(2, 3\)"):

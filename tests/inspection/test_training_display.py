@@ -17,7 +17,7 @@ plt = pytest.importorskip("matplotlib.pyplot")
 X = make_sparse_coded(n_samples=100, n_components=8, noise=0.1, random_state=0)[0]
 TINY = {"max_iter": 3, "random_state": 0}
 SMALL = TINY | {"hidden_layer_sizes": (8,)}
-# What each class draws: entries with the sign they are drawn with.
+# What is drawn for each class: entries with their signs, and the labels of the panels.
 DRAWN = {
     "lasso": (
         FISTADictionaryLearner(8, alpha=0.1, **TINY),
@@ -43,7 +43,7 @@ DRAWN = {
 
 
 @pytest.mark.parametrize(("estimator", "signs", "labels"), DRAWN.values(), ids=DRAWN)
-def test_curves_are_the_history(estimator, signs, labels):
+def test_curves_show_the_history(estimator, signs, labels):
     model = estimator.fit(X)
     display = TrainingDisplay.from_estimator(model)
     assert list(display.lines_) == list(signs)
@@ -56,7 +56,7 @@ def test_curves_are_the_history(estimator, signs, labels):
     display.figure_.canvas.draw()
 
 
-def test_legend_where_there_is_a_choice():
+def test_panels_with_several_curves_have_a_legend():
     history = [{"epoch": n, "loss": 1.0 / n, "kl": 0.5, "log_likelihood": 0.0} for n in (1, 2)]
     loss, parts = TrainingDisplay.from_history(history).axes_
     assert loss.get_legend() is None
@@ -83,20 +83,20 @@ def test_plot_on_given_axes():
     assert display.figure_ is figure
     assert display.lines_["loss"].get_color() == "red"
     assert display.lines_["loss"].get_marker() == ""
-    # A single one makes room for all.
+    # A single given axes is split into panels.
     figure, (first, second) = plt.subplots(1, 2)
     display.plot(ax=first)
     figure.canvas.draw()
     assert not first.axison
     assert display.figure_ is figure
     assert all(axes.get_position().x1 <= second.get_position().x0 for axes in display.axes_)
-    with pytest.raises(ValueError, match="one axes, or 2, one for each panel; got 3"):
+    with pytest.raises(ValueError, match="a single axes, or 2, one for each panel; got 3"):
         display.plot(ax=plt.subplots(1, 3)[1])
     with pytest.raises(ValueError, match="grid of subplots"):
         display.plot(ax=plt.figure().add_axes((0, 0, 1, 1)))
 
 
-def test_bad_input():
+def test_bad_input_raises_an_error():
     with pytest.raises(ValueError, match="history is empty"):
         TrainingDisplay([])
     with pytest.raises(ValueError, match=r"needs 'epoch' and 'loss'; one has only \['epoch'\]"):

@@ -380,7 +380,7 @@ def test_relaxed_gates_of_a_laplace_base_are_those_of_its_spike_and_slab():
     family.temperature = 0.7
     heads = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).double()
     q = family.posterior(heads)
-    gates = q.as_spike_slab()
+    gates = q.as_gated()
     gates.family.temperature = 0.7
     noise = q.noise(50, torch.Generator().manual_seed(1))
     found, expected = q.rsample(noise), gates.rsample(noise)

@@ -1,4 +1,4 @@
-"""What the tests of metrics share."""
+"""Fixtures for the tests of metrics."""
 
 import warnings
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def fitted():
-    """Fit a model for a few epochs, after which some atoms are still unused."""
+    """Fit a model for a few epochs, ignoring warnings about atoms that are still unused."""
 
     def fit(model, X):
         with warnings.catch_warnings():

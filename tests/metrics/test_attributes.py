@@ -26,14 +26,14 @@ def test_correlation_is_point_biserial(data, scale):
         for attribute in attributes.T
     ]
     assert_allclose(attribute_correlation(scale * codes, attributes), expected, rtol=1e-9)
-    # The formula of the textbooks.
+    # The textbook formula.
     has = attributes[:, 1]
     code, n1, n0 = codes[:, 0], has.sum(), (~has).sum()
     by_hand = (code[has].mean() - code[~has].mean()) / code.std() * np.sqrt(n1 * n0) / 50
     assert expected[1][0] == pytest.approx(by_hand)
 
 
-def test_labels_of_any_kind(data):
+def test_labels_may_be_of_any_kind(data):
     codes, attributes = data
     found = attribute_correlation(codes, attributes)
     assert found.shape == (4, 6)
@@ -44,7 +44,7 @@ def test_labels_of_any_kind(data):
     assert_allclose(attribute_correlation(codes, attributes[:, 2]), found[2:3])
 
 
-def test_what_never_changes_has_no_correlation(data):
+def test_constant_columns_have_zero_correlation(data):
     codes, attributes = data
     codes[:, 1], codes[:, 2] = 0, 0.1 + 0.2
     attributes[:, 3] = True
@@ -56,7 +56,7 @@ def test_what_never_changes_has_no_correlation(data):
 
 @given(st.integers(0, 2**31 - 1), st.floats(1e-3, 1e3), st.floats(-10, 10))
 @settings(max_examples=25, deadline=None)
-def test_unit_and_origin_do_not_count(seed, scale, shift):
+def test_unit_and_origin_do_not_matter(seed, scale, shift):
     rng = np.random.default_rng(seed)
     codes, attributes = rng.normal(size=(20, 3)), rng.random((20, 2)) < 0.5
     found = attribute_correlation(codes, attributes)
@@ -64,7 +64,7 @@ def test_unit_and_origin_do_not_count(seed, scale, shift):
     assert_allclose(attribute_correlation(-codes, ~attributes), found, atol=1e-9)
 
 
-def test_bad_input_is_named(data):
+def test_error_messages_name_the_bad_input(data):
     codes, attributes = data
     with pytest.raises(ValueError, match=r"got values 0, 1, 2, 3, 4, \.\.\.\. Turn class labels"):
         attribute_correlation(codes, np.arange(50) % 10)

@@ -45,14 +45,14 @@ def rows():
 
 
 def log_normal(X, mean, extra, variance):
-    """Expected log density of what is observed, where the mean varies by ``extra``."""
+    """Expected log density of the observed entries if the mean has variance ``extra``."""
     terms = -0.5 * (np.log(2 * math.pi * variance) + ((X - mean) ** 2 + extra) / variance)
     return np.nansum(terms, axis=-1)
 
 
 @pytest.mark.parametrize("model", CLOSED, ids=name)
-def test_divergences_are_what_the_score_takes_off(fitted, model, X):
-    """The score is the expected likelihood, here from moments alone, less the divergences."""
+def test_divergences_are_what_the_score_subtracts(fitted, model, X):
+    """The score is the expected log-likelihood, here from moments, minus the divergences."""
     model = fitted(model, X)
     found = model._code_divergence(X)
     assert found.shape == (len(X), 6)
@@ -64,7 +64,7 @@ def test_divergences_are_what_the_score_takes_off(fitted, model, X):
 
 
 @pytest.mark.parametrize("model", DRAWN, ids=name)
-def test_divergences_by_draws_too(fitted, model, X):
+def test_divergences_estimated_from_draws_match_the_score_too(fitted, model, X):
     model = fitted(model, X)
     found = model._code_divergence(X)
     draws = model.sample_posterior(X, 8)
@@ -89,8 +89,8 @@ def test_divergence_of_a_laplace_posterior_by_quadrature(fitted, X):
         assert found[row, k] == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_posterior_is_the_one_of_the_score(fitted, X):
-    """A weight of the KL moves what ``posterior`` returns, and not this; so do sweeps."""
+def test_the_posterior_is_the_one_used_by_the_score(fitted, X):
+    """The KL weight changes what ``posterior`` returns but not this; refinement changes this."""
     model = fitted(ThresholdedVSC(kl_weight=3.0, **SMALL), X)
     found, moments = model._code_divergence(X), model.posterior(X).mean
     model.set_params(kl_weight=1.0)
@@ -112,23 +112,23 @@ def test_collapse_counts_codes(fitted, X):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_weight_on_the_kl_collapses_posteriors(fitted, X):
+def test_a_large_kl_weight_collapses_posteriors(fitted, X):
     heavy = fitted(SparseVAE(6, prior="gaussian", kl_weight=1e3, **TRAINED), X)
     light = fitted(SparseVAE(6, prior="gaussian", kl_weight=0.01, **TRAINED), X)
     assert posterior_collapse(heavy, X) == 1
     assert posterior_collapse(light, X) == 0
 
 
-def test_a_gaussian_posterior_is_never_a_laplace_prior(fitted, X):
+def test_a_gaussian_posterior_never_equals_a_laplace_prior(fitted, X):
     heavy = fitted(SparseVAE(6, prior="laplace", kl_weight=1e3, **TRAINED), X)
-    # At the best scale, sqrt(pi / 2) times that of the prior.
+    # Attained at the best scale, which is sqrt(pi / 2) times the prior scale.
     least = 0.5 + math.log(2 / math.pi)
     assert heavy._code_divergence(X).min() > least - 1e-6
     assert posterior_collapse(heavy, X) == 0
     assert posterior_collapse(heavy, X, kl_tol=least + 0.01) == 1
 
 
-def test_collapse_of_what_has_no_posterior_is_refused(fitted, X):
+def test_collapse_without_a_posterior_is_an_error(fitted, X):
     with pytest.raises(NotFittedError):
         posterior_collapse(SparseVAE(), X)
     full = X[~np.isnan(X).any(1)]

@@ -21,13 +21,13 @@ def test_effective_dictionary_is_least_squares(rng):
     X = codes @ rng.normal(size=(5, 7)) + 0.1 * rng.normal(size=(60, 7)) + 3
     found = effective_dictionary(X, codes)
     assert_allclose(found, np.linalg.lstsq(codes, X, rcond=None)[0], rtol=1e-8)
-    # As published: moments over n, and a pseudo-inverse.
+    # As published: moments divided by n, and a pseudo-inverse.
     moments = (X.T @ codes / 60) @ np.linalg.pinv(codes.T @ codes / 60)
     assert_allclose(found, moments.T, rtol=1e-8)
     assert_allclose(effective_dictionary(X, csr_array(codes)), found)
 
 
-def test_effective_dictionary_of_codes_that_leave_a_choice(rng):
+def test_effective_dictionary_of_dependent_codes_has_minimum_norm(rng):
     codes = rng.normal(size=(30, 4))
     codes[:, 1], codes[:, 3] = 0, codes[:, 2]
     X = rng.normal(size=(30, 3))
@@ -37,7 +37,7 @@ def test_effective_dictionary_of_codes_that_leave_a_choice(rng):
     assert_allclose(found[2], found[3], atol=1e-8)
 
 
-def test_effective_dictionary_of_rows_with_holes(rng):
+def test_effective_dictionary_of_rows_with_missing_entries(rng):
     codes = rng.normal(size=(60, 3))
     X = codes @ rng.normal(size=(3, 5)) + 0.1 * rng.normal(size=(60, 5))
     X[rng.random(X.shape) < 0.3] = np.nan
@@ -81,7 +81,7 @@ def test_recovery_is_the_best_of_all_matchings(rng):
     st.lists(st.sampled_from([-1, 1]), min_size=6, max_size=6),
 )
 @settings(max_examples=25, deadline=None)
-def test_order_sign_and_length_of_atoms_do_not_count(seed, order, scales, signs):
+def test_order_sign_and_length_of_atoms_do_not_matter(seed, order, scales, signs):
     rng = np.random.default_rng(seed)
     true = rng.normal(size=(6, 4))
     learned = (true * np.multiply(scales, signs)[:, None])[order]
@@ -98,11 +98,11 @@ def test_true_atoms_without_a_match(rng):
     assert (found.recovered, found.mean_cosine) == (0.5, 0.5)
     assert_array_equal(found.cosines, [1, 0, 1, 0])
     assert_array_equal(found.matches, [1, -1, 0, -1])
-    # An atom of zeros is like no other.
+    # An atom of zeros has cosine zero with every other.
     assert atom_recovery(np.zeros((4, 4)), true).mean_cosine == 0
 
 
-def test_bad_dictionaries_are_named():
+def test_error_messages_name_the_bad_dictionary():
     with pytest.raises(ValueError, match="same number of columns; got 3 and 4"):
         atom_recovery(np.eye(3), np.eye(4))
     for threshold in (-0.1, 1.5, "1", True):
@@ -123,7 +123,7 @@ def test_bad_dictionaries_are_named():
 def test_coherence_of_known_dictionaries(scale):
     assert coherence(scale * np.eye(3)) == 0
     angles = 2 * math.pi * np.arange(3) / 3
-    # Three atoms of the plane at equal angles meet the bound of Welch.
+    # Three atoms at equal angles in the plane attain the Welch bound.
     frame = np.column_stack([np.cos(angles), np.sin(angles)])
     assert coherence(scale * frame) == pytest.approx(math.sqrt((3 - 2) / (2 * (3 - 1))))
     # Spikes and sines.

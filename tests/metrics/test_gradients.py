@@ -21,13 +21,13 @@ def rows():
 
 
 def decoder_ratios(model, X, n_draws):
-    """Signal and noise of the gradient in dictionary and intercept, for a Gaussian posterior.
+    """Signal-to-noise ratios of dictionary and intercept gradients, for a Gaussian posterior.
 
-    One code, linear decoder: with r = x - b the gradient of the loss is a sum over rows of
-    (a z - r) z and (a z - r), over the noise variance and the number of rows.
+    With one code, a linear decoder and r = x - b, the gradient of the loss is the sum over rows of
+    (a z - r) z and of (a z - r), divided by the noise variance and the number of rows.
     """
     with torch.no_grad():
-        x = (torch.from_numpy(X) - torch.from_numpy(model._offset)) / model._unit
+        x = model._units.to_model(X, torch.device("cpu"))
         q = model.module_.posterior(x)
         m, s = q.mean.numpy(), q.scale.numpy()
         a, b = model.module_.decoder.weight.numpy(), model.module_.decoder.bias.numpy()
@@ -58,27 +58,27 @@ def test_ratio_of_a_dictionary_in_closed_form(n_draws):
     ).fit(X)
     expected = [decoder_ratios(model, X[rows], n_draws) for rows in (slice(20), slice(20, 40))]
     found = gradient_snr(model, X, n_repeats=250, batch_size=20, n_draws=n_draws, random_state=0)
-    # Mere noise adds to the smallest ones; 250 leave a few hundredths.
+    # Noise inflates the smallest ratios; with 250 repeats, by a few hundredths.
     assert found.decoder == pytest.approx(np.mean(expected), rel=0.08)
     assert found.decoder_noiseless == 0
 
 
-def test_rows_left_over_are_not_looked_at(fitted, X):
+def test_rows_beyond_the_last_full_batch_are_ignored(fitted, X):
     model = fitted(SparseVAE(4, hidden_layer_sizes=8, max_iter=1, random_state=0), X)
     options = {"n_repeats": 3, "batch_size": 30, "random_state": 0}
     assert gradient_snr(model, X, **options) == gradient_snr(model, X[:60], **options)
     assert gradient_snr(model, X, **options) != gradient_snr(model, X[:30], **options)
-    # Fewer than a batch are one.
+    # Fewer rows than a batch form one batch.
     few = gradient_snr(model, X[:7], **options)
     assert few == gradient_snr(model, X[:7], n_repeats=3, batch_size=7, random_state=0)
 
 
-def test_draws_of_the_estimator_are_the_default(fitted, X):
+def test_number_of_draws_defaults_to_the_estimators(fitted, X):
     model = fitted(SparseVAE(4, prior="gaussian", n_draws=7, max_iter=2, random_state=0), X)
     snr = gradient_snr(model, X, n_repeats=10, random_state=0)
     assert snr == gradient_snr(model, X, n_repeats=10, n_draws=7, random_state=0)
     one = gradient_snr(model, X, n_repeats=10, n_draws=1, random_state=0)
-    # Seven times the draws, nearly the root of seven times the ratio.
+    # Seven times as many draws raise the ratio by nearly the square root of seven.
     assert 1.3 * one.decoder < snr.decoder
     assert 1.1 * one.encoder < snr.encoder
     assert gradient_snr(model, X, n_repeats=10, random_state=1) != snr
@@ -99,7 +99,7 @@ def test_gradients_in_closed_form_have_no_noise(fitted, model, X):
 
 
 class Dropped(nn.Module):
-    """A network of the user's, with state that training changes and noise of the global kind."""
+    """A user's network with state that training changes and noise from the global generator."""
 
     def __init__(self):
         super().__init__()
@@ -122,7 +122,7 @@ class Dropped(nn.Module):
     ],
     ids=["best", "subgradient", "gaussian", "gumbel", "nvil", "own", "scvae"],
 )
-def test_the_estimator_and_global_generators_stay_as_they_are(fitted, model, X):
+def test_the_estimator_and_global_generators_are_not_changed(fitted, model, X):
     model = fitted(model.set_params(random_state=0, batch_size=16, hidden_layer_sizes=8), X)
     state = copy.deepcopy(model.module_.state_dict())
     drawn = model._random_state.get_state()[1].copy()
@@ -131,7 +131,7 @@ def test_the_estimator_and_global_generators_stay_as_they_are(fitted, model, X):
         snr = gradient_snr(model, X, n_repeats=4, batch_size=40, random_state=0)
     for value in (snr.decoder, snr.encoder):
         assert 0 < value < math.inf
-    # Of some parameters the draws show nothing to the gradient of 'subgradient'.
+    # With 'subgradient', some parameters receive no noise from the draws.
     assert snr.decoder_noiseless < 0.1 > snr.encoder_noiseless
     assert all(torch.equal(value, state[key]) for key, value in model.module_.state_dict().items())
     assert all(p.grad is None for p in model.module_.parameters())
@@ -142,8 +142,8 @@ def test_the_estimator_and_global_generators_stay_as_they_are(fitted, model, X):
     assert gradient_snr(model, X, n_repeats=4, batch_size=40, random_state=0) == snr
 
 
-def test_the_loss_is_that_of_training(X):
-    """Weights of the KL and of the decoder's norm are in it, warm-ups are over."""
+def test_the_loss_is_the_training_loss(X):
+    """It includes the weights of the KL and of the decoder's norm, after any warm-up."""
     params = {"hidden_layer_sizes": 4, "max_iter": 2, "random_state": 0}
     full = np.nan_to_num(X)
     model = SparseVAE(2, prior="gaussian", decoder="linear", gradient="exact", **params).fit(full)
@@ -164,7 +164,7 @@ def test_the_loss_is_that_of_training(X):
         assert_allclose(value, 2 * third[name] - plain[name], rtol=1e-3, atol=1e-4)
 
 
-def test_bad_input_is_named(fitted, X):
+def test_error_messages_name_the_bad_input(fitted, X):
     with pytest.raises(NotFittedError):
         gradient_snr(SparseVAE(), X)
     model = FISTADictionaryLearner(4, max_iter=2, random_state=0).fit(np.nan_to_num(X))

@@ -27,12 +27,12 @@ def test_psnr_by_hand():
     assert_allclose(psnr(X, X_hat, per_image=True), expected)
     assert psnr(X, X_hat) == pytest.approx(np.mean(expected))
     assert isinstance(psnr(X, X_hat), float)
-    # Twice the range: four times the peak power.
+    # Twice the range means four times the peak power.
     assert psnr(X, X_hat, data_range=2) == pytest.approx(np.mean(expected) + 20 * math.log10(2))
     assert psnr(255 * X, 255 * X_hat) == pytest.approx(np.mean(expected))
 
 
-def test_psnr_of_images_is_that_of_their_rows(rng):
+def test_psnr_of_images_matches_psnr_of_flat_rows(rng):
     X, X_hat = rng.random((2, 5, 3, 4, 6))
     rows = psnr(X.reshape(5, -1), X_hat.reshape(5, -1), per_image=True)
     assert_allclose(psnr(X, X_hat, per_image=True), rows)
@@ -43,13 +43,13 @@ def test_psnr_of_a_perfect_copy_is_infinite():
     assert psnr([[0.0, 1.0]], [[0.0, 1.0]]) == math.inf
 
 
-def test_psnr_of_bytes_does_not_wrap():
+def test_psnr_of_bytes_does_not_overflow():
     X, X_hat = np.array([[0, 255]], dtype=np.uint8), np.array([[1, 254]], dtype=np.uint8)
     assert psnr(X, X_hat) == pytest.approx(20 * math.log10(255))
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim, lpips, rfid])
-def test_pairs_have_one_shape(metric):
+def test_pairs_must_have_the_same_shape(metric):
     with pytest.raises(ValueError, match=r"same shape; got \(2, 4\) and \(2, 5\)"):
         metric(np.zeros((2, 4)), np.zeros((2, 5)))
     with pytest.raises(ValueError, match="contains NaN"):
@@ -57,7 +57,7 @@ def test_pairs_have_one_shape(metric):
 
 
 @pytest.mark.parametrize("data_range", [0, -1.0, np.inf, np.nan, "1"])
-def test_bad_ranges_are_named(data_range):
+def test_error_messages_name_the_bad_range(data_range):
     with pytest.raises(ValueError, match="'data_range' parameter must be a positive number; got"):
         psnr(np.eye(2), np.eye(2), data_range=data_range)
     with pytest.raises(ValueError, match="not None where all values are equal; got None"):
@@ -68,7 +68,7 @@ def test_bad_ranges_are_named(data_range):
 
 
 def by_hand(one, other, data_range, sigma):
-    """SSIM of two grey images from the definition, window by window."""
+    """SSIM of two grey images by its definition, window by window."""
     reach = int(3.5 * sigma + 0.5)
     t = np.arange(-reach, reach + 1)
     window = np.exp(-0.5 * (t / sigma) ** 2)
@@ -87,7 +87,7 @@ def by_hand(one, other, data_range, sigma):
 
 
 @pytest.mark.parametrize("sigma", [1.5, 0.8])
-def test_ssim_is_that_of_its_definition(rng, sigma):
+def test_ssim_matches_its_definition(rng, sigma):
     pytest.importorskip("skimage")
     images = rng.random((3, 2, 13, 14))
     other = images + 0.2 * rng.normal(size=images.shape)
@@ -107,7 +107,7 @@ def test_ssim_is_that_of_its_definition(rng, sigma):
     assert ssim(images, images) == pytest.approx(1)
 
 
-def test_ssim_hands_over_what_it_promises(rng, monkeypatch):
+def test_ssim_passes_the_documented_settings_to_scikit_image(rng, monkeypatch):
     calls = []
 
     def structural_similarity(one, other, **params):
@@ -132,7 +132,7 @@ def test_ssim_hands_over_what_it_promises(rng, monkeypatch):
     }
 
 
-def test_ssim_says_what_is_wrong_with_images():
+def test_ssim_explains_what_is_wrong_with_images():
     rows, small = np.eye(64), np.random.default_rng(0).random((2, 8, 8))
     with pytest.raises(ValueError, match=r"'image_shape' .* for flat rows, .*; got None"):
         ssim(rows, rows)
@@ -158,8 +158,8 @@ def sample(rng, mean, covariance, n=40):
     return rows @ (vectors * np.sqrt(values.clip(0))).T + mean
 
 
-def test_frechet_distance_of_known_normal_laws(rng):
-    # Covariances that commute: the roots of their eigenvalues stand across from each other.
+def test_frechet_distance_of_known_normal_distributions(rng):
+    # For covariances that commute, only the square roots of paired eigenvalues matter.
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     first, second = np.array([4.0, 1.0, 0.25]), np.array([1.0, 9.0, 0.25])
     mean, other = np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 5.0])
@@ -168,43 +168,43 @@ def test_frechet_distance_of_known_normal_laws(rng):
         sample(rng, other, rotation * second @ rotation.T, n=70),
     )
     assert found == pytest.approx(5 + (2 - 1) ** 2 + (1 - 3) ** 2)
-    # In one dimension: means and standard deviations.
+    # In one dimension, it depends on means and standard deviations.
     one, two = sample(rng, [2.0], np.array([[9.0]])), sample(rng, [-1.0], np.array([[16.0]]))
     assert frechet_distance(one, two) == pytest.approx(9 + 1)
 
 
-def test_frechet_distance_is_that_of_its_formula(rng):
+def test_frechet_distance_matches_its_formula(rng):
     one, two = rng.normal(size=(50, 4)), rng.normal(size=(30, 4)) @ rng.normal(size=(4, 4)) + 1
     first, second = np.cov(one.T), np.cov(two.T)
     gap = one.mean(0) - two.mean(0)
     expected = gap @ gap + np.trace(first + second - 2 * sqrtm(first @ second).real)
     assert frechet_distance(one, two) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(two, one) == pytest.approx(expected, rel=1e-9)
-    # The mean does not eat up the digits of the covariance.
+    # A large mean does not cost the covariance digits.
     assert frechet_distance(one + 1e6, two + 1e6) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("n", "n_features"), [(40, 3), (5, 20), (2, 2)])
-def test_frechet_distance_takes_singular_covariances(rng, n, n_features):
+def test_frechet_distance_works_with_singular_covariances(rng, n, n_features):
     one = rng.normal(size=(n, n_features))
     one[:, -1] = one[:, 0]
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(one, one[::-1] + 2) == pytest.approx(4 * n_features)
-    # One law in a plane, the other on a line across it; and a point.
+    # One distribution lies in a plane, the other on a line orthogonal to it; then a single point.
     plane = sample(rng, np.zeros(3), np.diag([1.0, 4.0, 0.0]))
     line = sample(rng, np.zeros(3), np.diag([0.0, 0.0, 9.0]))
     assert frechet_distance(plane, line) == pytest.approx(5 + 9)
     assert frechet_distance(plane, np.ones((3, 3))) == pytest.approx(3 + 5)
 
 
-def test_frechet_distance_says_what_is_wrong(rng):
+def test_frechet_distance_explains_what_is_wrong(rng):
     with pytest.raises(ValueError, match="same number of columns; got 3 and 4"):
         frechet_distance(np.zeros((5, 3)), np.zeros((5, 4)))
     with pytest.raises(ValueError, match="minimum of 2 is required"):
         frechet_distance(np.zeros((1, 3)), np.zeros((5, 3)))
 
 
-# --------------------------------------------------------- what needs an optional library
+# ------------------------------------------------------------------- optional libraries
 
 
 IMAGES = np.random.default_rng(0).random((2, 1, 12, 12))
@@ -227,14 +227,14 @@ def test_missing_libraries_are_named(metric, library, extra, monkeypatch):
 
 
 class FakeMetric:
-    """Stands for a metric of torchmetrics: keeps what it is given."""
+    """Stands in for a metric of torchmetrics and records its arguments."""
 
     made = None
 
     def __init__(self, **params):
         type(self).made = self
         self.params, self.updates = params, []
-        # As networks do, before they load weights.
+        # Networks draw random weights like this before they load trained ones.
         torch.randn(3)
 
     def update(self, *images, **params):
@@ -256,7 +256,7 @@ def install(monkeypatch, metric=FakeMetric):
         monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_networks_see_batches_of_colour_in_the_unit_interval(monkeypatch):
+def test_networks_receive_batches_of_colour_images_in_the_unit_interval(monkeypatch):
     install(monkeypatch)
     monkeypatch.setattr(_images, "_BATCH", 2)
     images = np.random.default_rng(0).random((3, 20))
@@ -281,11 +281,11 @@ def test_networks_see_batches_of_colour_in_the_unit_interval(monkeypatch):
 
 
 @pytest.mark.parametrize("metric", [lpips, rfid])
-def test_what_networks_cannot_see_is_refused(metric, monkeypatch):
+def test_images_that_networks_cannot_take_are_an_error(metric, monkeypatch):
     install(monkeypatch)
     with pytest.raises(ValueError, match=r"values in \[0, 1\]; got .* to 1\.5"):
         metric(1.5 * np.ones((2, 3, 4, 4)), np.ones((2, 3, 4, 4)))
-    with pytest.raises(ValueError, match="1 channel or 3; got 2"):
+    with pytest.raises(ValueError, match="1 or 3 channels; got 2"):
         metric(np.ones((2, 2, 4, 4)), np.ones((2, 2, 4, 4)))
 
 

@@ -13,7 +13,7 @@ from sklearn_vsc.metrics import multi_information
 
 
 def coin(p):
-    """Entropy of a coin in bits."""
+    """Entropy in bits of a coin that shows heads with probability p."""
     return float(entropy([p, 1 - p], base=2))
 
 
@@ -34,12 +34,12 @@ def sparse(rng, shape, density):
     ("n_rows", "n_codes"), [(2000, 40), (600, 150), (160, 150)], ids=["few", "many", "full"]
 )
 @pytest.mark.parametrize("density", [1.0, 0.2, 0.01])
-def test_independent_codes_share_nothing(n_rows, n_codes, density):
+def test_independent_codes_have_no_multi_information(n_rows, n_codes, density):
     rng = np.random.default_rng(0)
     found = multi_information(sparse(rng, (n_rows, n_codes), density))
-    # Variance of half the log determinant of a Wishart matrix, twice, in bits.
+    # Twice the variance of half the log-determinant of a Wishart matrix; converted to bits below.
     used = math.log(n_rows / (n_rows - n_codes)) - n_codes / n_rows
-    # Small as it is: sampling alone makes plug-in estimates larger by tens of bits.
+    # This bound is small: sampling alone makes plug-in estimates larger by tens of bits.
     assert abs(found) < 4 * math.sqrt(used) / math.log(2) + 0.05
 
 
@@ -50,14 +50,14 @@ def test_gaussian_copula_is_exact(n_codes, shape):
     R = correlation(rng, n_codes)
     codes = shape(rng.multivariate_normal(np.zeros(n_codes), R, size=3000))
     expected = -0.5 * np.linalg.slogdet(R)[1] / math.log(2)
-    # The scatter of the sample's log determinant: each squared correlation adds 4 r^2 / n.
+    # Standard error of the sample's log-determinant: each squared correlation adds 4 r^2 / n.
     error = math.sqrt(np.sum(np.triu(R, 1) ** 2) / 3000) / math.log(2)
     assert multi_information(codes) == pytest.approx(expected, abs=4 * error + 0.05)
 
 
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.02])
-def test_pairs_of_supports_are_seen_in_full(density):
-    """Codes that are on together, by values that know nothing of each other."""
+def test_dependence_of_pairs_of_supports_is_fully_captured(density):
+    """The codes of a pair are on together, with independent values."""
     rng = np.random.default_rng(2)
     n_rows, n_pairs = 6000, 20
     on = np.repeat(rng.random((n_rows, n_pairs)) < density, 2, axis=1)
@@ -71,8 +71,8 @@ def test_pairs_of_supports_are_seen_in_full(density):
     assert multi_information(codes) == pytest.approx(expected, abs=4 * error + 0.15)
 
 
-def test_a_chain_of_supports_is_seen_in_full():
-    """Each code is on as its neighbour is, but for one time in ten."""
+def test_dependence_of_a_chain_of_supports_is_fully_captured():
+    """Each code is on exactly when its neighbour is, except one time in ten."""
     rng = np.random.default_rng(3)
     n_rows, n_codes, flip = 20_000, 12, 0.1
     on = [rng.random(n_rows) < 0.5]
@@ -83,18 +83,18 @@ def test_a_chain_of_supports_is_seen_in_full():
     assert multi_information(codes) == pytest.approx(expected, abs=0.25)
 
 
-def test_copies():
+def test_copies_of_codes_are_detected():
     rng = np.random.default_rng(4)
     dense = rng.laplace(size=(1000, 5))
     assert multi_information(np.hstack([dense, -2 * dense])) == math.inf
     codes = sparse(rng, (6000, 5), 0.1)
-    # Of sparse ones what is zero is seen, and less than all of what is not.
+    # For sparse codes, the supports are fully captured but the values only in part.
     found = multi_information(np.hstack([codes, -2 * codes]))
     assert 5 * coin(0.1) - 0.15 < found < 5 * coin(0.1) + 1
 
 
 def test_magnitudes_without_correlation():
-    """Pairs that share a scale: a lower bound of what numerical integration gives."""
+    """For pairs that share a scale, the result is a lower bound on the numerical integral."""
     rng = np.random.default_rng(5)
     n_rows, n_pairs = 8000, 10
     scales = np.repeat(np.where(rng.random((n_rows, n_pairs)) < 0.5, 0.2, 2.0), 2, axis=1)
@@ -111,7 +111,7 @@ def test_magnitudes_without_correlation():
     assert 0.4 * n_pairs * truth < multi_information(codes) < n_pairs * truth
 
 
-def test_what_never_changes_adds_nothing():
+def test_constant_codes_contribute_nothing():
     rng = np.random.default_rng(6)
     codes = rng.normal(size=(500, 4)) @ rng.normal(size=(4, 4))
     padded = np.hstack([np.zeros((500, 3)), codes, np.full((500, 2), 3.0)])
@@ -119,7 +119,7 @@ def test_what_never_changes_adds_nothing():
     for method in ("copula", "plug_in"):
         assert multi_information(np.zeros((5, 3)), method=method) == 0
         assert multi_information(codes[:, :1], method=method) == 0
-    # A column that is zero in one half of the rows, or almost nowhere.
+    # Columns that differ from zero, or from one, in a single row.
     rare = np.zeros((500, 3))
     rare[0] = 1
     assert math.isfinite(multi_information(np.hstack([codes, rare, rare + 1])))
@@ -132,14 +132,14 @@ def test_what_never_changes_adds_nothing():
     st.permutations(range(5)),
 )
 @settings(max_examples=25, deadline=None)
-def test_sign_scale_and_order_of_dense_codes_do_not_count(seed, scales, signs, order):
+def test_sign_scale_and_order_of_dense_codes_do_not_matter(seed, scales, signs, order):
     rng = np.random.default_rng(seed)
     codes = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5))
     changed = (codes * scales * signs)[:, order]
     assert multi_information(changed) == pytest.approx(multi_information(codes), abs=1e-8)
 
 
-def test_random_state_decides():
+def test_result_is_determined_by_random_state():
     codes = sparse(np.random.default_rng(7), (200, 6), 0.5)
     before = np.random.get_state()[1].copy()
     found = [multi_information(codes, random_state=seed) for seed in (0, 0, 1)]
@@ -148,7 +148,7 @@ def test_random_state_decides():
     assert (np.random.get_state()[1] == before).all()
 
 
-def test_bad_input_is_named():
+def test_error_messages_name_the_bad_input():
     rng = np.random.default_rng(8)
     with pytest.raises(ValueError, match=r"needs more rows than codes .* 20 rows and 20 codes"):
         multi_information(rng.normal(size=(20, 20)))
@@ -166,7 +166,7 @@ def test_bad_input_is_named():
 
 @pytest.mark.parametrize(("bins", "n_symbols"), [(20, 23), (30, 33)])
 def test_published_bins(bins, n_symbols):
-    """Every symbol once, and its copy: the entropy of a fair die of so many sides."""
+    """Two identical codes, uniform over all symbols, share the entropy of a fair die."""
     edges = np.sort([*np.linspace(-2, 2, bins), -1e-50, 1e-50])
     values = np.concatenate([[-3.0], (edges[1:] + edges[:-1]) / 2, [3.0]])
     assert len(values) == n_symbols
@@ -196,21 +196,25 @@ def test_plug_in_by_brute_force():
     assert multi_information(codes, method="plug_in", bins=edges) == pytest.approx(expected)
 
 
-def test_plug_in_of_a_known_law():
-    """All rows of two fair coins and their parity: one bit, of three codes at once."""
+def test_plug_in_of_a_known_distribution():
+    """Two fair coins and their parity share one bit, which depends on all three codes."""
     rows = [(a, b, a ^ b) for a, b in itertools.product((0, 1), repeat=2)]
     codes = np.array(rows * 50, dtype=float)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert multi_information(codes, method="plug_in") == pytest.approx(1)
-    # No pair of them depends on each other.
+    # The codes are pairwise independent.
     assert abs(multi_information(codes)) < 0.1
 
 
-def test_plug_in_warns_where_it_counts_rows():
+def test_plug_in_warns_when_nearly_every_row_has_its_own_cell():
     codes = np.random.default_rng(10).normal(size=(4000, 64))
-    message = r"joint entropy of 4000 rows in 64 columns is 11\.97 bits, of log2 4000 = 11\.97 .* "
-    with pytest.warns(UserWarning, match=message + r"entropies, 273\.\d bits"):
+    message = (
+        r"joint entropy of 4000 rows in 64 columns is 11\.97 bits, close to its maximum of "
+        r"log2 4000 = 11\.97: .* entropies, 273\.\d bits"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
         found = multi_information(codes, method="plug_in")
+    assert caught[0].filename == __file__
     # The truth is zero.
     assert found == pytest.approx(261.6, abs=1)

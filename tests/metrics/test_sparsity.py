@@ -19,7 +19,7 @@ def test_hoyer_of_known_codes(scale):
     assert hoyer_sparsity(scale * row) == pytest.approx(2 - 7 / 5)
 
 
-def test_hoyer_is_a_mean_over_rows_with_codes():
+def test_hoyer_is_averaged_over_nonzero_rows():
     codes = np.array([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
     assert hoyer_sparsity(codes) == pytest.approx(0.5)
     assert hoyer_sparsity(csr_array(codes)) == hoyer_sparsity(codes)
@@ -46,7 +46,7 @@ def by_scikit_learn(draws):
 def test_consistency_is_the_mean_jaccard_index(density):
     rng = np.random.default_rng(0)
     draws = rng.normal(size=(5, 12, 7)) * (rng.random((5, 12, 7)) < density)
-    # Some pairs have nothing on in either.
+    # In some pairs, both supports are empty.
     assert density > 0.1 or (draws == 0).all(2).sum(0).max() > 1
     assert support_consistency(draws) == pytest.approx(by_scikit_learn(draws))
 
@@ -62,15 +62,15 @@ def test_consistency_by_hand(monkeypatch):
     one = np.array([[1.0, -2.0, 0.0], [0, 0, 0], [3, 0, 0]])
     other = np.array([[-1.0, 0.0, 0.0], [0, 0, 0], [0, 0, 3]])
     draws = np.array([one, other, one])
-    # Rows: 1/2, 1/2, 1; always empty; 0, 0, 1.
+    # First row: 1/2, 1/2, 1; second row: always empty; third row: 0, 0, 1.
     assert support_consistency(draws) == pytest.approx((2 / 3 + 1 + 1 / 3) / 3)
     assert support_consistency([one, one]) == 1
     atoms = np.array([[1.0, 0.0], [0.06, 0.06], [0.1, 0.1]])
-    # Without the second code the first row agrees.
+    # Without the second code, all draws of the first row agree.
     assert support_consistency(draws, components=atoms) == pytest.approx((1 + 1 + 1 / 3) / 3)
     assert support_consistency(draws, components=atoms, min_norm=0.5) == pytest.approx(7 / 9)
     assert support_consistency(draws, components=atoms, min_norm=0) == pytest.approx(2 / 3)
-    # However many rows are gone through at once.
+    # The number of rows processed at once does not matter.
     module = "sklearn_vsc.metrics._sparsity.rows_at_once"
     monkeypatch.setattr(module, lambda _: 2)
     assert support_consistency(draws) == pytest.approx(2 / 3)
@@ -78,7 +78,7 @@ def test_consistency_by_hand(monkeypatch):
 
 @given(st.integers(0, 2**31 - 1), st.permutations(range(6)), st.permutations(range(4)))
 @settings(max_examples=25, deadline=None)
-def test_order_and_size_do_not_count(seed, atoms, draws):
+def test_order_and_size_do_not_matter(seed, atoms, draws):
     rng = np.random.default_rng(seed)
     codes = rng.normal(size=(4, 3, 6)) * (rng.random((4, 3, 6)) < 0.4)
     changed = -rng.uniform(0.1, 9, size=6) * codes
@@ -87,9 +87,9 @@ def test_order_and_size_do_not_count(seed, atoms, draws):
     assert 0 <= found <= 1
 
 
-def test_consistency_says_what_is_wrong():
+def test_consistency_explains_what_is_wrong():
     for shape in ((3, 4), (1, 3, 4), (2, 3, 4, 5)):
-        with pytest.raises(ValueError, match="two draws or more; got an array of shape"):
+        with pytest.raises(ValueError, match="at least two draws; got an array of shape"):
             support_consistency(np.ones(shape))
     draws = np.ones((2, 3, 4))
     with pytest.raises(ValueError, match="a row for each of the 4 codes; got 3"):

@@ -1,4 +1,4 @@
-"""Convolutional networks: the published layers, and maps that fit images of any size."""
+"""Convolutional networks have the published layers and fit images of any size."""
 
 import math
 
@@ -43,7 +43,7 @@ def layers(network):
 
 def test_layers_for_28_by_28_are_the_published_ones():
     encoder, decoder = networks((1, 28, 28))
-    # The last filter is as large as its map: any stride does the same.
+    # The last filter is as large as its map, so its stride does not matter.
     assert list(layers(encoder)) == [
         (1, 64, 4, 2, 1),
         (64, 64, 4, 2, 1),
@@ -74,7 +74,7 @@ def test_layers_for_64_by_64_are_the_published_ones():
 
 
 @each_shape
-def test_sizes_in_and_out(shape):
+def test_networks_map_between_rows_and_features_of_the_right_size(shape):
     encoder, decoder = networks(shape)
     n_features = math.prod(shape)
     x = torch.randn(6, n_features, generator=generator(1))
@@ -84,10 +84,10 @@ def test_sizes_in_and_out(shape):
         code = torch.randn(*lead, 5, generator=generator(2))
         rows = decoder(code)
         assert rows.shape == (*lead, n_features)
-        # Each code by itself, whatever stands beside it.
+        # Each code is decoded independently of the others.
         alone = decoder(code.reshape(-1, 5)[-1:])
         assert_allclose(rows.reshape(-1, n_features)[-1:].detach(), alone.detach(), atol=1e-5)
-    # Signals neither fade nor grow on the way in; codes have a small say at the start.
+    # The encoder keeps the scale of signals; the decoder's outputs are small at first.
     assert 0.3 < features.std() < 2
     assert rows.std() < 0.3
 
@@ -106,7 +106,7 @@ def test_every_pixel_is_read_and_written(size):
         assert (decoder(torch.ones(1, 5)) > 0).all()
 
 
-def test_rows_are_channels_then_lines():
+def test_rows_are_flattened_channel_by_channel():
     encoder, decoder = networks((3, 6, 10))
     images = torch.randn(4, 3, 6, 10, generator=generator(1))
     expected = encoder.layers(images).flatten(1)
@@ -138,7 +138,7 @@ def test_weights_come_from_the_private_generator():
 
 
 @each_shape
-def test_large_sets_go_through_in_chunks(shape, monkeypatch):
+def test_many_rows_are_processed_in_chunks(shape, monkeypatch):
     encoder, decoder = networks(shape)
     x = torch.randn(7, math.prod(shape), generator=generator(1))
     code = torch.randn(3, 7, 5, generator=generator(2))
@@ -151,7 +151,7 @@ def test_large_sets_go_through_in_chunks(shape, monkeypatch):
         assert_allclose(encoder(x), expected[0], atol=1e-5)
         assert_allclose(decoder(code), expected[1], atol=1e-5)
     assert sum(sizes) == 7 + 21 and max(sizes) == 2
-    # Training needs all maps anyway.
+    # Training needs all feature maps anyway.
     encoder(x)
     assert sizes[-1] == 7
 

@@ -1,4 +1,4 @@
-"""The unrolled coder is FISTA cut short, and cannot diverge; its heads start where theory says."""
+"""The unrolled coder is truncated FISTA and cannot diverge; its heads start at known posteriors."""
 
 import math
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 from torch.nn.functional import softshrink
+from training_bounds import training_bound
 
 from sklearn_vsc._models.latent_variable import LatentVariableModel
-from sklearn_vsc._models.objectives import Objective, training_bound
+from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.latents import Continuous, SpikeSlab, Thresholded
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.networks import AtomHeads, LinearDecoder, TiedEncoder, UnrolledCoder
@@ -26,12 +27,12 @@ def _coder(n_components, n_unrolled, **options):
     return UnrolledCoder(n_components, n_unrolled, **options).double()
 
 
-# Gram form, and residual form.
+# The first takes the Gram form, the second the residual form.
 SHAPES = [(12, 10), (30, 10)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_step_is_a_thresholded_correlation(shape):
+def test_a_single_step_thresholds_the_correlations(shape):
     x, dictionary = _normal(5, 10), 3 * _normal(*shape, seed=1)
     coder = _coder(shape[0], 1, thresholds=(0.7, 0.7), step=0.6)
     code, correlation = coder(x, dictionary)
@@ -44,7 +45,7 @@ def test_one_step_is_a_thresholded_correlation(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_many_steps_solve_the_lasso(shape):
-    """Whatever the norms of the atoms: the codes are those of unit atoms."""
+    """For atoms of any norm, the codes are those for the atoms scaled to unit norm."""
     x, dictionary = _normal(6, 10), _normal(*shape, seed=1)
     atoms = unit_atoms(dictionary)
     coder = _coder(shape[0], 3000, thresholds=(0.4, 0.4))
@@ -54,12 +55,12 @@ def test_many_steps_solve_the_lasso(shape):
     with torch.no_grad():
         for scale in (1.0, 20.0):
             assert_allclose(coder(x, scale * dictionary)[0], solution, atol=1e-5)
-        # The unit of the thresholds.
+        # The unit multiplies the thresholds.
         twice = solve_lasso(x, atoms, 2 * alpha, tol=1e-12).codes
         assert_allclose(coder(x, dictionary, unit=2.0)[0], twice, atol=1e-5)
 
 
-def test_thresholds_fall_from_the_first_to_the_last():
+def test_thresholds_decrease_from_the_first_to_the_last():
     thresholds = _coder(3, 4, thresholds=(8.0, 1.0)).thresholds.detach()
     expected = torch.tensor([8.0, 4.0, 2.0, 1.0])[:, None].expand(-1, 3)
     assert_allclose(thresholds, expected, rtol=1e-6)
@@ -76,7 +77,7 @@ def test_each_step_and_atom_has_its_own_threshold():
         assert (plain[:, 3] != 0).any() and (code[:, 3] == 0).all()
         others = [k for k in range(12) if k != 3]
         assert torch.equal(code[:, others], plain[:, others])
-        # A high one at the first step leaves the second to start from zero.
+        # With a high threshold in the first step, the second starts from zero.
         coder.raw_thresholds[:] = torch.tensor([[100.0], [0.5]])
         single = _coder(12, 1)
         single.raw_thresholds[:] = 0.5
@@ -95,13 +96,13 @@ def test_error_falls_with_the_number_of_steps():
 
     values = [objective(n) for n in (1, 2, 4, 8, 16, 64, 1000)]
     assert values == sorted(values, reverse=True)
-    # Momentum: eight steps are most of the way.
+    # Thanks to momentum, eight steps cover most of the way.
     assert values[3] - values[-1] < 0.15 * (values[0] - values[-1])
 
 
 @pytest.mark.parametrize("n_components", [19, 20])
 def test_forms_agree(n_components):
-    """A mask of all entries takes the residual form; 19 atoms alone take the Gram form."""
+    """A mask takes the residual form; without one, 19 atoms take the Gram form and 20 do not."""
     x, dictionary = _normal(7, 10), _normal(n_components, 10, seed=1)
     coder = _coder(n_components, 8, thresholds=(0.3, 0.3))
     plain = coder(x, dictionary)
@@ -110,8 +111,8 @@ def test_forms_agree(n_components):
         assert_allclose(ours.detach(), other.detach(), atol=1e-12)
 
 
-def test_missing_entries_have_no_residual():
-    """A masked row codes as a shorter row with cut atoms, at the step of the whole ones."""
+def test_missing_entries_do_not_count_in_the_residual():
+    """A masked row is coded like a shorter row with truncated atoms, at the full atoms' step."""
     x, dictionary = _normal(4, 10), unit_atoms(_normal(12, 10, seed=1))
     mask = torch.ones(4, 10, dtype=torch.bool)
     mask[:, 6:] = False
@@ -128,7 +129,7 @@ def test_missing_entries_have_no_residual():
     assert_allclose(correlation, residual @ dictionary[:, :6].T, atol=1e-12)
 
 
-def test_correction_starts_at_nothing():
+def test_correction_starts_at_zero():
     x, dictionary = _normal(4, 10), _normal(12, 10, seed=1)
     plain, corrected = _coder(12, 3)(x, dictionary), _coder(12, 3, correction=True)
     assert torch.equal(corrected(x, dictionary)[1], plain[1])
@@ -173,7 +174,7 @@ def test_no_dictionary_makes_it_diverge(kind, n_components, dtype):
 
 def _model(family, dictionary, noise_variance=0.3):
     n_components = len(dictionary)
-    # A high threshold leaves the codes at zero: what is left is each atom by itself.
+    # A high threshold keeps the codes at zero, so that each atom is seen by itself.
     coder = UnrolledCoder(n_components, 2, thresholds=(50.0, 50.0))
     variance = family.prior_variance / family.prior_inclusion
     likelihood = GaussianLikelihood(noise_variance)
@@ -190,7 +191,7 @@ def _model(family, dictionary, noise_variance=0.3):
 
 
 def test_heads_start_at_the_exact_posterior_of_orthogonal_atoms():
-    """Up to the bounds that hold heads softly."""
+    """This holds up to the soft bounds on the heads."""
     family = SpikeSlab(prior_scale=0.7, density=0.2)
     norms = torch.tensor([0.3, 1.0, 1.5, 0.0], dtype=torch.float64)
     dictionary = norms[:, None] * torch.linalg.qr(_normal(6, 4))[0].T
@@ -198,7 +199,7 @@ def test_heads_start_at_the_exact_posterior_of_orthogonal_atoms():
     with torch.no_grad():
         q = model.posterior(x)
         noise = float(model.likelihood.noise_variance)
-    # Codes are then independent: Gaussian given an open gate, with a Bayes factor for the gate.
+    # Codes are then independent: Gaussian given an open gate, with a known Bayes factor.
     precision = norms**2 / noise + 1 / 0.7**2
     loc = (x - 0.2) @ dictionary.T / noise / precision
     log_factor = 0.5 * (precision * loc**2 - torch.log(precision * 0.7**2))
@@ -253,7 +254,7 @@ def test_with_refinement_the_decoder_learns_from_the_refined_bound_alone():
     for ours, expected in zip(by_decoder, _gradients(value, learned), strict=True):
         assert_allclose(ours, expected, rtol=1e-10, atol=1e-12)
 
-    # The heads learn from the bound that they reach by themselves.
+    # The heads learn from the bound that they attain by themselves.
     plain = training_bound(model, x, Objective("exact"), generator, kl_weight=1.0)
     for ours, expected in zip(by_heads, _gradients(plain, coder), strict=True):
         assert ours.abs().max() > 0

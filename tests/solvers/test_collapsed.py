@@ -1,4 +1,4 @@
-"""The slab integrated out: p(x given S) is a normal density, and q(S) alone bounds log p(x)."""
+"""With the slab integrated out, p(x given S) is a normal density and q(S) alone bounds log p(x)."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ from sklearn_vsc.solvers.posterior.collapsed import conditional_mean, log_eviden
 NOISE, SCALE, DENSITY = 0.09, 1.3, 0.3
 N_ROWS, N_COMPONENTS, N_FEATURES = 5, 7, 4
 
-# All supports of as many codes.
+# All possible supports.
 SUPPORTS = torch.tensor(list(itertools.product([False, True], repeat=N_COMPONENTS)))
 
 
@@ -38,7 +38,7 @@ def _of_every_row(supports, n_rows):
 
 
 def _enumerated(rows, atoms, noise=NOISE):
-    """Log p(x given S) of every support and row: (2^K, n_rows)."""
+    """Log p(x given S) for every support and row, of shape (2^K, n_rows)."""
     return log_evidence(rows, atoms, noise, SCALE, _of_every_row(SUPPORTS, len(rows)))
 
 
@@ -53,7 +53,7 @@ def _exact(rows, atoms, noise=NOISE):
 
 
 def _dense(rows, atoms, support):
-    """Log p(x given S) from the covariance itself."""
+    """Log p(x given S) computed from the full covariance."""
     w = SCALE * atoms[support]
     covariance = NOISE * torch.eye(rows.shape[1], dtype=torch.float64) + w.T @ w
     return MultivariateNormal(rows.new_zeros(rows.shape[1]), covariance).log_prob(rows)
@@ -64,7 +64,7 @@ def _dense(rows, atoms, support):
 
 @pytest.mark.parametrize("on", [(), (2,), (0, 3), (1, 2, 4, 6), tuple(range(N_COMPONENTS))])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_is_the_density_of_the_dense_covariance(on, dtype):
+def test_evidence_is_the_normal_density_with_the_full_covariance(on, dtype):
     rows, atoms = _rows_and_atoms()
     rows, atoms = rows.to(dtype), atoms.to(dtype)
     support = torch.zeros(N_COMPONENTS, dtype=torch.bool)
@@ -75,7 +75,7 @@ def test_it_is_the_density_of_the_dense_covariance(on, dtype):
     assert_allclose(found[0], expected, rtol=1e-11 if dtype == torch.float64 else 1e-6)
 
 
-def test_each_row_and_draw_has_a_support_of_its_own():
+def test_each_row_and_draw_has_its_own_support():
     rows, atoms = _rows_and_atoms()
     supports = _normal(2, 6, N_ROWS, N_COMPONENTS) > 0.3
     found = log_evidence(rows, atoms, NOISE, SCALE, supports)
@@ -89,7 +89,7 @@ def test_each_row_and_draw_has_a_support_of_its_own():
         assert not codes[j, i, ~on].any()
 
 
-def test_two_equal_atoms_are_one_of_twice_the_variance_and_a_zero_atom_is_none():
+def test_two_equal_atoms_act_as_one_with_twice_the_variance_and_a_zero_atom_has_no_effect():
     rows, atoms = _rows_and_atoms()
     on = torch.ones(1, N_ROWS, 3, dtype=torch.bool)
     twice = log_evidence(rows, atoms[[0, 1, 0]], NOISE, SCALE, on)
@@ -100,15 +100,15 @@ def test_two_equal_atoms_are_one_of_twice_the_variance_and_a_zero_atom_is_none()
 
 
 @pytest.mark.parametrize("noise", [1e-12, 1e-18])
-def test_equal_atoms_in_next_to_no_noise_stay_finite(noise):
-    """Where the Gram matrix of the support is singular to rounding."""
+def test_equal_atoms_with_almost_no_noise_stay_finite(noise):
+    """The Gram matrix of the support is singular up to rounding here."""
     rows, atoms = _rows_and_atoms()
     on = torch.ones(1, N_ROWS, 4, dtype=torch.bool)
     assert torch.isfinite(log_evidence(rows, atoms[[0, 0, 0, 1]], noise, SCALE, on)).all()
     assert torch.isfinite(conditional_mean(rows, atoms[[0, 0, 0, 1]], noise, SCALE, on)).all()
 
 
-def test_threads_share_out_the_rows():
+def test_rows_may_be_split_among_threads():
     rows, atoms = _normal(3, 70, N_FEATURES), _rows_and_atoms()[1]
     supports = _normal(4, 3, 70, N_COMPONENTS) > 0
     n_threads, found = torch.get_num_threads(), []
@@ -126,8 +126,8 @@ def test_threads_share_out_the_rows():
 # ------------------------------------------------------------------ all supports
 
 
-def test_supports_add_up_to_the_evidence_of_orthonormal_atoms():
-    """There each code meets its own projection of the row, and log p(x) is a sum over codes."""
+def test_supports_sum_to_the_evidence_for_orthonormal_atoms():
+    """Each code then depends only on its own projection, and log p(x) is a sum over codes."""
     rows = _normal(5, N_ROWS, 9)
     atoms = torch.linalg.qr(_normal(6, 9, N_COMPONENTS)).Q.T
     projections = rows @ atoms.T
@@ -144,7 +144,7 @@ def test_supports_add_up_to_the_evidence_of_orthonormal_atoms():
 
 
 def test_evidence_is_a_density():
-    """One feature, so that its integral is a sum over a grid."""
+    """With one feature, the integral is a sum over a grid."""
     grid = torch.linspace(-25, 25, 2001, dtype=torch.float64)[:, None]
     density = _exact(grid, _normal(7, N_COMPONENTS, 1)).exp()
     assert density.sum() * 0.025 == pytest.approx(1, rel=1e-6)
@@ -164,7 +164,7 @@ def model():
 
 
 def _problem(model, n_sweeps):
-    """Rows, a posterior of them, and log p(x, S) and log q(S given x) of every support."""
+    """Rows, their posterior, and log p(x, S) and log q(S given x) for every support."""
     rows = _normal(9, N_ROWS, N_FEATURES)
     posterior = model.family.posterior(0.7 * _normal(10, N_ROWS, 3, N_COMPONENTS))
     if n_sweeps:
@@ -193,7 +193,7 @@ def test_collapsed_elbo_lies_between_elbo_and_evidence(model, n_sweeps):
     evidence = torch.logsumexp(log_p, 0)
     assert (elbo < collapsed).all() and (collapsed < evidence).all()
 
-    # What the mean field loses: how far its slab is from p(z given S, x), on average.
+    # The mean-field loss is the average divergence of its slab from p(z given S, x).
     x, atoms = rows - model.decoder.bias, model.decoder.weight
     means = conditional_mean(x, atoms, NOISE, SCALE, _of_every_row(SUPPORTS, N_ROWS))
     lost = torch.zeros(N_ROWS, dtype=torch.float64)
@@ -209,7 +209,7 @@ def test_collapsed_elbo_lies_between_elbo_and_evidence(model, n_sweeps):
 
 @each_posterior
 @torch.no_grad()
-def test_draws_have_the_collapsed_elbo_as_their_mean(model, n_sweeps):
+def test_log_weights_average_to_the_collapsed_elbo(model, n_sweeps):
     rows, posterior, log_p, log_q = _problem(model, n_sweeps)
     expected = (log_q.exp() * (log_p - log_q)).sum(0)
     weights = model.collapsed_log_weights(rows, posterior, _draws(posterior, 20_000))
@@ -219,7 +219,7 @@ def test_draws_have_the_collapsed_elbo_as_their_mean(model, n_sweeps):
 
 @torch.no_grad()
 def test_importance_weighted_bound_rises_to_the_evidence(model):
-    """Of gates that are open at random: a refined mean field misses supports, and is slower."""
+    """The gates are random: a refined mean field misses supports, so its bound rises slower."""
     rows, posterior, log_p, log_q = _problem(model, 0)
     evidence = torch.logsumexp(log_p, 0)
     draws = _draws(posterior, 2**15)
@@ -227,21 +227,21 @@ def test_importance_weighted_bound_rises_to_the_evidence(model):
     plain = model.log_weights(rows, posterior, draws, exact_ratio=True)
     before = (log_q.exp() * (log_p - log_q)).sum(0).mean()
     for n_draws in (4, 32, 256):
-        # Groups of draws, each with a bound of its own.
+        # One bound for each group of draws.
         levels, plain_levels = (
             bounds.iwae(w.unflatten(0, (-1, n_draws)).transpose(0, 1)).mean(1)
             for w in (weights, plain)
         )
         assert before < levels.mean() < evidence.mean() + 4 * levels.std() / len(levels) ** 0.5
         before = levels.mean()
-        # Weights with the slab integrated out vary less, and the bound is tighter for it.
+        # Weights with the slab integrated out vary less, which makes the bound tighter.
         assert levels.mean() > plain_levels.mean()
     assert_allclose(bounds.iwae(weights), evidence, atol=0.05)
 
 
 @torch.no_grad()
-def test_weights_are_those_of_the_enumeration(model):
-    """Draw by draw: log p(x, S) - log q(S given x), and no code's value comes in."""
+def test_log_weights_match_the_enumeration(model):
+    """Each draw gives log p(x, S) - log q(S given x), whatever the values of the codes."""
     rows, posterior, log_p, log_q = _problem(model, 0)
     draws = _draws(posterior, 50)
     index = draws.active.long() @ (2 ** torch.arange(N_COMPONENTS - 1, -1, -1))

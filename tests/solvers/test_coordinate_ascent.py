@@ -1,4 +1,4 @@
-"""Coordinate ascent: no sweep lowers the ELBO of any row, and its end is a stationary point."""
+"""Coordinate ascent never lowers the ELBO of a row and ends at a stationary point."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_every_sweep_raises_the_elbo_of_every_row(slab, dtype):
 
 
 @pytest.mark.parametrize("slab", ["gaussian", "laplace"])
-def test_its_end_is_stationary(slab):
+def test_sweeps_end_at_a_stationary_point(slab):
     rows, atoms, family, q = _problem(slab, n_rows=5)
     q = _refine(rows, atoms, family, q, 20_000)
     parameters = [p.clone().requires_grad_() for p in (q.loc, q.scale, q.logit)]
@@ -68,13 +68,13 @@ def test_its_end_is_stationary(slab):
     error = error + free.variance @ atoms.square().sum(1)
     bound = likelihood.log_prob_of_error(error, rows.shape[1]) - free.kl().sum(1)
     gradients = torch.autograd.grad(bound.sum(), parameters)
-    # In units of each parameter: of the slab's scale, and of log-odds.
+    # Gradients with respect to location, scale and log-odds.
     for gradient in gradients:
         assert gradient.abs().max() < 1e-5
 
 
-def test_a_single_atom_has_the_closed_form_of_bayes():
-    """One Gaussian-slab code: the posterior is exact, and its ELBO the evidence."""
+def test_the_posterior_of_a_single_atom_is_exact():
+    """With one code and a Gaussian slab, the ELBO equals the log evidence."""
     generator = torch.Generator().manual_seed(1)
     atom = torch.randn(1, 4, generator=generator, dtype=torch.float64)
     rows = torch.randn(50, 4, generator=generator, dtype=torch.float64)
@@ -89,20 +89,20 @@ def test_a_single_atom_has_the_closed_form_of_bayes():
     assert_allclose(_elbo(rows, atom, q), evidence, rtol=1e-10)
 
 
-def test_a_row_does_not_depend_on_the_rows_beside_it():
+def test_a_row_does_not_depend_on_the_other_rows():
     rows, atoms, family, q = _problem("laplace")
     together = _refine(rows, atoms, family, q, 7)
     for i in (0, 17, 59):
         alone = _refine(rows[i : i + 1], atoms, family, q.row(i), 7)
-        # Matrix products of one row and of sixty round differently, and sweeps carry that on.
+        # Matrix products round differently for one row and for sixty, and the sweeps pass it on.
         assert_allclose(alone.mean[0], together.mean[i], rtol=1e-6, atol=1e-8)
 
 
-def test_a_gamma_threshold_is_the_same_spike_and_slab():
+def test_a_gamma_threshold_is_equivalent_to_a_spike_and_slab():
     family = Thresholded("laplace", prior_scale=0.8, density=0.2, gamma_shape=3.0)
     heads = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(2)).double()
     q = family.posterior(heads)
-    same = q.as_spike_slab()
+    same = q.as_gated()
     assert_allclose(same.inclusion, q.inclusion, rtol=1e-10)
     assert_allclose(same.mean, q.mean, rtol=1e-10)
     assert_allclose(same.variance, q.variance, rtol=1e-10)

@@ -22,7 +22,7 @@ def solver(dictionary, alpha=0.3, tol=1e-6, positive=False):
 
 
 def distances(X, dictionary, codes, alpha, positive=False):
-    """Distance of each code from its optimum with the others held, unit-norm atoms."""
+    """Distance of each code from its optimum with the others held fixed, for unit-norm atoms."""
     pull = codes + (X - codes @ dictionary) @ dictionary.T
     best = (pull - alpha).clamp_min(0) if positive else torch.nn.functional.softshrink(pull, alpha)
     return (codes - best).abs()
@@ -65,7 +65,7 @@ def test_atoms_of_any_norm(norms):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_share_the_rows(dtype):
+def test_rows_may_be_split_among_threads(dtype):
     X, dictionary = problem(n_rows=101, dtype=dtype)
     start, before = torch.zeros(101, 37, dtype=dtype), torch.get_num_threads()
     found = []
@@ -80,7 +80,7 @@ def test_threads_share_the_rows(dtype):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_is_not_finite_ends(bad, dtype):
+def test_descent_ends_on_rows_that_are_not_finite(bad, dtype):
     X, dictionary = problem(dtype=dtype)
     X[3] = bad
     start = torch.zeros(60, 37, dtype=dtype)
@@ -89,7 +89,7 @@ def test_what_is_not_finite_ends(bad, dtype):
     assert distances(X[others], dictionary, found[others], 0.3).max() <= 1e-3
 
 
-def test_the_objective_falls_move_by_move():
+def test_the_objective_falls_with_every_move():
     X, dictionary = problem(64, 16)
     found, last = solver(dictionary), np.inf
     for max_iter in range(6):
@@ -100,7 +100,7 @@ def test_the_objective_falls_move_by_move():
     assert not torch.equal(codes, X.new_zeros(60, 64))
 
 
-def test_no_rows():
+def test_zero_rows_give_zero_codes():
     X, dictionary = problem()
     assert solver(dictionary).descend(X[:0], dictionary, X.new_zeros(0, 37), 0.1, 9).shape == (
         0,

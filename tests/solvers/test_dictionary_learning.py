@@ -54,7 +54,7 @@ def online(X, n_components=20):
 
 @pytest.mark.parametrize("coder", [code, code_by_fista], ids=["cd", "fista"])
 @pytest.mark.parametrize("block_size", [512, 40, 20])
-def test_the_objective_falls_pass_by_pass(monkeypatch, block_size, coder):
+def test_the_objective_falls_with_every_pass(monkeypatch, block_size, coder):
     monkeypatch.setattr(dictionary_learning, "BLOCK_SIZE", block_size)
     X = rows()
     learner = full_batch(X, coder=coder)
@@ -81,13 +81,13 @@ def test_statistics_follow_the_codes(monkeypatch):
     assert learner.n_steps == 5 * 4
 
 
-def test_a_pass_that_ran_too_far_ahead_is_taken_back(monkeypatch):
+def test_a_pass_that_extrapolated_too_far_is_undone(monkeypatch):
     monkeypatch.setattr(dictionary_learning, "BLOCK_SIZE", 20)
     monkeypatch.setattr(dictionary_learning, "_FORESIGHT", 1e3)
     learner = full_batch(rows())
     epochs = list(itertools.islice(learner.epochs(0.0, True), 20))
     assert np.all(np.diff([epoch.loss for epoch in epochs]) <= 1e-12)
-    # Eight steps a pass, and eight more for each that was taken back.
+    # Eight steps per pass, and eight more for each pass that was undone.
     assert learner.n_steps > 20 * 8
     codes = dense(learner)
     torch.testing.assert_close(learner.statistics.code_gram, codes.T @ codes)
@@ -114,7 +114,7 @@ def test_a_pass_converges_at_a_stationary_point():
             break
     result = solve_lasso(X, epoch.dictionary, ALPHA)
     assert epoch.loss == pytest.approx(result.objective.mean().item(), rel=1e-4)
-    # No atom alone can be turned to lower the objective by much.
+    # No single atom can be rotated to lower the objective by much.
     codes = dense(learner)
     target = codes.T @ X - (codes.T @ codes) @ epoch.dictionary
     target += (codes.T @ codes).diagonal()[:, None] * epoch.dictionary
@@ -122,10 +122,10 @@ def test_a_pass_converges_at_a_stationary_point():
     assert cosine[learner.statistics.n_users > 0].min() > 1 - 1e-4
 
 
-def test_dead_atoms_come_back_without_cost():
+def test_dead_atoms_are_revived_without_raising_the_objective():
     X = rows()
     learner = full_batch(X)
-    # Half of the atoms are copies that nothing will use.
+    # Half of the atoms are copies that no row will use.
     learner.dictionary[10:] = learner.dictionary[0]
     losses, n_dead = [], []
     for epoch in itertools.islice(learner.epochs(0.0, True), 30):
@@ -136,7 +136,7 @@ def test_dead_atoms_come_back_without_cost():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sparse_codes_give_back_what_they_got(dtype):
+def test_sparse_codes_return_what_was_stored(dtype):
     codes = rows(90).to(dtype).clamp_min(1)
     codes[codes == 1] = 0
     kept = SparseCodes.of(codes, list(torch.randperm(90).split(40)))
@@ -149,7 +149,7 @@ def test_sparse_codes_give_back_what_they_got(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_compiled_sums_are_those_of_matrices(dtype):
+def test_compiled_sums_match_matrix_products(dtype):
     X = rows().to(dtype)
     old, new = (
         torch.nn.functional.softshrink(rows(150, 37, seed), 1.0).to(dtype) for seed in (1, 2)
@@ -169,15 +169,15 @@ def test_compiled_sums_are_those_of_matrices(dtype):
     assert sums.n_nonzero == (new != 0).sum()
     assert sums.n_rows == 150
     assert sums.mean == sums.total / 150
-    # A row with holes counts where it is observed.
+    # Only the observed entries of an incomplete row count.
     X[:, ::3] = torch.nan
-    holed = objective_sums(X, new, dictionary, ALPHA)
+    incomplete = objective_sums(X, new, dictionary, ALPHA)
     left = residual.square()[:, [k for k in range(X.shape[1]) if k % 3]]
-    assert holed.reconstruction == pytest.approx(0.5 * left.sum().item(), rel=1e-5)
-    assert (holed.penalty, holed.n_nonzero) == (sums.penalty, sums.n_nonzero)
+    assert incomplete.reconstruction == pytest.approx(0.5 * left.sum().item(), rel=1e-5)
+    assert (incomplete.penalty, incomplete.n_nonzero) == (sums.penalty, sums.n_nonzero)
 
 
-def test_sums_of_blocks_add():
+def test_sums_of_blocks_add_up():
     X, codes, dictionary = rows(), torch.nn.functional.softshrink(rows(150, 37, 1), 1.0), rows(37)
     parts = [objective_sums(X[i], codes[i], dictionary, ALPHA) for i in torch.arange(150).split(40)]
     whole = objective_sums(X, codes, dictionary, ALPHA)
@@ -186,7 +186,7 @@ def test_sums_of_blocks_add():
     assert math.isnan(ObjectiveSums().mean)
 
 
-def test_first_forgetting_steps_weigh_little_and_later_ones_all():
+def test_statistics_decay_fast_at_first_and_slowly_later():
     factors = [forgetting(step, 10) for step in range(200)]
     assert factors[0] == pytest.approx(1 / 11)
     assert np.all(np.diff(factors) > 0)
@@ -194,7 +194,7 @@ def test_first_forgetting_steps_weigh_little_and_later_ones_all():
     assert forgetting(0, 1) == pytest.approx(0.5) and forgetting(99, 1) == pytest.approx(100 / 101)
 
 
-def test_online_steps_learn():
+def test_online_steps_lower_the_objective():
     X = rows(600)
     learner = online(X)
     before = solve_lasso(X, learner.dictionary, ALPHA).objective.mean()

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from sklearn_vsc.solvers.dictionary.renewal import idle_rows, renew_atoms, worst_rows
 from sklearn_vsc.solvers.dictionary.update import (
     initial_dictionary,
     normalise_atoms,
-    renew_atoms,
     update_dictionary,
 )
 
@@ -48,7 +48,7 @@ def test_every_sweep_lowers_the_squared_error(positive):
 
 
 @pytest.mark.parametrize("positive", [False, True])
-def test_in_the_end_each_atom_is_the_best_for_the_others(positive):
+def test_at_convergence_each_atom_is_optimal_given_the_others(positive):
     X, codes, dictionary = problem()
     if positive:
         dictionary = torch.nn.functional.normalize(dictionary.abs())
@@ -60,7 +60,7 @@ def test_in_the_end_each_atom_is_the_best_for_the_others(positive):
         torch.testing.assert_close(dictionary[atom], target / target.norm())
 
 
-def test_one_atom_takes_its_minimiser_on_the_sphere():
+def test_a_single_atom_is_set_to_its_minimiser_on_the_sphere():
     X, codes, dictionary = problem(n_components=1)
     updated = update(dictionary, codes, X)
     best = surrogate(updated, codes, X)
@@ -70,7 +70,7 @@ def test_one_atom_takes_its_minimiser_on_the_sphere():
         assert surrogate(other, codes, X) >= best
 
 
-def test_unused_atoms_and_the_input_are_left_alone():
+def test_unused_atoms_and_the_input_are_not_modified():
     X, codes, dictionary = problem()
     codes[:, 3] = 0
     before = dictionary.clone()
@@ -88,7 +88,7 @@ def test_positive_atom_without_positive_target_is_kept():
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_normalising_survives_any_scale(scale):
+def test_normalising_works_at_any_scale(scale):
     atoms = scale * torch.tensor([[3.0, -4.0], [0.0, 0.0]])
     unit = normalise_atoms(atoms, generator=generator())
     torch.testing.assert_close(unit[0], torch.tensor([0.6, -0.8]))
@@ -98,7 +98,7 @@ def test_normalising_survives_any_scale(scale):
     assert (unit >= 0).all()
 
 
-def test_first_atoms_are_distinct_rows_with_energy():
+def test_initial_atoms_are_distinct_nonzero_rows():
     X = torch.arange(1.0, 13.0, dtype=torch.float64).reshape(6, 2).square()
     X[2] = 0
     dictionary = initial_dictionary(X, 5, generator=generator())
@@ -109,7 +109,7 @@ def test_first_atoms_are_distinct_rows_with_energy():
     torch.testing.assert_close(more.norm(dim=1), torch.ones(9, dtype=X.dtype))
 
 
-def test_first_atoms_fill_holes_by_the_means_of_columns():
+def test_initial_atoms_have_missing_entries_filled_with_column_means():
     X = problem(n_rows=5)[0]
     means = X[1:].mean(0)[:2]
     X[0, :2] = torch.nan
@@ -120,13 +120,13 @@ def test_first_atoms_fill_holes_by_the_means_of_columns():
     assert sorted(matched) == [0, 1, 2, 3, 4]
 
 
-def test_renewed_atoms_point_at_bad_rows_and_cost_nothing():
+def test_renewed_atoms_point_at_badly_coded_rows_and_leave_the_objective_unchanged():
     X, codes, dictionary = problem()
     dead = torch.zeros(8, dtype=torch.bool)
     dead[[1, 5]] = True
     codes[:, dead] = 0
     residual = X - codes @ dictionary
-    # All but three rows are perfectly coded.
+    # All rows except three are perfectly coded.
     residual[3:] = 0
     renewed = renew_atoms(dictionary, dead, residual, generator=generator())
     assert torch.equal(renewed[~dead], dictionary[~dead])
@@ -136,7 +136,7 @@ def test_renewed_atoms_point_at_bad_rows_and_cost_nothing():
 
 
 @pytest.mark.parametrize("positive", [False, True])
-def test_renewal_without_bad_rows_gives_unit_vectors(positive):
+def test_renewal_without_badly_coded_rows_gives_unit_vectors(positive):
     _, _, dictionary = problem()
     dead = torch.ones(8, dtype=torch.bool)
     renewed = renew_atoms(
@@ -145,3 +145,17 @@ def test_renewal_without_bad_rows_gives_unit_vectors(positive):
     torch.testing.assert_close(renewed.norm(dim=1), torch.ones(8, dtype=torch.float64))
     assert torch.linalg.matrix_rank(renewed) == 8
     assert not positive or (renewed >= 0).all()
+
+
+def test_idle_rows_count_from_the_last_use():
+    codes = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, -2.0]])
+    assert idle_rows(torch.tensor([5, 5, 5]), codes).tolist() == [7, 0, 0]
+    assert idle_rows(torch.tensor([5, 5, 5]), torch.zeros(4, 3)).tolist() == [9, 9, 9]
+
+
+@pytest.mark.parametrize("n_rows", [2, 9])
+def test_worst_rows_have_the_largest_energy(n_rows):
+    residual = torch.randn(5, 4, generator=generator(), dtype=torch.float64)
+    found = worst_rows(residual, n_rows)
+    energies = sorted(residual.square().sum(1).tolist(), reverse=True)[:n_rows]
+    torch.testing.assert_close(found.square().sum(1).tolist(), energies)

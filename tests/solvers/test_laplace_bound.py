@@ -22,7 +22,7 @@ def double(values):
 
 
 def bound_of_one_row(x, codes, dictionary, model, scales):
-    """The bound term by term, from the densities' own formulas."""
+    """The bound term by term, from the formulas of the densities."""
     s2, b = model.noise_variance, model.prior_scale
     residual = x - codes @ dictionary
     spread = np.sum(2 * scales**2 * (dictionary**2).sum(1))
@@ -36,7 +36,7 @@ def bound_of_one_row(x, codes, dictionary, model, scales):
 
 @pytest.mark.parametrize("curvature", [1e-8, 1e-2, 1.0, 30.0, 1e8])
 @pytest.mark.parametrize("magnitude", [0.0, 1e-6, 0.1, 1.0, 7.0, 1e3])
-def test_scales_are_those_of_a_numeric_maximiser(magnitude, curvature):
+def test_scales_match_numerical_optimisation(magnitude, curvature):
     rho = relative_scales(double(magnitude), double(curvature)).item()
 
     def cost(log_rho):
@@ -74,7 +74,7 @@ def test_divergence_matches_quadrature():
     exact = sum(quad(integrand, *ends, epsabs=1e-13)[0] for ends in ((-20, 0), (0, u), (u, 20)))
     model = LaplaceModel(alpha=1.0, noise_variance=b)
     x, dictionary = np.zeros(1), np.zeros((1, 1))
-    # With a zero atom the bound is the likelihood less the divergence.
+    # With a zero atom the bound is the log-likelihood minus the divergence.
     ours = bound_of_one_row(x, np.array([u]), dictionary, model, np.array([c]))
     assert -ours - 0.5 * math.log(2 * math.pi * b) == pytest.approx(exact, rel=1e-9)
 
@@ -108,7 +108,7 @@ def test_bounds_are_the_sum_of_their_terms_at_the_best_scales():
 
 
 def log_evidence_one_atom(x, atom, model):
-    """Exact log p(x): the convolution of a Laplace and a Gaussian law along the atom."""
+    """Exact log p(x): a Laplace density convolved with a Gaussian density along the atom."""
     s2, b = model.noise_variance, model.prior_scale
     norm = np.linalg.norm(atom)
     y, s = atom @ x / norm**2, math.sqrt(s2) / norm
@@ -133,7 +133,7 @@ def test_bound_is_below_the_exact_evidence_of_one_atom(alpha, noise_variance):
         energy = ((x - code * atom) ** 2).sum()
         ours = lower_bounds(double([[code]]), double([energy]), double(atom[None]), model).item()
         assert ours <= exact + 1e-10
-        # A product of one factor is close to the truth where the code is well determined.
+        # With a single code, the bound is close to the evidence where the code is well determined.
         assert ours >= exact - 1.0 - alpha**2 / noise_variance
 
 
@@ -158,7 +158,7 @@ def test_bound_is_below_the_evidence_of_two_atoms_by_quadrature():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.7, 1e3])
-def test_bound_moves_by_the_log_of_the_unit(scale):
+def test_changing_the_unit_shifts_the_bound_by_its_log(scale):
     X, codes, dictionary = random_problem(4)
     energy = ((X - codes @ dictionary) ** 2).sum(1)
     model = LaplaceModel(0.4, 0.13)
@@ -170,7 +170,7 @@ def test_bound_moves_by_the_log_of_the_unit(scale):
     torch.testing.assert_close(moved, ours - 4 * math.log(scale), rtol=1e-11, atol=1e-10)
 
 
-def test_statistics_of_blocks_are_those_of_all_rows():
+def test_joined_statistics_of_blocks_match_those_of_all_rows():
     X, codes, dictionary = random_problem(5)
     energy = double(((X - codes @ dictionary) ** 2).sum(1))
     whole, *parts = (
@@ -197,7 +197,7 @@ def test_statistics_give_the_best_noise_variance():
     variance = 1.0
     for _ in range(2000):
         new = statistics.noise_variance_update(LaplaceModel(0.4, variance))
-        # Each update is a coordinate ascent of the bound.
+        # Each update is a step of coordinate ascent on the bound.
         assert mean_bound(new) >= mean_bound(variance) - 1e-12
         if abs(new - variance) < 1e-14:
             break

@@ -12,7 +12,7 @@ from sklearn_vsc.solvers.lasso.fista import lipschitz_bound
 from sklearn_vsc.solvers.lasso.solve import default_tolerance, solve_lasso
 
 RELATIVE = 1e-6
-# Where the optimum itself is asked for: coordinate descent stops where it is told to.
+# For tests of the optimum itself, since coordinate descent stops at the given tolerance.
 TIGHT = 1e-13
 
 every_method = pytest.mark.parametrize("method", ["cd", "fista"])
@@ -27,12 +27,12 @@ def objective(X, codes, dictionary, alpha):
 
 
 def reference(X, dictionary, alpha, positive=False):
-    """Coordinate descent of scikit-learn, far beyond its default tolerance."""
+    """Coordinate descent of scikit-learn, far more accurate than by default."""
     lasso = Lasso(
         alpha / X.shape[1], fit_intercept=False, tol=1e-12, max_iter=20_000, positive=positive
     )
     with warnings.catch_warnings():
-        # Among near duplicates it may run out of iterations, close enough by far.
+        # With near duplicates it may run out of iterations, but is accurate enough by then.
         warnings.simplefilter("ignore", ConvergenceWarning)
         return np.vstack([lasso.fit(dictionary.T, row).coef_ for row in X])
 
@@ -73,7 +73,7 @@ DICTIONARIES = [independent, duplicated, nearly_duplicated, correlated, opposite
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("shape", [(12, 30), (48, 16)], ids=["undercomplete", "overcomplete"])
 @pytest.mark.parametrize("make", DICTIONARIES)
-def test_reaches_the_optimum_of_coordinate_descent(method, make, shape, positive):
+def test_reaches_the_optimum_found_by_scikit_learn(method, make, shape, positive):
     rng = np.random.default_rng(0)
     dictionary = unit_rows(make(rng, *shape))
     X = rng.standard_normal((30, shape[1])) + rng.standard_normal((30, shape[0])) @ dictionary
@@ -90,7 +90,7 @@ def test_reaches_the_optimum_of_coordinate_descent(method, make, shape, positive
 
 @every_method
 @pytest.mark.parametrize("make", DICTIONARIES)
-def test_iteration_alone_is_certified_by_its_gap(method, make):
+def test_without_the_exact_finish_the_gap_still_bounds_the_excess(method, make):
     rng = np.random.default_rng(1)
     dictionary = unit_rows(make(rng, 24, 16))
     X = rng.standard_normal((40, 16))
@@ -104,7 +104,7 @@ def test_iteration_alone_is_certified_by_its_gap(method, make):
 
 @every_method
 @pytest.mark.parametrize("positive", [False, True])
-def test_optimality_conditions(method, positive):
+def test_optimality_conditions_hold(method, positive):
     rng = np.random.default_rng(2)
     dictionary = rng.standard_normal((40, 20))
     X, alpha = rng.standard_normal((25, 20)), 0.5
@@ -118,7 +118,7 @@ def test_optimality_conditions(method, positive):
 
 
 @every_method
-def test_zero_code_from_alpha_max_up(method):
+def test_code_is_zero_from_alpha_max_upwards(method):
     rng = np.random.default_rng(3)
     dictionary, x = unit_rows(rng.standard_normal((30, 12))), rng.standard_normal((1, 12))
     alpha_max = np.abs(x @ dictionary.T).max()
@@ -170,7 +170,7 @@ def test_forms_agree(shape, finish):
 
 
 @every_method
-def test_start_does_not_change_the_optimum_and_is_never_made_worse(method):
+def test_initial_codes_do_not_change_the_optimum_and_are_never_made_worse(method):
     rng = np.random.default_rng(7)
     dictionary, X = unit_rows(rng.standard_normal((40, 20))), rng.standard_normal((30, 20))
     cold = solve(method, X, dictionary, 0.2, tol=TIGHT)
@@ -190,7 +190,7 @@ def test_start_does_not_change_the_optimum_and_is_never_made_worse(method):
 def test_rows_do_not_depend_on_their_neighbours(method, dtype):
     rng = np.random.default_rng(8)
     dictionary = torch.tensor(unit_rows(rng.standard_normal((60, 30))), dtype=dtype)
-    # Rows of very different difficulty.
+    # The scales of the rows differ widely, and with them the difficulty.
     X = torch.tensor(rng.standard_normal((50, 30)) * 10 ** rng.uniform(-2, 2, (50, 1)), dtype=dtype)
     together = solve(method, X, dictionary, 0.3).codes
     alone = torch.cat([solve(method, row[None], dictionary, 0.3).codes for row in X])
@@ -200,7 +200,7 @@ def test_rows_do_not_depend_on_their_neighbours(method, dtype):
 
 
 @every_method
-def test_blocks_of_rows_join(method, monkeypatch):
+def test_results_of_blocks_are_concatenated(method, monkeypatch):
     rng = np.random.default_rng(9)
     dictionary, X = rng.standard_normal((20, 10)), rng.standard_normal((100, 10))
     whole = solve(method, X, dictionary, 0.3)
@@ -211,7 +211,7 @@ def test_blocks_of_rows_join(method, monkeypatch):
 
 
 @every_method
-def test_float32_stops_where_rounding_does(method):
+def test_float32_stops_at_rounding_error(method):
     rng = np.random.default_rng(10)
     dictionary = torch.tensor(unit_rows(rng.standard_normal((60, 30)))).float()
     X = torch.tensor(rng.standard_normal((50, 30))).float()
@@ -225,7 +225,7 @@ def test_float32_stops_where_rounding_does(method):
 @every_method
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_unit_of_rows_does_not_matter(method, dtype, scale):
+def test_unit_of_the_rows_does_not_matter(method, dtype, scale):
     rng = np.random.default_rng(11)
     dictionary = torch.tensor(unit_rows(rng.standard_normal((40, 20))), dtype=dtype)
     X = torch.tensor(rng.standard_normal((30, 20)), dtype=dtype)
@@ -236,12 +236,12 @@ def test_unit_of_rows_does_not_matter(method, dtype, scale):
 
 
 @every_method
-def test_unfinished_rows_say_so(method):
+def test_rows_that_ran_out_of_iterations_are_not_converged(method):
     rng = np.random.default_rng(12)
     dictionary, X = correlated(rng, 60, 30), rng.standard_normal((20, 30))
     result = solve(method, X, dictionary, 1e-3, max_iter=2, finish=False)
     assert not result.converged.all()
-    # A pass of coordinate descent makes several moves, and may make some too many.
+    # A pass of coordinate descent makes several moves and may exceed the limit by a few.
     assert 2 <= result.n_iter <= 3
 
 
@@ -295,7 +295,7 @@ def test_every_problem_is_solved(
     result = solve(method, X, dictionary, alpha, positive=positive)
     codes = result.codes.numpy()
     assert result.converged.all()
-    # Gap by its definition: any feasible dual point bounds the optimum from below.
+    # The gap by its definition: any feasible dual point gives a lower bound on the optimum.
     residual = X - codes @ dictionary
     pull = residual @ dictionary.T
     steepest = (pull if positive else np.abs(pull)).max(1)

@@ -9,13 +9,13 @@ from sklearn.linear_model import Lasso
 
 from sklearn_vsc.solvers.lasso.coders import block_coder
 from sklearn_vsc.solvers.lasso.solve import solve_lasso
-from sklearn_vsc.solvers.missing import fill_holes, natural_reach, observed_residual
+from sklearn_vsc.solvers.missing import fill_missing, natural_reach, observed_residual
 
 every_method = pytest.mark.parametrize("method", ["cd", "fista"])
 
 
 def problem(kind="independent", share=0.3, n_rows=40, n_components=30, n_features=20, seed=0):
-    """Rows with holes, and a dictionary with atoms of unit norm."""
+    """Rows with missing entries, and a dictionary with atoms of unit norm."""
     rng = np.random.default_rng(seed)
     dictionary = rng.standard_normal((n_components, n_features))
     if kind == "duplicated":
@@ -35,7 +35,7 @@ def objective(X, codes, dictionary, alpha):
 
 
 def reference(X, dictionary, alpha, positive):
-    """Lasso of scikit-learn, row by row, on the columns that are observed."""
+    """Lasso of scikit-learn, row by row, on the observed columns."""
     codes = []
     for row in X:
         seen = ~np.isnan(row)
@@ -56,7 +56,7 @@ def solve(X, dictionary, alpha, **options):
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("kind", ["independent", "duplicated", "correlated"])
 @pytest.mark.parametrize("share", [0.3, 0.8])
-def test_objective_is_that_of_lasso_on_observed_columns(method, positive, kind, share):
+def test_objective_matches_the_lasso_on_observed_columns(method, positive, kind, share):
     X, dictionary = problem(kind, share)
     best = objective(X, reference(X, dictionary, 0.2, positive), dictionary, 0.2)
     result = solve(X, dictionary, 0.2, method=method, positive=positive, tol=1e-10)
@@ -65,7 +65,7 @@ def test_objective_is_that_of_lasso_on_observed_columns(method, positive, kind, 
     ours = objective(X, codes, dictionary, 0.2)
     np.testing.assert_allclose(ours, best, rtol=1e-6)
     np.testing.assert_allclose(result.objective, ours, rtol=1e-9)
-    # The gap bounds the excess, up to what the reference itself is off by.
+    # The gap bounds the excess, up to the error of the reference itself.
     assert (ours - best <= result.gaps.numpy() + 1e-9).all()
     assert not positive or (codes >= 0).all()
 
@@ -83,7 +83,7 @@ def test_optimality_conditions_hold_over_observed_entries(method, positive):
 
 
 @every_method
-def test_rows_without_holes_are_coded_as_alone(method):
+def test_complete_rows_are_coded_as_without_the_incomplete_ones(method):
     X, dictionary = problem(seed=2)
     complete = np.arange(0, len(X), 3)
     X[complete] = np.nan_to_num(X[complete])
@@ -91,14 +91,14 @@ def test_rows_without_holes_are_coded_as_alone(method):
     whole = solve(X, dictionary, 0.2, method=method, code_init=start)
     alone = solve(X[complete], dictionary, 0.2, method=method)
     assert torch.equal(whole.codes[complete], alone.codes)
-    holes = np.setdiff1d(np.arange(len(X)), complete)
+    incomplete = np.setdiff1d(np.arange(len(X)), complete)
     for name in ("codes", "objective", "gaps"):
-        part = getattr(solve(X[holes], dictionary, 0.2, method=method), name)
-        assert torch.equal(getattr(whole, name)[holes], part)
+        part = getattr(solve(X[incomplete], dictionary, 0.2, method=method), name)
+        assert torch.equal(getattr(whole, name)[incomplete], part)
 
 
 @every_method
-def test_code_depends_on_its_own_row_alone(method):
+def test_code_depends_only_on_its_own_row(method):
     X, dictionary = problem(seed=3, n_rows=70)
     whole = solve(X, dictionary, 0.2, method=method).codes
     tolerance = {"cd": 0, "fista": 1e-12}[method]
@@ -107,10 +107,10 @@ def test_code_depends_on_its_own_row_alone(method):
         torch.testing.assert_close(whole[[row]], alone, rtol=0, atol=tolerance)
 
 
-def test_atoms_may_have_any_norm_and_show_nothing():
+def test_atoms_may_have_any_norm_or_no_observed_entry():
     X, dictionary = problem(seed=4)
     dictionary *= np.geomspace(0.1, 10, len(dictionary))[:, None]
-    # An atom whose only entry is a hole of some rows, and one of zeros.
+    # An atom whose only non-zero entry is missing in some rows, and an atom of zeros.
     dictionary[0], dictionary[1] = np.eye(dictionary.shape[1])[0], 0
     best = objective(X, reference(X, dictionary, 0.2, False), dictionary, 0.2)
     start = torch.ones(len(X), len(dictionary), dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_atoms_may_have_any_norm_and_show_nothing():
 
 
 @every_method
-def test_iterations_can_run_out_and_start_is_never_left_worse(method):
+def test_codes_are_never_worse_than_the_initial_ones_when_iterations_run_out(method):
     X, dictionary = problem("correlated", seed=5)
     start = torch.as_tensor(np.random.default_rng(0).standard_normal((len(X), len(dictionary))))
     options = {"method": method, "code_init": start, "finish": False}
@@ -134,7 +134,7 @@ def test_iterations_can_run_out_and_start_is_never_left_worse(method):
 
 
 @every_method
-def test_float32_is_as_good_as_its_rounding(method):
+def test_float32_is_accurate_up_to_rounding(method):
     X, dictionary = problem(seed=6)
     fine = solve(X, dictionary, 0.2, method=method).objective
     coarse = solve(X.astype(np.float32), dictionary.astype(np.float32), 0.2, method=method)
@@ -144,7 +144,7 @@ def test_float32_is_as_good_as_its_rounding(method):
 
 
 @every_method
-def test_vanishing_weight_interpolates_what_is_observed(method):
+def test_vanishing_weight_interpolates_the_observed_entries(method):
     X, dictionary = problem(seed=7)
     with_more_atoms = np.vstack([dictionary, np.eye(X.shape[1])])
     codes = solve(X, with_more_atoms, 0.0, method=method).codes
@@ -153,7 +153,7 @@ def test_vanishing_weight_interpolates_what_is_observed(method):
 
 
 @pytest.mark.parametrize("positive", [False, True])
-def test_coder_of_a_visit_leaves_no_code_far_from_its_own_optimum(positive):
+def test_coder_brings_every_code_close_to_its_own_optimum(positive):
     X, dictionary = problem(seed=8)
     X[::4] = np.nan_to_num(X[::4])
     coder = block_coder("cd", 0.2, 1000, positive)
@@ -169,7 +169,7 @@ def test_coder_of_a_visit_leaves_no_code_far_from_its_own_optimum(positive):
         assert np.abs(optimum - energy * values).max() <= 1.001 * distance * 0.2
 
 
-def test_threads_change_nothing():
+def test_number_of_threads_does_not_change_codes():
     X, dictionary = problem(seed=9, n_rows=64)
     before = torch.get_num_threads()
     try:
@@ -180,11 +180,11 @@ def test_threads_change_nothing():
     assert torch.equal(two, solve(X, dictionary, 0.2, method="cd", finish=False).codes)
 
 
-def test_filled_rows_bound_the_observed_distance_and_touch_it():
+def test_distance_to_filled_rows_is_a_tight_bound_on_the_observed_distance():
     X, dictionary = (torch.as_tensor(array) for array in problem(seed=10))
     rng = torch.Generator().manual_seed(0)
     codes = torch.randn(len(X), len(dictionary), generator=rng, dtype=X.dtype)
-    filled = fill_holes(X, codes, dictionary)
+    filled = fill_missing(X, codes, dictionary)
     seen = ~X.isnan()
     assert torch.equal(filled[seen], X[seen])
     residual = observed_residual(X, codes, dictionary)
@@ -192,17 +192,17 @@ def test_filled_rows_bound_the_observed_distance_and_touch_it():
     other = dictionary + 0.1 * torch.randn(dictionary.shape, generator=rng, dtype=X.dtype)
     above = (filled - codes @ other).square().sum(1)
     assert (above >= observed_residual(X, codes, other).square().sum(1)).all()
-    far = fill_holes(X, codes, dictionary, reach=1.7)
+    far = fill_missing(X, codes, dictionary, reach=1.7)
     torch.testing.assert_close(far - codes @ dictionary, 1.7 * residual)
     complete = X.nan_to_num()
-    assert fill_holes(complete, codes, dictionary) is complete
+    assert fill_missing(complete, codes, dictionary) is complete
 
 
-def test_reach_makes_up_for_holes():
+def test_reach_makes_up_for_missing_entries():
     X = torch.ones(40, 6)
     assert natural_reach(X) == 1
     X[:20] = math.nan
     assert natural_reach(X) == 2
-    # Of mixed columns, those with most entries count most: their steps are short by less.
+    # Columns with more observed entries count more: their steps are shortened less.
     X[:, :3] = 1
     assert 1 < natural_reach(X) < 4 / 3

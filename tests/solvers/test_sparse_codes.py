@@ -6,8 +6,8 @@ from sklearn_vsc.solvers.dictionary.sparse_codes import SparseCodes
 
 
 @pytest.mark.parametrize("stretch", [1, 7, 2**19])
-def test_codes_come_back_as_they_went(monkeypatch, stretch):
-    """However much a stretch of memory holds, over many visits and copies."""
+def test_stored_codes_are_returned_unchanged(monkeypatch, stretch):
+    """This holds for any size of a stretch of memory, over many visits and copies."""
     monkeypatch.setattr(sparse_codes, "_STRETCH", stretch)
     generator = torch.Generator().manual_seed(0)
     blocks = list(torch.randperm(10, generator=generator).split(3))

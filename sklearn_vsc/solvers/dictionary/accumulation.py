@@ -1,6 +1,6 @@
 """Sums over rows that dictionary learning needs, compiled for codes that are mostly zero.
 
-On a CPU they cost as much as there are codes that are not zero; on other devices they are
+On a CPU their cost is proportional to the number of non-zero codes; on other devices they are
 matrix products.
 """
 
@@ -16,14 +16,14 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..missing import fill_holes
+from ..missing import fill_missing
 
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
 class ObjectiveSums:
-    """Sums over rows of the objective and of what it is made of.
+    """Sums over rows of the objective and of its parts.
 
     Attributes
     ----------
@@ -34,9 +34,9 @@ class ObjectiveSums:
     penalty : float
         alpha ||u||_1.
     n_nonzero : int
-        Codes that are not zero.
+        Number of non-zero codes.
     n_rows : int
-        Rows that were summed.
+        Number of rows in the sums.
     """
 
     total: float = 0.0
@@ -56,19 +56,19 @@ class ObjectiveSums:
 
     @property
     def mean(self) -> float:
-        """Mean objective of a row."""
+        """Mean objective per row."""
         return self.total / self.n_rows if self.n_rows else math.nan
 
 
 def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return by how much new codes of some rows change the sums over all rows.
+    """Return how much new codes for some rows change the sums over all rows.
 
     Parameters
     ----------
     X : Tensor of shape (n_rows, n_features)
         The rows.
     old, new : Tensor of shape (n_rows, n_components)
-        Codes that the rows had in the sums, None for none, and those that they get.
+        Codes of the rows in the current sums (None if the rows are not in them), and new codes.
 
     Returns
     -------
@@ -88,13 +88,13 @@ def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tenso
     data = X.new_zeros(n_components, X.shape[1])
     n_users = torch.zeros(n_components, dtype=torch.int64)
     _change_of_moments(*map(_array, (X, old, new, gram, data, n_users)))
-    # Only the half above the diagonal was summed.
+    # Only the upper triangle was summed.
     return gram.add_(gram.triu(1).T), data, n_users
 
 
 def objective_sums(X: Tensor, codes: Tensor, dictionary: Tensor, alpha: float) -> ObjectiveSums:
-    """Return the objective, summed over the rows, and its parts; holes are left out."""
-    X = fill_holes(X, codes, dictionary)
+    """Return the objective and its parts, summed over the rows, without the missing entries."""
+    X = fill_missing(X, codes, dictionary)
     if X.device.type == "cpu":
         arrays = map(_array, (X, codes, dictionary))
         total, fit, size, n_used = _objective_sums(*arrays, float(alpha))
@@ -114,10 +114,10 @@ def _array(tensor: Tensor) -> NDArray:
 
 @_compiled
 def _find_used(codes, used):  # type: ignore[no-untyped-def]
-    """List the codes that are not zero; four places after them are zero."""
+    """List the indices of the non-zero codes, followed by four zeros; return their number."""
     n_used = 0
     for k in range(len(codes)):
-        # No branch, which could not be foretold.
+        # Written without a branch, which the CPU could not predict.
         used[n_used] = k
         n_used += codes[k] != 0
     used[n_used : n_used + 4] = 0

@@ -1,7 +1,7 @@
 """Dictionary learning over all rows, by block coordinate descent on the exact objective.
 
-The loop yields after every epoch, so that who runs it decides when to stop and what to keep.
-A dictionary that was yielded is never written to again.
+The loop yields after every epoch, so that its caller decides when to stop and what to keep.
+A dictionary that has been yielded is never modified again.
 
 References
 ----------
@@ -19,29 +19,30 @@ import torch
 from torch import Tensor
 
 from ..lasso.coders import Coder
-from ..missing import fill_holes, natural_reach, observed_residual, rows_with_holes
+from ..missing import fill_missing, natural_reach, observed_residual, rows_with_missing
 from .accumulation import ObjectiveSums, objective_sums
+from .renewal import renew_atoms
 from .sparse_codes import SparseCodes
 from .statistics import Statistics
-from .update import renew_atoms, update_dictionary
+from .update import update_dictionary
 
-# Rows coded between two updates of the dictionary, at least.
+# Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512
-# Distance of the codes of a pass from their optimum, in units of alpha: at first, and at most
-# in the end.
+# Allowed distance of the codes from their optimum, in units of alpha: in the first pass, and the
+# largest value allowed in the last passes.
 _LOOSE, _TIGHT = 0.1, 3e-3
 _TIGHTENING = 0.7
-# Share of the blocks' change that the next block takes over into the trend.
+# Decay of the trend from block to block.
 _MEMORY = 0.9
-# How far ahead to look at first; much above one diverges.
+# Initial amount of extrapolation; values far above one diverge.
 _FORESIGHT = 1.0
-# Passes between two fresh accumulations of the statistics, against rounding drift.
+# Passes between two recomputations of the statistics, which limit the drift from rounding.
 _REFRESH_EVERY = 16
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """Where learning stands after an epoch.
+    """State of learning after an epoch.
 
     Attributes
     ----------
@@ -50,13 +51,13 @@ class Epoch:
     objective : ObjectiveSums
         0.5 ||x - u V||^2 + alpha ||u||_1 and its parts, summed over the rows.
     statistics : Statistics
-        Copy of what the dictionary was updated from.
+        Copy of the statistics that the dictionary was updated from.
     n_steps : int
-        Updates of the dictionary so far.
+        Number of updates of the dictionary so far.
     duration : float
-        Seconds that the epoch took.
+        Duration of the epoch in seconds.
     converged : bool
-        Whether the stopping rule holds.
+        Whether the stopping rule is met.
     """
 
     dictionary: Tensor
@@ -68,12 +69,12 @@ class Epoch:
 
     @property
     def loss(self) -> float:
-        """Mean objective of a row."""
+        """Mean objective per row."""
         return self.objective.mean
 
     @property
     def parts(self) -> dict[str, float]:
-        """Means over the rows of the parts of the objective, and the share of non-zero codes."""
+        """Parts of the objective, as means over the rows, and the share of non-zero codes."""
         sums, n_rows = self.objective, max(1, self.objective.n_rows)
         return {
             "reconstruction": sums.reconstruction / n_rows,
@@ -86,12 +87,12 @@ class Epoch:
 class FullBatchLearner:
     """Block coordinate descent on codes and dictionary over all rows.
 
-    Rows are visited in blocks. The codes of a block start from those of its last visit, and
-    its old share of the statistics makes room for the new one, so that each update of the
-    dictionary lowers the objective at the codes that all rows hold at that time.
+    Rows are visited in blocks. The codes of a block start from their values at its last visit, and
+    the block's new contribution to the statistics replaces its old one, so that each update of the
+    dictionary lowers the objective at the current codes of all rows.
 
-    Where X has holes, which are NaN, the statistics are those of rows whose holes hold what
-    codes and dictionary made of them at the last visit.
+    Where X has missing entries, which are NaN, the statistics are computed from completed rows:
+    missing entries hold their reconstruction from the codes and the dictionary at the last visit.
     """
 
     X: Tensor
@@ -103,27 +104,27 @@ class FullBatchLearner:
     generator: torch.Generator
     n_steps: int = 0
     statistics: Statistics = field(init=False)
-    # Sum of the latest changes of the statistics, the older ones counting less.
+    # Exponentially weighted sum of the recent changes of the statistics.
     _trend: Statistics = field(init=False)
-    # The rows with their holes filled; None where there are none.
+    # The rows with missing entries filled in; None if no entry is missing.
     _filled: Tensor | None = field(init=False)
-    # Factor on observed residuals in filled rows, see ``fill_holes``.
+    # Factor on the observed residuals in filled rows; see ``fill_missing``.
     _reach: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
-        self._filled = torch.empty_like(self.X) if rows_with_holes(self.X).any() else None
+        self._filled = torch.empty_like(self.X) if rows_with_missing(self.X).any() else None
 
     def epochs(self, tol: float, shuffle: bool) -> Iterator[Epoch]:
-        """Yield after each pass over the rows, without end.
+        """Yield after each pass over the rows, indefinitely.
 
-        A pass has converged when the codes are as accurate as they get and the objective
-        fell by less than ``tol`` of its value.
+        A pass has converged when the codes have reached their final accuracy and the objective
+        fell by less than ``tol`` relative to its value.
         """
         accuracy, last, foresight, passes = _LOOSE, math.inf, 0.0, 0
         self._trend = Statistics.zeros_like(self.dictionary)
         if self._filled is not None:
             self._reach = natural_reach(self.X)
-        # The excess of the objective is of the order of a tenth of the distances' square.
+        # The excess of the objective is about a tenth of the squared distances.
         tight = min(_TIGHT, max(tol, torch.finfo(self.X.dtype).eps) ** 0.5)
         while True:
             start = time.perf_counter()
@@ -132,7 +133,7 @@ class FullBatchLearner:
             before = self.codes.copy(), self.dictionary, self.statistics.copy()
             objective = self._pass(accuracy, shuffle, foresight)
             if objective.mean > last and (foresight or self._filled is not None):
-                # What ran ahead went astray.
+                # The extrapolation overshot: go back and repeat the pass without it.
                 self.codes, self.dictionary, self.statistics = before
                 self._trend, foresight = Statistics.zeros_like(self.dictionary), foresight / 2
                 objective = self._careful_pass(accuracy, shuffle)
@@ -146,7 +147,7 @@ class FullBatchLearner:
                 time.perf_counter() - start,
                 converged=accuracy <= tight and decrease < tol,
             )
-            # In the first pass codes change because they had no values yet.
+            # Not in the first pass, where codes change because they had no values yet.
             foresight = foresight if passes else _FORESIGHT
             accuracy, last, passes = max(tight, _TIGHTENING * accuracy), loss, passes + 1
             self._renew()
@@ -156,15 +157,15 @@ class FullBatchLearner:
         for rows, codes in self.codes:
             X = self.X[rows]
             if self._filled is not None:
-                X = self._filled[rows] = fill_holes(X, codes, self.dictionary)
+                X = self._filled[rows] = fill_missing(X, codes, self.dictionary)
             self.statistics.add(Statistics.change(X, None, codes))
 
     def _careful_pass(self, accuracy: float, shuffle: bool) -> ObjectiveSums:
-        """Visit every block once, such that the objective cannot rise."""
+        """Visit every block once, in a way that cannot raise the objective."""
         if self._filled is None:
             return self._pass(accuracy, shuffle, 0.0)
-        # Only where holes hold what the codes stand for now do the statistics bound the
-        # objective tightly from above.
+        # The statistics give a tight upper bound on the objective only if missing entries hold
+        # their reconstruction from the current codes.
         self._refresh()
         reach, self._reach = self._reach, 1.0
         objective = self._pass(accuracy, shuffle, 0.0)
@@ -172,12 +173,12 @@ class FullBatchLearner:
         return objective
 
     def _change(self, rows: Tensor, old: Tensor, new: Tensor) -> Statistics:
-        """Return the change of the statistics when rows get new codes; fill their holes."""
+        """Fill the rows for their new codes; return the resulting change of the statistics."""
         X = self.X[rows]
         if self._filled is None:
             return Statistics.change(X, old, new)
         before = Statistics.change(self._filled[rows], None, old)
-        self._filled[rows] = X = fill_holes(X, new, self.dictionary, self._reach)
+        self._filled[rows] = X = fill_missing(X, new, self.dictionary, self._reach)
         change = Statistics.change(X, None, new)
         change.subtract(before)
         return change
@@ -185,8 +186,8 @@ class FullBatchLearner:
     def _pass(self, accuracy: float, shuffle: bool, foresight: float) -> ObjectiveSums:
         """Visit every block once; return the objective.
 
-        Codes are half a pass old, on average. With ``foresight`` the sums run ahead to where
-        those of the blocks that were visited last are going, by this share of that age.
+        Codes are half a pass old, on average. With ``foresight``, the sums are extrapolated along
+        the recent trend by this share of that age.
         """
         n_blocks = len(self.codes.blocks)
         order = torch.randperm(n_blocks, generator=self.generator) if shuffle else range(n_blocks)
@@ -236,10 +237,10 @@ class FullBatchLearner:
 def row_blocks(
     n_rows: int, n_components: int, generator: torch.Generator | None, device: torch.device
 ) -> list[Tensor]:
-    """Return the numbers of the rows of each block, at random with a generator."""
+    """Return the row indices of each block, in random order if a generator is given."""
     if generator is None:
         order = torch.arange(n_rows)
     else:
         order = torch.randperm(n_rows, generator=generator)
-    # The update of a large dictionary wants to be spread over more rows.
+    # The cost of updating a large dictionary should be spread over more rows.
     return list(order.to(device).split(max(BLOCK_SIZE, n_components)))

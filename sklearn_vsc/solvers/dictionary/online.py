@@ -1,4 +1,4 @@
-"""Online dictionary learning: mini-batches and statistics that forget.
+"""Online dictionary learning: mini-batches, and statistics that decay.
 
 References
 ----------
@@ -16,21 +16,22 @@ import torch
 from torch import Tensor
 
 from ..lasso.coders import Coder
-from ..missing import fill_holes, natural_reach, observed_residual
+from ..missing import fill_missing, natural_reach, observed_residual
 from .accumulation import ObjectiveSums, objective_sums
 from .full_batch import Epoch
+from .renewal import idle_rows, renew_atoms
 from .statistics import Statistics
-from .update import renew_atoms, update_dictionary
+from .update import update_dictionary
 
-# Distance of the codes of a mini-batch from their optimum, in units of alpha.
+# Allowed distance of the codes of a mini-batch from their optimum, in units of alpha.
 _ACCURACY = 1e-2
-# Rows seen, per atom of the dictionary, before an atom that none of them uses is renewed.
+# An atom is renewed once this many rows per atom of the dictionary have gone by without using it.
 _PATIENCE = 10
 
 
 @dataclass
 class OnlineLearner:
-    """Mini-batch learning from statistics that forget (Mairal et al. 2009)."""
+    """Mini-batch learning from statistics that decay (Mairal et al. 2009)."""
 
     dictionary: Tensor
     alpha: float
@@ -50,15 +51,14 @@ class OnlineLearner:
         codes : Tensor of shape (n_rows, n_components)
             Codes of the rows under the dictionary before its update.
         objective : ObjectiveSums
-            That of the rows at these codes, the dictionary as before.
+            Objective of the rows at these codes, also before the update.
         """
         codes = self.coder(X, self.dictionary, None, _ACCURACY)
         objective = objective_sums(X, codes, self.dictionary, self.alpha)
         self.statistics.scale(forgetting(self.n_steps, len(X)))
-        target = fill_holes(X, codes, self.dictionary, natural_reach(X))
+        target = fill_missing(X, codes, self.dictionary, natural_reach(X))
         self.statistics.add(Statistics.change(target, None, codes))
-        used = (codes != 0).any(0)
-        self.idle = torch.where(used, 0, self.idle + len(X))
+        self.idle = idle_rows(self.idle, codes)
         self._renew(X, codes)
         self.dictionary = update_dictionary(
             self.dictionary,
@@ -78,20 +78,20 @@ class OnlineLearner:
         stopping: OnlineStopping,
         on_step: Callable[[int, float, Tensor], None],
     ) -> Iterator[Epoch]:
-        """Yield after each pass over the rows, or in mid-pass where the stopping rule holds.
+        """Yield after each pass over the rows, or within one when the stopping rule is met.
 
         Parameters
         ----------
         X : Tensor of shape (n_rows, n_features)
-            Rows to visit again and again.
+            Rows to visit repeatedly.
         batch_size : int
-            Rows in a mini-batch.
+            Number of rows in a mini-batch.
         shuffle : bool
             Whether each pass visits the rows in a new random order.
         stopping : OnlineStopping
             Rule that ends learning.
         on_step : callable
-            Called after each step with its number, the mini-batch's cost, the dictionary.
+            Called after each step with its index, the cost of the mini-batch and the dictionary.
 
         Yields
         ------
@@ -138,15 +138,16 @@ class OnlineLearner:
 
 @dataclass
 class OnlineStopping:
-    """Stops on a small change of the dictionary or on a smoothed cost that stays up.
+    """Stops when the dictionary hardly changes or the smoothed cost no longer improves.
 
     Attributes
     ----------
     tol : float
-        Least Frobenius norm of the dictionary's change in a step, over the number of atoms;
-        zero never stops.
+        Stop when the Frobenius norm of the dictionary's change in a step, divided by the number of
+        atoms, is at most this; zero disables this rule.
     max_no_improvement : int or None
-        Most steps in a row in which the smoothed cost finds no new minimum; None never stops.
+        Stop after this many consecutive steps without a new minimum of the smoothed cost; None
+        disables this rule.
     """
 
     tol: float
@@ -157,9 +158,9 @@ class OnlineStopping:
     _n_failed: int = 0
 
     def update(self, cost: float, change: float, batch_size: int, n_rows: int) -> bool:
-        """Take in one step; say whether to stop."""
+        """Record one step; return whether to stop."""
         self._n_steps += 1
-        # The first steps start from a random dictionary and would mislead.
+        # The first steps, from a random dictionary, are not representative.
         if self._n_steps <= min(100, n_rows / batch_size):
             return False
         weight = min(batch_size / (n_rows + 1), 1.0)
@@ -175,7 +176,7 @@ class OnlineStopping:
 
 
 def forgetting(n_steps: int, batch_size: int) -> float:
-    """Return the factor on past statistics, slow at first to leave the start behind."""
+    """Return the factor on past statistics, small at first so that the start is soon forgotten."""
     if n_steps < batch_size - 1:
         theta = (n_steps + 1) * batch_size
     else:

@@ -1,4 +1,4 @@
-"""Codes of all training rows, block by block, of which only what is not zero is kept."""
+"""Codes of all training rows, stored block by block without their zeros."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# Codes that a stretch of memory has room for.
+# Number of codes that one stretch of memory holds.
 _STRETCH = 2**19
 
 
@@ -18,7 +18,7 @@ class SparseCodes:
     Attributes
     ----------
     blocks : list of Tensor
-        Numbers of the rows of each block.
+        Row indices of each block.
     """
 
     def __init__(self, blocks: list[Tensor], n_components: int, dtype: torch.dtype) -> None:
@@ -32,16 +32,16 @@ class SparseCodes:
 
     @classmethod
     def of(cls, codes: Tensor, blocks: list[Tensor]) -> Self:
-        """Keep what is not zero of dense codes."""
+        """Store the non-zero entries of dense codes."""
         kept = cls(blocks, codes.shape[1], codes.dtype)
         for block, rows in enumerate(blocks):
             kept[block] = codes[rows]
         return kept
 
     def copy(self) -> Self:
-        """Return a copy that later changes leave alone."""
+        """Return a copy that later changes do not affect."""
         kept = type(self)(self.blocks, self._n_components, self._empty.dtype)
-        # What is kept of a block is replaced, never written to.
+        # Stored tensors are replaced, never modified, so a shallow copy is enough.
         kept._kept = self._kept.copy()
         return kept
 
@@ -58,14 +58,14 @@ class SparseCodes:
         self._kept[block] = self._written(places, flat[places])
 
     def _written(self, places: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write what is kept of a block behind that of the block before.
+        """Store the entries of a block right after those of the block stored before it.
 
-        Kept in many small pieces, it would tear the free memory between them apart.
+        Many small allocations would fragment the heap.
         """
         start, end = self._n_filled, self._n_filled + len(values)
         if end > len(self._stretch[1]):
             size = max(_STRETCH, len(values))
-            # Blocks are far too small for their places to need 64 bits.
+            # Blocks are far too small for their indices to need 64 bits.
             empty = values.new_empty(size, dtype=torch.int32), values.new_empty(size)
             self._stretch, start, end = empty, 0, len(values)
         kept = self._stretch[0][start:end], self._stretch[1][start:end]
@@ -75,6 +75,6 @@ class SparseCodes:
         return kept
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the numbers of the rows of each block and their codes."""
+        """Yield the row indices and the codes of each block."""
         for block, rows in enumerate(self.blocks):
             yield rows, self[block]

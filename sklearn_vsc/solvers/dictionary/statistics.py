@@ -1,4 +1,4 @@
-"""Sums over rows that the update of a dictionary depends on."""
+"""Sums over rows from which a dictionary is updated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .accumulation import change_of_moments
 
 @dataclass
 class Statistics:
-    """Sums over rows that the update of the dictionary depends on.
+    """Sums over rows from which the dictionary is updated.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Statistics:
 
     @classmethod
     def zeros_like(cls, dictionary: Tensor) -> Self:
-        """Start from no rows."""
+        """Return the sums over zero rows."""
         n_components = len(dictionary)
         return cls(
             dictionary.new_zeros(n_components, n_components),
@@ -41,11 +41,11 @@ class Statistics:
 
     @classmethod
     def change(cls, X: Tensor, old: Tensor | None, new: Tensor) -> Self:
-        """Return what new codes of some rows add; they had the old ones, None for none."""
+        """Return the change when rows get new codes; ``old`` is None for rows not yet counted."""
         return cls(*change_of_moments(X, old, new))
 
     def copy(self) -> Self:
-        """Return a copy that later rows leave alone."""
+        """Return a copy that later changes do not affect."""
         return type(self)(self.code_gram.clone(), self.code_data.clone(), self.n_users.clone())
 
     def add(self, other: Self) -> None:
@@ -55,18 +55,18 @@ class Statistics:
         self.n_users += other.n_users
 
     def subtract(self, other: Self) -> None:
-        """Take other sums away, in place."""
+        """Subtract other sums, in place."""
         self.code_gram -= other.code_gram
         self.code_data -= other.code_data
         self.n_users -= other.n_users
 
     def scale(self, factor: float) -> None:
-        """Let what was added before count less in the update."""
+        """Reduce the weight in the update of what was added so far."""
         self.code_gram *= factor
         self.code_data *= factor
 
     def ahead(self, change: Self, factor: float) -> Self:
-        """Return the sums after so many times the change, for the atoms that are in use."""
+        """Return the sums plus ``factor`` times a change, cleared for atoms that are not in use."""
         sums = type(self)(
             torch.add(self.code_gram, change.code_gram, alpha=factor),
             torch.add(self.code_data, change.code_data, alpha=factor),
@@ -76,7 +76,7 @@ class Statistics:
         return sums
 
     def clear(self, unused: Tensor) -> None:
-        """Forget atoms that no row uses, and with them what rounding left there."""
+        """Clear the sums of atoms that no row uses, including remnants of rounding."""
         if unused.any():
             self.code_gram[unused] = 0
             self.code_gram[:, unused] = 0

@@ -1,4 +1,4 @@
-"""Update of a dictionary from the accumulated statistics of codes and rows.
+"""Dictionary updates from accumulated statistics of codes and rows.
 
 References
 ----------
@@ -15,7 +15,7 @@ from numba import njit
 from torch import Tensor
 
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-# Atoms whose targets come from one matrix product.
+# Number of atoms whose targets are computed in one matrix product.
 _PANEL = 32
 
 
@@ -29,14 +29,14 @@ def update_dictionary(
 ) -> Tensor:
     """Lower 0.5 tr(V' A V) - tr(V' B) by block coordinate descent over unit-norm atoms.
 
-    Each atom in turn takes its exact minimiser on the unit sphere, the others held fixed.
+    Each atom in turn is set to its exact minimiser on the unit sphere with the others held fixed.
 
     Parameters
     ----------
     dictionary : Tensor of shape (n_components, n_features)
-        Unit-norm atoms V to start from; left as it is.
+        Initial unit-norm atoms V; not modified.
     code_gram : Tensor of shape (n_components, n_components)
-        A = U' U, summed over the rows. Atoms with a zero diagonal are left as they are.
+        A = U' U, summed over the rows. Atoms with a zero on the diagonal are left unchanged.
     code_data : Tensor of shape (n_components, n_features)
         B = U' X, summed over the rows.
     positive : bool, default=False
@@ -53,14 +53,15 @@ def update_dictionary(
     weights = code_gram.diagonal()
     used = weights.nonzero().squeeze(1)
     if len(used):
-        # Both are squares of the size of X, and are squared again for a norm. A power of two
-        # takes no digits from them.
+        # Both scale as the square of X and are squared once more in a norm, so they are divided
+        # by a common factor; dividing by a power of two loses no digits.
         unit = weights.amax().log2().floor().exp2()
         code_gram, code_data = code_gram / unit, code_data / unit
     update = _update_compiled if dictionary.device.type == "cpu" else _update_panel
     for _ in range(n_sweeps):
         for panel in used.split(_PANEL):
-            # One matrix product for many atoms; what they change of each other comes after.
+            # One matrix product for the whole panel; its atoms' effect on each other is added
+            # below.
             gram = code_gram[panel]
             targets = torch.addmm(code_data[panel], gram, dictionary, alpha=-1)
             dictionary[panel] = update(dictionary[panel], targets, gram[:, panel], positive)
@@ -68,7 +69,7 @@ def update_dictionary(
 
 
 def _update_panel(atoms: Tensor, residual: Tensor, gram: Tensor, positive: bool) -> Tensor:
-    """Update some atoms, given what the whole dictionary leaves of their targets."""
+    """Update some atoms, given the residual of their targets under the whole dictionary."""
     weights = gram.diagonal()
     for atom in range(len(atoms)):
         old = atoms[atom].clone()
@@ -76,7 +77,7 @@ def _update_panel(atoms: Tensor, residual: Tensor, gram: Tensor, positive: bool)
         if positive:
             target.clamp_min_(0)
         norm = torch.linalg.vector_norm(target)
-        # Nothing to project on: the old atom is as good as any.
+        # With a zero target every atom is equally good: keep the old one.
         atoms[atom] = torch.where(norm > 0, target / norm, old)
         residual.addr_(gram[:, atom], atoms[atom] - old, alpha=-1)
     return atoms
@@ -90,7 +91,7 @@ def _update_compiled(atoms: Tensor, residual: Tensor, gram: Tensor, positive: bo
 
 @_compiled
 def _update_rows(atoms, residual, gram, positive):  # type: ignore[no-untyped-def]
-    """Do as ``_update_panel``, in place."""
+    """Do the same as ``_update_panel``, in place."""
     zero = atoms.dtype.type(0)
     change = np.empty_like(atoms[0])
     for a in range(len(atoms)):
@@ -101,7 +102,7 @@ def _update_rows(atoms, residual, gram, positive):  # type: ignore[no-untyped-de
             if positive:
                 target[j] = max(target[j], zero)
             energy += target[j] * target[j]
-        # Nothing to project on: the old atom is as good as any.
+        # With a zero target every atom is equally good: keep the old one.
         if energy == 0:
             continue
         norm = np.sqrt(energy)
@@ -115,12 +116,12 @@ def _update_rows(atoms, residual, gram, positive):  # type: ignore[no-untyped-de
 
 
 def normalise_atoms(atoms: Tensor, *, positive: bool = False, generator: torch.Generator) -> Tensor:
-    """Scale atoms to unit norm; those without energy become random directions.
+    """Scale atoms to unit norm; atoms of norm zero become random directions.
 
     Parameters
     ----------
     atoms : Tensor of shape (n_components, n_features)
-        Any vectors.
+        Arbitrary vectors.
     positive : bool, default=False
         Whether atoms must be non-negative; negative parts are set to zero.
     generator : torch.Generator
@@ -133,7 +134,7 @@ def normalise_atoms(atoms: Tensor, *, positive: bool = False, generator: torch.G
     """
     if positive:
         atoms = atoms.clamp_min(0)
-    # Two steps, so that neither tiny nor huge entries leave the range of their squares.
+    # In two steps, so that squares of tiny or huge entries neither underflow nor overflow.
     peak = atoms.abs().amax(1, keepdim=True)
     flat = peak.squeeze(1) == 0
     if flat.any():
@@ -148,13 +149,13 @@ def normalise_atoms(atoms: Tensor, *, positive: bool = False, generator: torch.G
 def initial_dictionary(
     X: Tensor, n_components: int, *, positive: bool = False, generator: torch.Generator
 ) -> Tensor:
-    """Take distinct random rows as atoms, and random directions where rows are too few.
+    """Choose distinct random rows as atoms, plus random directions if there are too few rows.
 
     Parameters
     ----------
     X : Tensor of shape (n_rows, n_features)
-        Rows to draw from; those without energy are passed over. Holes, which are NaN, are
-        filled by the mean of what is observed of their column.
+        Rows to draw from; zero rows are skipped. Missing entries, which are NaN, are filled with
+        the mean of the observed entries of their column.
     n_components : int
         Number of atoms.
     positive : bool, default=False
@@ -167,7 +168,7 @@ def initial_dictionary(
     dictionary : Tensor of shape (n_components, n_features)
         Unit-norm atoms.
     """
-    # The largest entry and the smallest take no array of the size of X.
+    # Row maxima and minima need no temporary array of the size of X.
     highest = X.amax(1)
     if highest.isnan().any():
         X = torch.where(X.isnan(), X.nanmean(0).nan_to_num(), X)
@@ -180,48 +181,3 @@ def initial_dictionary(
     atoms = X.new_zeros(n_components, X.shape[1])
     atoms[: len(order)] = X[energetic[order.to(X.device)]]
     return normalise_atoms(atoms, positive=positive, generator=generator)
-
-
-def renew_atoms(
-    dictionary: Tensor,
-    dead: Tensor,
-    residual: Tensor,
-    *,
-    positive: bool = False,
-    generator: torch.Generator,
-) -> Tensor:
-    """Point atoms that nothing uses at rows that are badly coded.
-
-    As long as the codes of these atoms are zero the objective does not change.
-
-    Parameters
-    ----------
-    dictionary : Tensor of shape (n_components, n_features)
-        Unit-norm atoms; left as it is.
-    dead : Tensor of shape (n_components,), bool
-        Atoms to renew.
-    residual : Tensor of shape (n_rows, n_features)
-        What the codes leave unexplained. Rows are drawn with a probability in proportion
-        to their energy.
-    positive : bool, default=False
-        Whether atoms must be non-negative.
-    generator : torch.Generator
-        Source of randomness, on the CPU.
-
-    Returns
-    -------
-    dictionary : Tensor of shape (n_components, n_features)
-        Unit-norm atoms.
-    """
-    if positive:
-        residual = residual.clamp_min(0)
-    peak = residual.abs().amax().clamp_min(torch.finfo(residual.dtype).tiny)
-    energy = (residual / peak).square().sum(1).cpu()
-    n_drawn = min(int(dead.sum()), int(energy.count_nonzero()))
-    atoms = dictionary.new_zeros(int(dead.sum()), dictionary.shape[1])
-    if n_drawn:
-        rows = torch.multinomial(energy, n_drawn, generator=generator)
-        atoms[:n_drawn] = residual[rows.to(residual.device)]
-    dictionary = dictionary.clone()
-    dictionary[dead] = normalise_atoms(atoms, positive=positive, generator=generator)
-    return dictionary

@@ -1,8 +1,8 @@
 """Exact finish of lasso codes: a batched active-set search over supports and signs.
 
-With support and signs given, the lasso is one linear system. The search solves it for many
-rows at once, moves along the way to its solution as far as the objective falls, and lets one
-atom enter a row's support at a time, so that the objective of each row falls until the code
+Given the support and the signs, the lasso reduces to one linear system. The search solves it for
+many rows at once, moves towards the solution for as long as the objective falls, and lets one
+atom at a time enter a row's support, so that the objective of each row falls until the code
 is optimal up to rounding.
 
 References
@@ -19,16 +19,16 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-# Most numbers in one batch of padded systems.
+# Maximum number of entries in one batch of padded systems.
 _SYSTEM_NUMEL = {"cpu": 2**21, "other": 2**26}
 
 
 class QuadraticFit(Protocol):
-    """What the search asks of the smooth half of the problem, 0.5 ||x - u V||^2."""
+    """What the search needs from the smooth part of the problem, 0.5 ||x - u V||^2."""
 
     @property
     def scale(self) -> Tensor:
-        """Largest correlation of each row with an atom."""
+        """Largest correlation of each row with any atom."""
 
     def gradient(self, codes: Tensor) -> Tensor:
         """Return the gradient with respect to the codes."""
@@ -37,18 +37,18 @@ class QuadraticFit(Protocol):
         """Return the inner products of the atoms listed for each row."""
 
     def select(self, rows: Tensor) -> Self:
-        """Return the same problem for some of the rows."""
+        """Return the same problem restricted to some of the rows."""
 
 
 def active_set_search(
     fit: QuadraticFit, codes: Tensor, alpha: float, *, positive: bool, max_steps: int
 ) -> Tensor:
-    """Take codes near the optimum to the optimum.
+    """Move codes that are near the optimum to the optimum.
 
     Parameters
     ----------
     fit : QuadraticFit
-        The quadratic term of the rows.
+        Quadratic term of the objective for these rows.
     codes : Tensor of shape (n_rows, n_components)
         Codes to start from.
     alpha : float
@@ -56,12 +56,12 @@ def active_set_search(
     positive : bool
         Whether codes must be non-negative.
     max_steps : int
-        Most linear systems solved for a row.
+        Maximum number of linear systems solved for a row.
 
     Returns
     -------
     codes : Tensor of shape (n_rows, n_components)
-        Candidates, to be certified: rounding may stop the search of a row early.
+        Candidates, which the caller must certify: rounding may stop the search for a row early.
     """
     result = codes.clone()
     rows = torch.arange(len(codes), device=codes.device)
@@ -89,7 +89,7 @@ def active_set_search(
 def _most_violating(
     gradient: Tensor, codes: Tensor, fit: QuadraticFit, alpha: float, positive: bool
 ) -> tuple[Tensor, Tensor]:
-    """Find the atom of each row that the optimality conditions call in, if any."""
+    """For each row, find the atom that violates the optimality conditions most, if any does."""
     pull = -gradient if positive else gradient.abs()
     strongest, atom = pull.masked_fill(codes != 0, 0).max(dim=1)
     slack = 1e2 * torch.finfo(codes.dtype).eps * fit.scale
@@ -104,9 +104,9 @@ def _step(
     alpha: float,
     positive: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Move each row towards the solution with its signs.
+    """Move each row towards the solution for its signs.
 
-    Also say which rows reached it and which could not move.
+    Also return which rows reached it and which could not move.
     """
     moved = codes.clone()
     fraction = codes.new_ones(len(codes))
@@ -127,7 +127,7 @@ def _step(
 
 @dataclass(frozen=True)
 class _System:
-    """The lasso of each row over the atoms of its support, padded to one size."""
+    """The lasso of each row restricted to the atoms of its support, padded to a common size."""
 
     gram: Tensor
     codes: Tensor
@@ -136,9 +136,9 @@ class _System:
     alpha: float
 
     def move(self, positive: bool) -> tuple[Tensor, Tensor]:
-        """Return the codes moved, and the fraction of the way that each row went."""
+        """Return the moved codes, and the fraction of the full step that each row took."""
         direction, curvature = self._newton_direction()
-        # Where a coordinate would cross zero, as a fraction of the way.
+        # Where a coordinate would cross zero, as a fraction of the full step.
         crossing = -self.codes / torch.where(direction == 0, 1.0, direction)
         crosses = (crossing > 0) & (crossing < 1) & (direction != 0)
         crossing = torch.where(crosses, crossing, 1.0)
@@ -146,7 +146,7 @@ class _System:
             fraction = crossing.amin(1, keepdim=True)
         else:
             fraction = self._best_fraction(direction, curvature, crossing)
-        # Of a coordinate that has just entered, only a move to its own side is meant.
+        # A coordinate that has just entered may only move in the direction of its sign.
         wrong = (self.codes == 0) & (direction * self.signs < 0)
         fraction = fraction * ~wrong.any(1, keepdim=True)
         moved = self.codes + fraction * direction
@@ -154,11 +154,11 @@ class _System:
         return moved, fraction.squeeze(1)
 
     def _newton_direction(self) -> tuple[Tensor, Tensor]:
-        """Return the way to the solution of each row's system, and its curvature."""
+        """Return the full step to the solution of each row's system, and the curvature along it."""
         on = self.signs != 0
         gram = self.gram * (on.unsqueeze(1) & on.unsqueeze(2))
-        # Duplicated atoms make the system singular: the ridge makes the solve a proximal
-        # step, whose answer stays near its start, and the refinement takes its bias away.
+        # Duplicated atoms make the system singular: the ridge turns the solve into a proximal
+        # step, whose solution stays near the start, and the refinement below removes its bias.
         eps = torch.finfo(gram.dtype).eps
         ridge = 10 * eps * gram.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
         factor, info = torch.linalg.cholesky_ex(
@@ -173,19 +173,19 @@ class _System:
         return direction.squeeze(2), curvature
 
     def _best_fraction(self, direction: Tensor, curvature: Tensor, crossing: Tensor) -> Tensor:
-        """Return the crossing, or the whole way, at which the objective is lowest."""
+        """Return the crossing at which the objective is lowest, or the full step if it is lower."""
         crossing = torch.cat([crossing, torch.ones_like(crossing[:, :1])], dim=1)
         slope = (self.gradient * direction).sum(1, keepdim=True)
         at = self.codes.unsqueeze(1) + crossing.unsqueeze(2) * direction.unsqueeze(1)
         value = crossing * slope + 0.5 * crossing.square() * curvature
         value = value + self.alpha * at.abs().sum(2)
-        # Ties, as between the whole way and its copies, go to the whole way.
+        # Coordinates that do not cross hold copies of the full step; ties go to the full step.
         lowest = value.amin(1, keepdim=True)
         return torch.where(value <= lowest, crossing, 0.0).amax(1, keepdim=True)
 
 
 def _groups(signs: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """Yield rows of like support size, and that size, within a bound on memory."""
+    """Yield groups of rows with similar support size, and the largest size, in bounded memory."""
     sizes, order = (signs != 0).sum(1).sort()
     ascending = sizes.tolist()
     budget = _SYSTEM_NUMEL["cpu" if signs.device.type == "cpu" else "other"]
@@ -193,7 +193,7 @@ def _groups(signs: Tensor) -> Iterator[tuple[Tensor, int]]:
     while stop > 0 and ascending[stop - 1] > 0:
         size = ascending[stop - 1]
         start = stop - 1
-        # Systems of a group are padded to the largest: let them differ little.
+        # Systems are padded to the largest of their group, so sizes within one should be close.
         fewest = max(stop - max(budget // size**2, 1), 0)
         while start > fewest and ascending[start - 1] > 0.75 * size - 4:
             start -= 1

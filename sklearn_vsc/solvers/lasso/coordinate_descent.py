@@ -1,13 +1,13 @@
 """Compiled coordinate descent on the lasso of many rows with one Gram matrix.
 
-Each row keeps the gradient of its fit up to date. One pass over a row applies the moves that
-are pending and looks for the next ones at the same time: the coordinate of each SIMD lane
-that is farthest from its own optimum. Those at least half as far as the farthest move
-together, each knowing of the moves before it, so that the objective always falls.
+The gradient of the fit is kept up to date for each row. A pass over a row applies the pending
+moves and at the same time looks for the next ones: in each SIMD lane, the coordinate that is
+farthest from its own optimum. Candidates at least half as far off as the farthest then move one
+after another, each taking the moves before it into account, so that the objective always falls.
 
-A plain loop in numba does this pass several times slower, since LLVM does not turn the search
-into vector instructions by itself; so the pass alone is written in LLVM's vector types, which
-compile to whatever the CPU at hand has.
+A plain numba loop is several times slower for this pass, since LLVM does not vectorise the
+search by itself; so this pass alone is written with LLVM's vector types, which compile to
+whatever vector instructions the CPU has.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .._rows import over_rows
 from .quadratic_fit import Fit, GramFit
 from .stopping import LassoResult, Stopping
 
-# Lanes of a vector: coordinates k, k + 16, k + 32, ... share a lane and offer one candidate.
+# Lanes of a vector: coordinates k, k + 16, k + 32, ... share a lane, which yields one candidate.
 _LANES = 16
-# Most moves that one pass applies.
+# Maximum number of moves that one pass applies.
 _MOVES = 8
-# Rows of a thread, at least.
+# Minimum number of rows per thread.
 _THREAD_ROWS = 16
-# Distances below so many roundings of a row's largest correlation are noise.
+# Distances below this multiple of machine epsilon times a row's largest correlation are noise.
 _NOISE = 4
 
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -49,7 +49,7 @@ class CoordinateDescent:
     gram: NDArray
     # Norms of the atoms; None where all are one.
     norms: Tensor | None
-    # Range of a correlation in which the code is zero.
+    # The code is zero while the correlation lies between these.
     upper: NDArray
     lower: NDArray
     n_components: int
@@ -57,12 +57,12 @@ class CoordinateDescent:
 
     @classmethod
     def of(cls, dictionary: Tensor, stopping: Stopping, gram: Tensor | None = None) -> Self:
-        """Prepare what all rows share; ``gram`` has the inner products of the atoms, if known."""
+        """Prepare what all rows share; ``gram`` holds the atoms' inner products, if known."""
         gram = (dictionary @ dictionary.T if gram is None else gram).cpu()
         n_components, lowest = len(gram), torch.finfo(gram.dtype).min
         norms = torch.linalg.vector_norm(dictionary.cpu(), dim=1)
         norms = torch.where(norms > 0, norms, 1.0)
-        # The fixed point does not depend on the norm: what is near one may be taken for one.
+        # The fixed point does not depend on the norms, so norms close to one may be taken as one.
         unit = bool(((norms - 1).abs() < 1e-4).all())
         if not unit:
             gram = gram / norms.unsqueeze(1) / norms
@@ -83,7 +83,7 @@ class CoordinateDescent:
         )
 
     def iterate(self, fit: Fit, codes: Tensor, max_iter: int) -> LassoResult:
-        """Move until each row has converged; an iteration is as many moves as atoms."""
+        """Move until each row has converged; one iteration is ``n_components`` moves."""
         assert isinstance(fit, GramFit)
         moved, energy = self._scaled_up(codes), fit.energy.cpu().numpy()
         tol = self.stopping.tol
@@ -96,10 +96,10 @@ class CoordinateDescent:
     def descend(
         self, X: Tensor, dictionary: Tensor, codes: Tensor, distance: float, max_iter: int
     ) -> Tensor:
-        """Move until each code is near its own optimum with the others held.
+        """Move until each code is near its own optimum with the others held fixed.
 
-        Near is ``distance`` times alpha, in units of unit-norm atoms. Nothing is certified: for
-        codes that will be visited again.
+        Near means within ``distance`` times alpha, in units of unit-norm atoms. The result is not
+        certified: use this for codes that will be visited again.
         """
         moved, correlations = self._scaled_up(codes), self._scaled_down(X @ dictionary.T)
         energy = np.zeros(len(X), correlations.dtype)
@@ -112,7 +112,7 @@ class CoordinateDescent:
         return self._padded(codes)
 
     def _scaled_down(self, correlations: Tensor) -> NDArray:
-        """Return padded correlations with unit-norm atoms."""
+        """Return the correlations with the atoms scaled to unit norm, padded."""
         scaled = correlations.cpu() if self.norms is None else correlations.cpu() / self.norms
         return self._padded(scaled)
 
@@ -135,12 +135,12 @@ class CoordinateDescent:
         tol: float,
         max_iter: int,
     ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """Move the codes in place, the rows shared out to torch's number of threads.
+        """Move the codes in place, with the rows split among torch's number of threads.
 
         Returns
         -------
         objective, gaps, done, spent : ndarray of shape (n_rows,)
-            Certificates, where ``tol`` asks for them, and the number of moves.
+            Certificates, if ``tol`` is not negative, and the number of moves.
         """
         real, n_rows = correlations.dtype.type, len(correlations)
         goal, noise = distance * float(self.upper.min()), _NOISE * np.finfo(real).eps
@@ -161,7 +161,7 @@ class CoordinateDescent:
 
 
 class _Atoms(NamedTuple):
-    """What all rows share: inner products, and where a correlation leaves a code at zero."""
+    """What all rows share: inner products, and the thresholds that keep a code at zero."""
 
     gram: NDArray
     upper: NDArray
@@ -171,19 +171,19 @@ class _Atoms(NamedTuple):
 class _Rules(NamedTuple):
     """When to stop.
 
-    No code is farther than ``goal`` from its own optimum, and with a ``tol`` of zero or more
-    the duality gap is at most ``tol`` times the objective.
+    A row is done when no code is farther than ``goal`` from its own optimum and, if ``tol`` is not
+    negative, the duality gap is at most ``tol`` times the objective.
     """
 
     goal: Any
     tol: Any
-    # Rounding of a number, with a margin, relative to its terms.
+    # Rounding error of a sum relative to its terms, with a margin.
     noise: Any
     max_moves: int
 
 
 class _State(NamedTuple):
-    """Scratch of one row: its gradient, the pending moves, the candidates of the lanes."""
+    """Scratch memory for one row: gradient, pending moves and the candidate of each lane."""
 
     gradient: NDArray
     atoms: NDArray
@@ -198,7 +198,7 @@ def _descend(  # type: ignore[no-untyped-def]
 ):
     real = codes.dtype.type
     size = codes.shape[1]
-    # One place more than there are lanes, which the search for candidates may write to.
+    # ``atoms`` has one more entry than there are lanes, since the search may write one too many.
     state = _State(
         np.zeros(size, codes.dtype),
         np.zeros(_LANES + 1, np.int64),
@@ -224,24 +224,24 @@ def _solve_row(atoms, rules, state, correlations, energy, u):  # type: ignore[no
             if rules.tol < 0:
                 return energy, energy, top <= target, n_moves
             objective, gap = _certificate(correlations, state.gradient, u, atoms, energy)
-            # No gap can be resolved below the rounding of its own terms.
+            # The gap cannot be resolved below the rounding error of its own terms.
             enough = max(rules.tol * objective, rules.noise * energy)
             stop = stop or gap <= enough
             if stop and fresh:
                 return objective, gap, gap <= enough, n_moves
             if stop:
-                # The gradient has gathered rounding: certify from a new one.
+                # The gradient has accumulated rounding errors: certify from a fresh one.
                 _start(correlations, u, atoms, state)
                 n_moves, fresh = n_moves + 1, True
                 continue
-            # The gap falls in proportion to the distances.
+            # The gap shrinks in proportion to the distances.
             target = top * min(0.9, max(0.5, enough / gap))
         n_moves, fresh = n_moves + _choose(u, top, atoms, state), False
 
 
 @_compiled
 def _next(u, atoms, state):  # type: ignore[no-untyped-def]
-    """Bring the gradient up to date and look for candidates."""
+    """Update the gradient and look for candidates."""
     _pass(
         state.gradient,
         u,
@@ -271,7 +271,7 @@ def _largest(values):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _start(correlations, u, atoms, state):  # type: ignore[no-untyped-def]
-    """Set the gradient, the last moves still pending; return the largest correlation."""
+    """Set the gradient, leaving the last moves pending; return the largest correlation."""
     q, steps = state.gradient, state.steps
     zero = q.dtype.type(0)
     scale = zero
@@ -299,11 +299,11 @@ def _start(correlations, u, atoms, state):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _choose(u, top, atoms, state):  # type: ignore[no-untyped-def]
-    """Make the next moves of the codes, pending for the gradient; return their number."""
+    """Move the codes, leaving the moves pending for the gradient; return the number of moves."""
     movers, steps = state.atoms, state.steps
     found = 0
     for lane in range(_LANES):
-        # No branch, which could not be foretold.
+        # Written without a branch, which the CPU could not predict.
         movers[found] = state.where[lane]
         found += state.largest[lane] >= top / 2
     found = min(found, _MOVES)
@@ -316,13 +316,13 @@ def _choose(u, top, atoms, state):  # type: ignore[no-untyped-def]
         steps[a] = new - u[k]
         u[k] = new
     steps[found:] = 0
-    # An input that is not finite finds none, and must end too.
+    # With non-finite input no move is found; counting one makes the loop end all the same.
     return max(found, 1)
 
 
 @_compiled
 def _certificate(correlations, q, u, atoms, energy):  # type: ignore[no-untyped-def]
-    """Objective and duality gap; the dual point is the residual, optimally scaled."""
+    """Return objective and duality gap; the dual point is the residual, optimally scaled."""
     upper, lower, zero = atoms.upper, atoms.lower, u.dtype.type(0)
     inner, explained, penalty, steepest = zero, zero, zero, zero
     for k in range(len(u)):
@@ -330,7 +330,7 @@ def _certificate(correlations, q, u, atoms, energy):  # type: ignore[no-untyped-
         explained += u[k] * correlations[k]
         penalty += upper[k] * abs(u[k])
     for k in range(len(u)):
-        # Below the range of a zero code is nothing, where codes may not be negative.
+        # For non-negative codes ``lower`` is the lowest float, so negative correlations vanish.
         pull = q[k] / (upper[k] if q[k] > 0 else lower[k])
         steepest = pull if pull > steepest else steepest
     residual = max(energy - explained - inner, zero)
@@ -338,7 +338,7 @@ def _certificate(correlations, q, u, atoms, energy):  # type: ignore[no-untyped-
     if steepest > 0:
         scale = min(scale, 1 / steepest)
     scale = max(scale, zero)
-    # Written so that nothing large cancels near the optimum.
+    # Written so that no large terms cancel near the optimum.
     gap = (1 - scale) ** 2 * residual / 2 + penalty - scale * inner
     return residual / 2 + penalty, max(gap, zero)
 
@@ -346,9 +346,10 @@ def _certificate(correlations, q, u, atoms, energy):  # type: ignore[no-untyped-
 def _typed_pass(  # type: ignore[no-untyped-def]
     typing_context, q, u, upper, lower, gram, atoms, steps, largest, where
 ):
-    """Subtract pending steps from the gradient q; find in each lane the code farthest off.
+    """Subtract the pending steps from the gradient q; in each lane find the code farthest off.
 
-    ``largest`` becomes the distance of u from its own optimum, ``where`` the coordinate.
+    For each lane, ``largest`` receives that code's distance from its own optimum and ``where`` its
+    coordinate.
     """
     signature = types.void(q, u, upper, lower, gram, atoms, steps, largest, where)
 
@@ -369,7 +370,7 @@ _pass: Any = intrinsic(_typed_pass)
 
 
 class _PassBuilder:
-    """Writes the pass in LLVM's vector instructions."""
+    """Writes the pass with LLVM's vector instructions."""
 
     def __init__(self, builder: Any, real: Any) -> None:
         self.builder = builder
@@ -398,7 +399,7 @@ class _PassBuilder:
             pull = b.fadd(gradient, self.load(u, k), _FAST)
             clipped = self.pick("<", pull, self.load(upper, k))
             clipped = self.pick(">", clipped, self.load(lower, k))
-            # shrink(q + u) - u is q less what the shrinkage takes away.
+            # shrink(q + u) - u equals q minus the amount that the shrinkage removes.
             step = b.fsub(gradient, clipped, _FAST)
             distance = self.pick(">", step, b.fneg(step))
             farther = b.fcmp_ordered(">", distance, b.load(best), _FAST)
@@ -410,7 +411,7 @@ class _PassBuilder:
         self.store(b.add(b.load(best_at), lanes), where, start)
 
     def pick(self, comparison, one, other):  # type: ignore[no-untyped-def]
-        """Return the smaller or larger of two vectors, lane by lane."""
+        """Return the smaller ("<") or larger (">") of two vectors, lane by lane."""
         return self.builder.select(
             self.builder.fcmp_ordered(comparison, one, other, _FAST), one, other
         )

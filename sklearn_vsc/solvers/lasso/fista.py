@@ -1,6 +1,6 @@
 """Accelerated proximal gradient on a batch of lasso problems.
 
-All rows advance together; momentum, restarts and stopping are decided for each row alone.
+All rows advance together; momentum, restarts and stopping are decided separately for each row.
 
 References
 ----------
@@ -20,17 +20,17 @@ from torch.nn.functional import softshrink
 from .quadratic_fit import Fit
 from .stopping import BestCodes, LassoResult, Stopping
 
-# Iterations between two looks at the duality gap, each of which waits for the device.
+# Iterations between two checks of the duality gap, each of which synchronises with the device.
 _CHECK_EVERY = 10
 # Squarings of the Gram matrix in the bound on its largest eigenvalue.
 _SQUARINGS = 6
 
 
 def lipschitz_bound(dictionary: Tensor) -> Tensor:
-    """Return an upper bound, tight to a few per cent, on the squared spectral norm.
+    """Return an upper bound on the squared spectral norm, tight to a few per cent.
 
     The Frobenius norm of a power of the Gram matrix bounds that power's largest eigenvalue;
-    repeated squaring takes no factorisation and no wait for the device.
+    repeated squaring needs neither a factorisation nor a synchronisation with the device.
     """
     tall = dictionary.shape[0] > dictionary.shape[1]
     power = dictionary.T @ dictionary if tall else dictionary @ dictionary.T
@@ -55,11 +55,11 @@ class Fista:
     def of(cls, dictionary: Tensor, stopping: Stopping) -> Self:
         """Choose the step for a dictionary."""
         bound = lipschitz_bound(dictionary)
-        # A dictionary of zeros has nothing to step on.
+        # With an all-zero dictionary any step will do.
         return cls(float(torch.where(bound > 0, 1 / bound, torch.ones_like(bound))), stopping)
 
     def iterate(self, fit: Fit, codes: Tensor, max_iter: int) -> LassoResult:
-        """Advance the rows until each has converged; those that have leave the batch."""
+        """Advance the rows until each has converged; converged rows leave the batch."""
         best = BestCodes.at(codes.clone(), fit, self.stopping)
         rows = (~best.converged).nonzero().squeeze(1)
         part, state = fit.select(rows), _Momentum.at(codes[rows])
@@ -77,7 +77,7 @@ class Fista:
         return best.result(n_iter)
 
     def _advance(self, fit: Fit, state: _Momentum, n_steps: int) -> _Momentum:
-        """Take accelerated proximal gradient steps; nothing here waits for the device."""
+        """Take accelerated proximal gradient steps, without synchronising with the device."""
         alpha = self.stopping.alpha
         codes, point, weight = state.codes, state.point, state.weight
         for _ in range(n_steps):
@@ -87,7 +87,7 @@ class Fista:
             else:
                 new = softshrink(moved, alpha * self.step)
             change = new - codes
-            # Restart where momentum points uphill.
+            # Restart rows whose momentum points uphill.
             uphill = point.sub_(new).mul_(change).sum(1, keepdim=True) > 0
             weight = torch.where(uphill, 1.0, weight)
             new_weight = 0.5 + (0.25 + weight.square()).sqrt()
@@ -98,7 +98,7 @@ class Fista:
 
 @dataclass(frozen=True)
 class _Momentum:
-    """Where the accelerated iteration of each row stands."""
+    """State of the accelerated iteration for each row."""
 
     codes: Tensor
     point: Tensor

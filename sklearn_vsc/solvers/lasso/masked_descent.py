@@ -1,9 +1,9 @@
 """Compiled coordinate descent on the lasso of rows with missing entries.
 
-What is missing differs from row to row, and with it the inner products of the atoms. So each
-row keeps a working set of atoms, and the inner products of these over what is observed of the
-row. Rounds of descent within the set, which are cheap, take turns with a look at all atoms,
-which lets those enter that the optimality conditions call for.
+The missing entries differ from row to row, and so do the inner products of the atoms. So each
+row keeps a working set of atoms, with their inner products over the observed entries of the row.
+Cheap rounds of descent within the set alternate with a pass over all atoms, which adds those that
+violate the optimality conditions to the set.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from .._rows import over_rows
 from .quadratic_fit import MaskedFit
 from .stopping import LassoResult, Stopping
 
-# Most atoms that enter the working set in a round, and how far from fitting the least of them
-# is, relative to the first.
+# Maximum number of atoms that enter the working set in a round, and the smallest violation for
+# which an atom enters, relative to the largest violation.
 _ENTERING, _LEAST_PULL = 16, 0.1
-# How far a round takes the working set: distances relative to those before it.
+# Accuracy of a round on the working set: distances after it relative to those before it.
 _DEPTH = 0.02
-# Most sweeps over the working set in a round.
+# Maximum number of sweeps over the working set in a round.
 _SWEEPS = 100
-# Distances below so many roundings of a row's largest possible correlation are noise.
+# Distances below this multiple of machine epsilon times a row's largest possible correlation
+# are noise.
 _NOISE = 4
 
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -50,7 +51,7 @@ class MaskedDescent:
     def iterate(self, fit: MaskedFit, codes: Tensor, max_iter: int) -> LassoResult:
         """Descend until each row has converged.
 
-        An iteration is as many moves as there are atoms, or a look at all of them.
+        One iteration is ``n_components`` moves, or one pass over all atoms.
         """
         moved = codes.cpu().clone(memory_format=torch.contiguous_format)
         answers = self._run(fit.X, fit.observed, moved, 0.0, self.stopping.tol, max_iter)
@@ -59,14 +60,14 @@ class MaskedDescent:
         return LassoResult(moved.to(codes.device), objective, gaps, done, n_iter)
 
     def descend(self, X: Tensor, codes: Tensor, distance: float, max_iter: int) -> Tensor:
-        """Descend until each code is near its own optimum with the others held.
+        """Descend until each code is near its own optimum with the others held fixed.
 
-        Near is ``distance`` times alpha, over the observed energy of the code's atom. Nothing
-        is certified: for codes that will be visited again.
+        Near means within ``distance`` times alpha, divided by the observed energy of the code's
+        atom. The result is not certified: use this for codes that will be visited again.
         """
         moved = codes.cpu().clone(memory_format=torch.contiguous_format)
-        holes = X.isnan()
-        self._run(X.masked_fill(holes, 0), ~holes, moved, distance, -1.0, max_iter)
+        missing = X.isnan()
+        self._run(X.masked_fill(missing, 0), ~missing, moved, distance, -1.0, max_iter)
         return moved.to(codes.device)
 
     def _run(
@@ -78,14 +79,14 @@ class MaskedDescent:
         tol: float,
         max_iter: int,
     ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """Descend in place, the rows shared out to torch's number of threads.
+        """Descend in place, with the rows split among torch's number of threads.
 
         Returns
         -------
         objective, gaps, done, spent : ndarray of shape (n_rows,)
-            Certificates, where ``tol`` asks for them, and the number of moves.
+            Certificates, if ``tol`` is not negative, and the number of moves.
         """
-        # Compiled with ``fastmath``, the loop could not tell a NaN.
+        # A mask is needed: compiled with ``fastmath``, the loop cannot recognise NaN.
         rows, seen = X.cpu().contiguous().numpy(), observed.cpu().contiguous().numpy()
         real, n_rows = rows.dtype.type, len(rows)
         longest = np.linalg.norm(self.dictionary, axis=1).max(initial=0)
@@ -116,15 +117,16 @@ class MaskedDescent:
 class _Rules(NamedTuple):
     """The penalty, and when to stop.
 
-    No code is farther than ``goal`` from its own optimum, in units of the gradient, and with a
-    ``tol`` of zero or more the duality gap is at most ``tol`` times the objective.
+    A row is done when no code is farther than ``goal`` from its own optimum, in units of the
+    gradient, and, if ``tol`` is not negative, the duality gap is at most ``tol`` times the
+    objective.
     """
 
     alpha: Any
     positive: bool
     goal: Any
     tol: Any
-    # Rounding of a number, with a margin, relative to its terms.
+    # Rounding error of a sum relative to its terms, with a margin.
     noise: Any
     # Largest norm of an atom.
     longest: Any
@@ -132,10 +134,11 @@ class _Rules(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Scratch of one row.
+    """Scratch memory for one row.
 
-    The residual, the correlations of all atoms with it, and of the working set: which atoms
-    they are, what is observed of them, their inner products and the gradient of their codes.
+    It holds the residual and its correlations with all atoms; for the working set, it also holds
+    which atoms are in it, their observed entries, their inner products, and the gradient of their
+    codes.
     """
 
     residual: NDArray
@@ -192,7 +195,7 @@ def _solve_row(dictionary, rules, state, x, observed, u):  # type: ignore[no-unt
             target = max(target, rules.goal / 2)
         else:
             objective, gap = _certificate(rules, residual_energy, pull, size, state)
-            # No gap can be resolved below the rounding of its own terms.
+            # The gap cannot be resolved below the rounding error of its own terms.
             enough = max(rules.tol * objective, rules.noise * energy)
             if stop or gap <= enough:
                 _write(size, state, u)
@@ -220,7 +223,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _enter(k, size, code, dictionary, observed, state):  # type: ignore[no-untyped-def]
-    """Take an atom into the working set; return the new size."""
+    """Add an atom to the working set; return the new size."""
     atom, full = state.atoms[size], dictionary[k]
     zero = full.dtype.type(0)
     for j in range(len(atom)):
@@ -232,16 +235,16 @@ def _enter(k, size, code, dictionary, observed, state):  # type: ignore[no-untyp
     state.listed[size] = k
     state.inside[k] = True
     state.gradient[size] = state.correlations[k]
-    # An atom of which nothing is observed does nothing but cost.
+    # A code whose atom has no observed energy would only add to the penalty.
     state.codes[size] = code if state.gram[size, size] > 0 else zero
     return size + 1
 
 
 @_compiled
 def _look(dictionary, x, size, state):  # type: ignore[no-untyped-def]
-    """Compute the residual and its correlations anew; return the residual's energy."""
+    """Recompute the residual and its correlations; return the residual's energy."""
     residual = state.residual
-    # Not by slices, which take numba seconds to compile.
+    # Loops instead of slices, which take numba seconds to compile.
     for j in range(len(x)):
         residual[j] = x[j]
     for a in range(size):
@@ -258,7 +261,7 @@ def _look(dictionary, x, size, state):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _optimum(gradient, code, weight, rules):  # type: ignore[no-untyped-def]
-    """Return the best value of a code with the others held."""
+    """Return the best value of a code with the others held fixed."""
     zero = gradient * 0
     pull = gradient + weight * code
     if pull > rules.alpha:
@@ -270,7 +273,7 @@ def _optimum(gradient, code, weight, rules):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _distance_inside(rules, size, state):  # type: ignore[no-untyped-def]
-    """Return how far the working set is from its own optima, in units of the gradient."""
+    """Return the largest distance of a code in the set from its optimum, in gradient units."""
     top = state.gradient.dtype.type(0)
     for a in range(size):
         weight = state.gram[a, a]
@@ -283,7 +286,7 @@ def _distance_inside(rules, size, state):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _largest_pull(rules, state):  # type: ignore[no-untyped-def]
-    """Return the largest correlation, of positive codes the largest positive one."""
+    """Return the largest absolute correlation; for positive codes, the largest positive one."""
     top = state.correlations.dtype.type(0)
     for value in state.correlations:
         size = value if rules.positive else abs(value)
@@ -293,7 +296,7 @@ def _largest_pull(rules, state):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _certificate(rules, residual_energy, pull, size, state):  # type: ignore[no-untyped-def]
-    """Return objective and duality gap, as ``quadratic_fit.certify`` does."""
+    """Return objective and duality gap as ``quadratic_fit.certify`` does."""
     real = state.codes.dtype.type
     norm, inner = real(0), real(0)
     for a in range(size):
@@ -314,7 +317,7 @@ def _certificate(rules, residual_energy, pull, size, state):  # type: ignore[no-
 def _enter_violating(  # type: ignore[no-untyped-def]
     dictionary, observed, rules, pull, size, state
 ):
-    """Take in the atoms outside that the optimality conditions call for most."""
+    """Add the atoms outside the set that violate the optimality conditions most."""
     least = rules.alpha + _LEAST_PULL * (pull - rules.alpha)
     for _ in range(_ENTERING):
         best, at = least, -1
@@ -331,7 +334,7 @@ def _enter_violating(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _sweep(rules, target, size, state):  # type: ignore[no-untyped-def]
-    """Move the codes of the working set in turn until no move is far; count the moves."""
+    """Move the codes of the working set in turn until all moves are small; return their number."""
     codes, gradient = state.codes, state.gradient
     n_moves = 0
     for _ in range(_SWEEPS):

@@ -1,4 +1,4 @@
-"""The smooth half of the lasso in two forms, and the certificate of a code.
+"""The smooth part of the lasso in several forms, and certificates for codes.
 
 References
 ----------
@@ -13,15 +13,15 @@ from typing import Self
 import torch
 from torch import Tensor
 
-# Rows of a matrix product are a multiple of this.
+# The number of rows of a matrix product is padded to a multiple of this.
 _PRODUCT_ROWS = 64
-# Most numbers in the atoms that are listed at once for rows with missing entries.
+# Maximum number of entries in the atoms gathered at once for rows with missing entries.
 _LISTED_NUMEL = 2**22
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Objective, duality gap and gradient at given codes, row by row."""
+    """Objective, duality gap and gradient at given codes, one of each per row."""
 
     objective: Tensor
     gap: Tensor
@@ -30,7 +30,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class GramFit:
-    """Quadratic fit from inner products alone: the cheaper form for few atoms."""
+    """Quadratic fit computed from inner products alone: the cheaper form for few atoms."""
 
     gram: Tensor
     correlations: Tensor
@@ -38,11 +38,11 @@ class GramFit:
 
     @classmethod
     def from_rows(cls, X: Tensor, dictionary: Tensor, gram: Tensor) -> Self:
-        """Gather what is needed of the rows."""
-        # Matrix products round a few rows differently than many, and the codes of a row should
-        # not depend on the rows beside it.
-        missing = -len(X) % _PRODUCT_ROWS
-        padded = torch.nn.functional.pad(X, (0, 0, 0, missing)) if missing else X
+        """Compute what is needed from the rows."""
+        # Matrix products of few rows round differently from those of many, and the codes of a row
+        # should not depend on the other rows of the batch.
+        padding = -len(X) % _PRODUCT_ROWS
+        padded = torch.nn.functional.pad(X, (0, 0, 0, padding)) if padding else X
         return cls(gram, (padded @ dictionary.T)[: len(X)], X.square().sum(1))
 
     def gradient(self, codes: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class GramFit:
 
 @dataclass(frozen=True)
 class DataFit:
-    """Quadratic fit from the rows themselves: the cheaper form for many atoms."""
+    """Quadratic fit computed from the rows themselves: the cheaper form for many atoms."""
 
     dictionary: Tensor
     X: Tensor
@@ -74,7 +74,7 @@ class DataFit:
 
     @classmethod
     def from_rows(cls, X: Tensor, dictionary: Tensor) -> Self:
-        """Gather what is needed of the rows."""
+        """Compute what is needed from the rows."""
         return cls(dictionary, X, X.square().sum(1))
 
     def gradient(self, codes: Tensor) -> Tensor:
@@ -98,20 +98,20 @@ class DataFit:
 
 @dataclass(frozen=True)
 class MaskedFit:
-    """Quadratic fit of the observed entries of rows alone."""
+    """Quadratic fit to the observed entries of the rows only."""
 
     dictionary: Tensor
-    # Rows with zeros where nothing was observed.
+    # Rows with zeros in place of missing entries.
     X: Tensor
     observed: Tensor
     energy: Tensor
 
     @classmethod
     def from_rows(cls, X: Tensor, dictionary: Tensor) -> Self:
-        """Gather what is needed of rows that are NaN where nothing was observed."""
-        holes = X.isnan()
-        X = X.masked_fill(holes, 0)
-        return cls(dictionary, X, ~holes, X.square().sum(1))
+        """Compute what is needed from the rows, in which missing entries are NaN."""
+        missing = X.isnan()
+        X = X.masked_fill(missing, 0)
+        return cls(dictionary, X, ~missing, X.square().sum(1))
 
     def gradient(self, codes: Tensor) -> Tensor:
         return self.evaluate(codes)[0]
@@ -125,7 +125,7 @@ class MaskedFit:
         return (self.X @ self.dictionary.T).abs().amax(1)
 
     def atom_gram(self, atoms: Tensor) -> Tensor:
-        # Each row has atoms of its own to list: not all rows at once.
+        # Each row gathers its own masked atoms, so the rows are processed in parts.
         size = max(_LISTED_NUMEL // max(atoms.shape[1] * self.X.shape[1], 1), 1)
         parts = zip(atoms.split(size), self.observed.unsqueeze(1).split(size), strict=True)
         listed = (self.dictionary[part] * seen for part, seen in parts)
@@ -140,7 +140,7 @@ Fit = GramFit | DataFit | MaskedFit
 
 @dataclass(frozen=True)
 class Atoms:
-    """A dictionary, and its inner products where they make the cheaper form."""
+    """A dictionary, and its inner products if the fit uses them."""
 
     dictionary: Tensor
     gram: Tensor | None
@@ -151,10 +151,10 @@ class Atoms:
 
     @classmethod
     def of(cls, dictionary: Tensor, form: str, *, symmetric: bool = False) -> Self:
-        """Choose the form of the gradient that takes fewer operations, unless told.
+        """Choose the form of the fit; 'auto' picks the one that takes fewer operations.
 
-        Form 'masked' is for rows that are NaN where nothing was observed. ``symmetric`` takes
-        half the time on a CPU, for one row most of it, and rounds differently.
+        Form 'masked' is for rows with missing entries, which are NaN. ``symmetric`` takes half
+        the time on a CPU, for one row most of it, and rounds differently.
         """
         if form == "masked":
             return cls(dictionary, None, masked=True)
@@ -192,11 +192,11 @@ def certify(fit: Fit, codes: Tensor, alpha: float, *, positive: bool) -> Certifi
     penalty = alpha * codes.abs().sum(1)
     inner = (codes * gradient).sum(1)
     tiny = torch.finfo(codes.dtype).tiny
-    # Dual points are multiples of the residual: the best one, within the feasible ones.
+    # The dual point is the best feasible multiple of the residual.
     steepest = (-gradient).amax(1) if positive else gradient.abs().amax(1)
     scale = torch.minimum(
         1 - inner / residual_energy.clamp_min(tiny), alpha / steepest.clamp_min(tiny)
     ).clamp_min(0)
-    # Written so that nothing large cancels near the optimum.
+    # Written so that no large terms cancel near the optimum.
     gap = 0.5 * (1 - scale).square() * residual_energy + penalty + scale * inner
     return Certificate(0.5 * residual_energy + penalty, gap.clamp_min(0), gradient)

@@ -1,10 +1,10 @@
 """Lasso codes of many rows, stopped by a duality gap.
 
 Each row x of X has its own problem, min over u of 0.5 ||x - u V||^2 + alpha ||u||_1 for a
-dictionary V whose rows are the atoms. Entries of x that are NaN are missing, and the sum of
-squares leaves them out. One of two iterations solves it, and an exact
-search over supports finishes the rows on which the iteration converges slowly. A code does not
-depend on the rows beside it.
+dictionary V whose rows are the atoms. NaN entries of x are missing, and the sum of squares
+leaves them out. One of two iterative methods solves the problem, and an exact search over supports
+finishes the rows on which the iteration converges slowly. A code does not depend on the other
+rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..missing import rows_with_holes
+from ..missing import rows_with_missing
 from .active_set import active_set_search
 from .coordinate_descent import CoordinateDescent
 from .fista import Fista
@@ -25,21 +25,21 @@ from .quadratic_fit import Atoms, Certificate, DataFit, Fit
 from .sign_search import search_from_zero, sign_search
 from .stopping import BestCodes, LassoResult, Stopping
 
-# Numbers in a block of codes: what stays in a CPU's cache, what keeps a GPU busy.
+# Entries in a block of codes: few enough for a CPU's cache, or enough to keep a GPU busy.
 _BLOCK_NUMEL = {"cpu": 2**18, "other": 2**24}
-# Iterations before the first trial of the exact finish on rows that have not converged.
+# Iterations before the exact finish is first tried on rows that have not converged.
 _STAGE = 100
-# The same where the trial is compiled, and so cheap.
+# The same where the search is compiled, and so cheap.
 _SHORT_STAGE = 25
 # Multiplications in the inner products of all atoms that are worth avoiding, and steps that a
-# search is taken to need for a row.
+# search is assumed to need for a row.
 _MANY_PRODUCTS, _SEARCH_STEPS = 2**24, 32
-# Most linear systems solved for a row in one trial of the exact finish.
+# Maximum number of linear systems solved for a row each time the exact finish is tried.
 _FINISH_STEPS = 100
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
-    """Return the relative duality gap that a solve in ``dtype`` aims at."""
+    """Return the default relative duality gap for solving in ``dtype``."""
     return 1e-6 if dtype == torch.float64 else 1e-5
 
 
@@ -66,39 +66,40 @@ def solve_lasso(
     Parameters
     ----------
     X : Tensor of shape (n_rows, n_features)
-        Rows to code, NaN where nothing was observed.
+        Rows to code; missing entries are NaN.
     dictionary : Tensor of shape (n_components, n_features)
         Atoms, of any norm.
     alpha : float
-        Weight of the l1 norm. Zero asks for the limit of a vanishing weight.
+        Weight of the l1 norm. Zero gives the limit of a vanishing weight.
     method : {'auto', 'cd', 'fista', 'search'}, default='auto'
-        Compiled coordinate descent, which runs on the CPU, or batched FISTA; by default the
-        first for rows on a CPU, the second for others. 'search' is coordinate descent that a
-        compiled search over supports takes over early: for few rows, and for atoms that are
+        Compiled coordinate descent ('cd'), which runs on the CPU, or batched FISTA; 'auto' takes
+        the former for rows on a CPU and the latter for others. 'search' is coordinate descent that
+        hands over early to a compiled search over supports: for few rows, and for atoms that are
         nearly collinear. Its codes are exact up to rounding wherever the search ends.
     code_init : Tensor of shape (n_rows, n_components), optional
-        Codes to start from; zero by default. A row is never left worse than its start.
+        Initial codes; zero by default. The objective of a row never ends above its initial value.
     tol : float, optional
         A row has converged when its duality gap is at most ``tol`` times its objective;
-        1e-6 in float64 and 1e-5 in float32 by default. What rounding forbids is not asked.
+        1e-6 in float64 and 1e-5 in float32 by default. A gap within rounding error always counts
+        as converged.
     max_iter : int, default=1000
-        Most iterations a row gets. One of coordinate descent is as many moves as there are
-        atoms.
+        Maximum number of iterations for a row. One iteration of coordinate descent is
+        ``n_components`` moves.
     positive : bool, default=False
         Whether codes must be non-negative.
     finish : bool, default=True
-        Whether to solve linear systems of the support for the rows that are slow to converge,
-        which takes them to the optimum up to rounding wherever the support was found.
+        Whether to solve linear systems on the support for rows that are slow to converge, which
+        gives the optimum up to rounding once the support has been found.
     form : {'auto', 'gram', 'data'}, default='auto'
-        Whether gradients of FISTA come from inner products of atoms or from residuals; by
-        default what takes fewer operations. Rows with holes have residuals only.
+        Whether FISTA computes gradients from inner products of the atoms or from residuals; 'auto'
+        takes the one with fewer operations. For rows with missing entries, always residuals.
 
     Returns
     -------
     result : LassoResult
     """
-    holes = rows_with_holes(X)
-    if holes.any() and not holes.all():
+    missing = rows_with_missing(X)
+    if missing.any() and not missing.all():
 
         def solve(rows: Tensor) -> LassoResult:
             return solve_lasso(
@@ -114,8 +115,8 @@ def solve_lasso(
                 form=form,
             )
 
-        return _put_together(holes, solve(holes), solve(~holes))
-    if holes.any():
+        return _put_together(missing, solve(missing), solve(~missing))
+    if missing.any():
         form = "masked"
     if method == "auto":
         method = fastest_method(X.device)
@@ -187,9 +188,9 @@ def _lone_rows(
 
 @dataclass(frozen=True)
 class _Solver:
-    """An iteration, and the exact finish of what it finds."""
+    """An iterative method followed by the exact finish."""
 
-    # The form of the fit is the one that the iteration wants.
+    # The fit passed to it has the form that this method needs.
     iterate: Callable[[Any, Tensor, int], LassoResult]
     stopping: Stopping
     search: Callable[..., Tensor]
@@ -205,8 +206,8 @@ class _Solver:
         fit = atoms.fit(X)
         if not finish:
             return self.iterate(fit, codes, max_iter)
-        # The exact finish may solve at once what the iteration approaches slowly, so it is
-        # tried now and then on the way.
+        # The exact finish may solve at once what takes the iteration very long, so it is tried
+        # from time to time along the way.
         stage = min(max_iter, self.first_stage)
         result = self.iterate(fit, codes, stage)
         if self.polish:
@@ -221,15 +222,15 @@ class _Solver:
                 return result
             stage = min(2 * stage, max_iter - result.n_iter)
             more = self.iterate(fit.select(left), result.codes[left], stage)
-            # Rows that rounding stops do not move at all.
+            # Rows stopped by rounding take no iterations; counting one makes the loop end.
             result = _overwrite(result, left, replace(more, n_iter=max(more.n_iter, 1)))
 
     def _finish(
         self, X: Tensor, fit: Fit, atoms: Atoms, result: LassoResult, rows: Tensor
     ) -> LassoResult:
-        """Replace codes by what the search makes of them, where that is better."""
+        """Replace codes by the result of the search where that is better."""
         dtype, part = X.dtype, fit.select(rows)
-        # The last step is worth its precision; MPS has none to offer.
+        # The last step is worth doing in float64, which MPS does not support.
         coarse = dtype == torch.float64 or X.device.type == "mps"
         fine = part if coarse else atoms.double().fit(X[rows].double())
         codes = result.codes[rows].to(fine.energy.dtype)
@@ -251,14 +252,14 @@ class _Solver:
 
 
 def _overwrite(whole: LassoResult, rows: Tensor, part: LassoResult) -> LassoResult:
-    """Put the results of some rows into those of all."""
+    """Overwrite the results of some rows within the results of all rows."""
     for name in ("codes", "objective", "gaps", "converged"):
         getattr(whole, name)[rows] = getattr(part, name)
     return replace(whole, n_iter=whole.n_iter + part.n_iter)
 
 
 def _put_together(mask: Tensor, on: LassoResult, off: LassoResult) -> LassoResult:
-    """Put the results of the rows marked and of the others back into their places."""
+    """Merge the results of the rows in the mask and of the other rows, in the original order."""
     together = {}
     for name in ("codes", "objective", "gaps", "converged"):
         one, other = getattr(on, name), getattr(off, name)
@@ -269,7 +270,7 @@ def _put_together(mask: Tensor, on: LassoResult, off: LassoResult) -> LassoResul
 
 
 def _join(results: list[LassoResult]) -> LassoResult:
-    """Stack the results of the blocks."""
+    """Concatenate the results of the blocks."""
     if len(results) == 1:
         return results[0]
     return LassoResult(
@@ -282,7 +283,7 @@ def _join(results: list[LassoResult]) -> LassoResult:
 
 
 def _blocks(n_rows: int, n_components: int, device: torch.device) -> Iterator[slice]:
-    """Yield slices of rows whose codes have a bounded number of entries."""
+    """Yield slices of rows such that the codes of each have a bounded number of entries."""
     numel = _BLOCK_NUMEL["cpu" if device.type == "cpu" else "other"]
     size = max(numel // n_components // 64, 1) * 64
     for start in range(0, max(n_rows, 1), size):
@@ -290,7 +291,7 @@ def _blocks(n_rows: int, n_components: int, device: torch.device) -> Iterator[sl
 
 
 def _in_own_units(X: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale rows to unit correlations, so that one weight is too small to matter in all."""
+    """Scale each row to a largest correlation of one, so that one tiny weight suits all rows."""
     unit = (X.masked_fill(X.isnan(), 0) @ dictionary.T).abs().amax(1, keepdim=True)
     unit = torch.where(unit > 0, unit, 1.0)
     return X / unit, unit

@@ -1,4 +1,4 @@
-"""When the lasso of a row is solved, and what is kept of it."""
+"""When the lasso of a row counts as solved, and the record of its best codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .quadratic_fit import Certificate, Fit, certify
 
 @dataclass(frozen=True)
 class LassoResult:
-    """Codes of a batch of rows and the certificate of each.
+    """Codes of a batch of rows, each with its certificate.
 
     Attributes
     ----------
@@ -48,14 +48,14 @@ class Stopping:
         return certify(fit, codes, self.alpha, positive=self.positive)
 
     def within(self, fit: Fit, now: Certificate) -> Tensor:
-        # No gap can be resolved below the rounding of its own terms.
+        # The gap cannot be resolved below the rounding error of its own terms.
         rounding = 4 * torch.finfo(fit.energy.dtype).eps * fit.energy
         return now.gap <= torch.maximum(self.tol * now.objective, rounding)
 
 
 @dataclass
 class BestCodes:
-    """The best codes seen of each row of a block."""
+    """The best codes found so far for each row of a block."""
 
     codes: Tensor
     objective: Tensor
@@ -64,19 +64,19 @@ class BestCodes:
 
     @classmethod
     def at(cls, codes: Tensor, fit: Fit, stopping: Stopping) -> Self:
-        """Start from codes."""
+        """Start from given codes."""
         now = stopping.certify(fit, codes)
         return cls(codes, now.objective, now.gap, stopping.within(fit, now))
 
     def replace(self, better: Tensor, codes: Tensor, now: Certificate, done: Tensor) -> None:
-        """Take over the rows marked as better."""
+        """Replace the rows marked as better."""
         self.codes = torch.where(better.unsqueeze(1), codes, self.codes)
         self.objective = torch.where(better, now.objective, self.objective)
         self.gaps = torch.where(better, now.gap, self.gaps)
         self.converged = torch.where(better, done, self.converged)
 
     def record(self, rows: Tensor, codes: Tensor, now: Certificate, done: Tensor) -> None:
-        """Take over, of the rows listed, those that are no worse than before."""
+        """Accept the new codes of the listed rows where they are no worse."""
         # Where both are optimal up to rounding, the smaller gap decides.
         better = done | (now.objective <= self.objective[rows])
         part = BestCodes(

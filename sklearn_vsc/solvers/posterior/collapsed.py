@@ -2,13 +2,13 @@
 
 Given its support S, a row x is normal with covariance s2 I + s0^2 W_S' W_S, for noise of variance
 s2 and a slab of variance s0^2. With c = s2 / s0^2 and M = W_S W_S' + c I, the matrix determinant
-lemma and Woodbury's identity ask only for the Cholesky factor of M, of the size of the support:
+lemma and Woodbury's identity need only the Cholesky factor of M, which has the size of the support:
 
     log det = D log s2 + log det(M / c)
     quadratic form = (x' x - (W_S x)' M^-1 W_S x) / s2
 
-All is computed in float64: the two terms of the quadratic form may nearly cancel. Of a row that is
-observed in part, x and W hold the observed features alone.
+Everything is computed in float64, since the two terms of the quadratic form may nearly cancel. For
+a partly observed row, x and W hold only the observed features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from .._rows import over_rows
 
 _LOG_2PI = math.log(2 * math.pi)
-# Sums in any order, which vectorises them, and nothing else: NaN stays NaN.
+# Only reordering of sums is allowed, which lets them be vectorised: NaN stays NaN.
 _compiled = njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
 
 
@@ -37,12 +37,12 @@ def log_evidence(
     supports: Tensor,
     observed: Tensor | None = None,
 ) -> Tensor:
-    """Log p(x given S) of each row and each of its supports, the codes integrated out.
+    """Return log p(x given S) for each row and each of its supports, with the codes integrated out.
 
     Parameters
     ----------
     rows : Tensor of shape (n_rows, n_features)
-        Rows, less the intercept.
+        Rows, minus the intercept.
     atoms : Tensor of shape (n_components, n_features)
         The dictionary.
     noise_variance : float
@@ -52,12 +52,12 @@ def log_evidence(
     supports : bool Tensor of shape (n_draws, n_rows, n_components)
         Which codes are on.
     observed : bool Tensor of shape (n_rows, n_features) or None
-        Entries of the rows that count; None: all of them.
+        Mask of the observed entries; None if all are observed.
 
     Returns
     -------
     log_evidence : Tensor of shape (n_draws, n_rows)
-        In nats, with every constant in; of the dtype and on the device of the rows.
+        In nats, including all constants; with the dtype and device of the rows.
     """
     if observed is not None:
         return torch.cat(
@@ -87,14 +87,14 @@ def conditional_mean(
     supports: Tensor,
     observed: Tensor | None = None,
 ) -> Tensor:
-    """Mean of p(z given x, S): the ridge regression of each row on the atoms of each support.
+    """Return the mean of p(z given x, S): ridge regression of each row on each support's atoms.
 
-    Parameters are those of `log_evidence`.
+    The parameters are the same as for `log_evidence`.
 
     Returns
     -------
     codes : Tensor of shape (n_draws, n_rows, n_components)
-        Exactly zero off the support; of the dtype and on the device of the rows.
+        Exactly zero off the support; with the dtype and device of the rows.
     """
     if observed is not None:
         means = rows.new_zeros(supports.shape)
@@ -110,7 +110,7 @@ def conditional_mean(
 def _restricted(
     rows: Tensor, atoms: Tensor, supports: Tensor, observed: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Each row by itself, on its observed features and the atoms of any of its supports."""
+    """Yield each row by itself, with its observed features and the atoms in any of its supports."""
     for i, seen in enumerate(observed):
         used = supports[:, i].any(0)
         yield rows[i : i + 1, seen], atoms[used][:, seen], supports[:, i : i + 1, used], used
@@ -119,7 +119,7 @@ def _restricted(
 def _prepare(
     rows: Tensor, atoms: Tensor, noise_variance: float, slab_scale: float, supports: Tensor
 ) -> tuple[NDArray, NDArray, NDArray, float]:
-    """Correlations, Gram matrix and supports as arrays, and the ridge."""
+    """Return correlations, Gram matrix and supports as arrays, and the ridge."""
     x, w = (t.detach().cpu().double() for t in (rows, atoms))
     q, gram, on = (
         np.ascontiguousarray(t.numpy()) for t in (x @ w.T, w @ w.T, supports.detach().cpu())
@@ -129,7 +129,7 @@ def _prepare(
 
 @_compiled
 def _largest(on, start, stop):  # type: ignore[no-untyped-def]
-    """Size of the largest support of these rows."""
+    """Return the size of the largest support of these rows."""
     most = 0
     for j in range(on.shape[0]):
         for i in range(start, stop):
@@ -139,7 +139,7 @@ def _largest(on, start, stop):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _factor(q, gram, on, ridge, support, factor, half):  # type: ignore[no-untyped-def]
-    """Cholesky factor L of M = gram_SS + ridge I, and half = L^-1 q_S; return the size of S."""
+    """Write the Cholesky factor L of gram_SS + ridge I, and half = L^-1 q_S; return the size."""
     size = 0
     for k in range(len(on)):
         if on[k]:
@@ -156,7 +156,7 @@ def _factor(q, gram, on, ridge, support, factor, half):  # type: ignore[no-untyp
         for t in range(a):
             pivot -= row[t] ** 2
             remainder -= row[t] * half[t]
-        # No pivot of M is below the ridge, but of equal atoms rounding may make one negative.
+        # No pivot of M is below the ridge, but with equal atoms rounding may make one negative.
         row[a] = math.sqrt(max(ridge, pivot))
         half[a] = remainder / row[a]
     return size

@@ -1,14 +1,15 @@
-"""Compiled coordinate ascent on the mean-field posterior of a spike and slab, linear decoder.
+"""Compiled coordinate ascent on the spike-and-slab mean-field posterior of a linear decoder.
 
-One sweep visits the codes of a row in turn. With the others held, the best law of a code has a
-closed form for a Gaussian slab (Titsias and Lazaro-Gredilla 2011); for a Laplace slab the ELBO is
-jointly concave in location and scale, and a visit takes a Newton step that is halved until it
-helps. So no visit lowers the ELBO of its row. Rows are independent of each other. numba is a
-dependency because 256 visits a sweep are out of reach of small tensor operations.
+One sweep visits the codes of a row in turn. With the others held fixed, the best posterior of a
+code has a closed form for a Gaussian slab (Titsias and Lazaro-Gredilla 2011); for a Laplace slab
+the ELBO is jointly concave in location and scale, and a visit takes a Newton step that is halved
+until it helps. So no visit lowers the ELBO of its row. Rows are independent of each other. The
+sweeps are compiled because 256 visits per sweep would be too slow as small tensor operations.
 
-What the codes leave of a row is held as the correlations of all atoms with it, which a visit brings
-up to date by the Gram matrix. A row that is observed in part has a Gram matrix of its own, which
-costs more than the visits: there the residual itself is held, and a visit costs an inner product.
+The residual of a row is stored as its inner products with all atoms, which a visit updates by way
+of the Gram matrix. A partly observed row has its own Gram matrix, which costs more to compute than
+the visits themselves: for such rows the residual itself is stored, and each visit costs one inner
+product.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ from torch import Tensor
 
 from .._rows import over_rows
 
-# A noise variance of zero divides to infinity, as in torch, and training says that it diverged.
+# Division by a noise variance of zero gives infinity, as in torch; training then reports that it
+# diverged.
 _compiled = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-# Below these log-odds a code is as good as surely zero: 3e-7.
+# Below these log-odds the probability that a code is on, at most 3e-7, is taken as zero.
 _SURELY_ZERO = -15.0
-# A Newton step is halved at most so often; then the code waits for the next sweep.
+# Number of step sizes tried, each half the last; if none helps, the code waits for the next sweep.
 _HALVINGS = 6
-# What no correlation comes near: every code is visited in the first sweep.
+# Larger than any correlation, so that every code is visited in the first sweep.
 _NEVER_SEEN = 1e30
-# Keeps the bounds of atoms of norm zero finite.
+# Keeps the bounds finite for atoms of norm zero.
 _TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class SlabPrior:
-    """Prior of the codes: log-odds of an open gate, and the law and scale of the slab."""
+    """Prior of the codes: family and scale of the slab, and log-odds of an open gate."""
 
     slab: str
     scale: float
@@ -62,7 +64,7 @@ def refine(
     Parameters
     ----------
     correlations : Tensor of shape (n_rows, n_components)
-        Inner products of rows (less the intercept) and atoms.
+        Inner products of the rows (minus the intercept) and the atoms.
     gram : Tensor of shape (n_components, n_components)
         Inner products of the atoms.
     noise_variance : float
@@ -70,13 +72,13 @@ def refine(
     prior : SlabPrior
         Prior of the codes.
     start : tuple of three Tensors of shape (n_rows, n_components)
-        Location and scale of the slab, and log-odds of the gate, that the sweeps start from.
+        Initial location and scale of the slab, and initial log-odds of the gate.
     n_sweeps : int
-        Number of sweeps, at most.
+        Maximum number of sweeps.
     tol : float
-        A code is visited again only when what the others leave of the row has moved along its
-        atom by more, in standard deviations of the noise; a row is done when none has. What
-        that leaves on the table is of the order of ``tol ** 2`` nats a code.
+        A code is visited again only once the residual without it has moved along its atom by more
+        than this many standard deviations of the noise; a row is done when no code qualifies. The
+        resulting loss in the ELBO is of the order of ``tol ** 2`` nats per code.
 
     Returns
     -------
@@ -107,16 +109,16 @@ def refine_observed(
     n_sweeps: int,
     tol: float = 0.05,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `refine`, of rows that are observed in part: each by its observed features alone.
+    """Do the same as `refine` for partly observed rows, using only their observed features.
 
     Parameters
     ----------
     rows : Tensor of shape (n_rows, n_features)
-        Rows less the intercept.
+        Rows, minus the intercept.
     atoms : Tensor of shape (n_components, n_features)
         The dictionary.
     observed : bool Tensor of shape (n_rows, n_features)
-        Entries of the rows that count.
+        Mask of the observed entries.
     noise_variance, prior, start, n_sweeps, tol
         As in `refine`.
 
@@ -136,15 +138,15 @@ def refine_observed(
             state[_array(whole)] = _array(part)
     x, w, on = (_array(t) for t in (rows, atoms, observed))
     sweep = _sweeps(prior, noise_variance, tol, n_sweeps, x.dtype)
-    holed = np.flatnonzero(~_array(whole))
+    incomplete = np.flatnonzero(~_array(whole))
 
     def work(part: slice) -> None:
-        for i in holed[part]:
+        for i in incomplete[part]:
             row, seen = slice(i, i + 1), np.compress(on[i], w, axis=1)
             norms = np.square(seen).sum(1)
             sweep(x[row, on[i]], seen, norms, True, loc[row], scale[row], logit[row])
 
-    over_rows(work, len(holed))
+    over_rows(work, len(incomplete))
     tensors = [torch.from_numpy(a).to(device=device, dtype=dtype) for a in (loc, scale, logit)]
     return tensors[0], tensors[1], tensors[2]
 
@@ -152,7 +154,7 @@ def refine_observed(
 def _sweeps(
     prior: SlabPrior, noise_variance: float, tol: float, n_sweeps: int, dtype: np.dtype
 ) -> Callable[..., None]:
-    """Return the sweeps of this slab, as a function of what differs between rows."""
+    """Return the sweeps for this slab, as a function of the arguments that differ between rows."""
     kernel: Any = _sweep_gaussian if prior.slab == "gaussian" else _sweep_laplace
     numbers = [dtype.type(v) for v in (noise_variance, prior.scale, prior.logit, tol)]
     return partial(kernel, *numbers, n_sweeps)
@@ -169,14 +171,15 @@ def _sigmoid(logit, one):  # type: ignore[no-untyped-def]
     return one / (one + math.exp(-logit))
 
 
-# A row ``x``, ``atoms`` and the residual are held as their inner products with all atoms, and then
-# ``values`` is None, or as the values that they have. None is a type, for which numba compiles all
-# of this anew: a branch in the innermost loop would cost a fifth of the time.
+# A row ``x``, the ``atoms`` and the residual are given either as their inner products with all
+# atoms, in which case ``values`` is None, or as plain values. Since None has its own type, numba
+# compiles a separate version for each case: a branch in the innermost loop would cost a fifth of
+# the time.
 
 
 @_compiled
 def _begin(x, atoms, loc, logit, mean, residual, seen, one):  # type: ignore[no-untyped-def]
-    """Means of a row's codes, and what those leave of it."""
+    """Compute the means of a row's codes and the residual that they leave."""
     residual[:] = x
     seen[:] = _NEVER_SEEN
     for k in range(len(loc)):
@@ -188,7 +191,7 @@ def _begin(x, atoms, loc, logit, mean, residual, seen, one):  # type: ignore[no-
 
 @_compiled
 def _correlation(k, residual, atoms, values):  # type: ignore[no-untyped-def]
-    """Inner product of an atom and the residual."""
+    """Return the inner product of an atom and the residual."""
     if values is None:
         return residual[k]
     total = residual[0] * atoms[k, 0]
@@ -199,10 +202,10 @@ def _correlation(k, residual, atoms, values):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _move(k, new, mean, residual, atoms):  # type: ignore[no-untyped-def]
-    """Set one mean and bring the residual up to date."""
+    """Set one mean and update the residual."""
     before = mean[k]
     mean[k] = new
-    # Between stored values, a step of float32 arrays is float32.
+    # Computed from stored values, so that the step is float32 for float32 arrays.
     step = mean[k] - before
     if step != 0:
         for j in range(len(residual)):
@@ -215,7 +218,7 @@ def _sweep_gaussian(  # type: ignore[no-untyped-def]
 ):
     n_rows, n_components = loc.shape
     residual, mean, seen = np.empty_like(x[0]), np.empty_like(norms), np.empty_like(norms)
-    # As in the sweeps of a Laplace slab: numbers of the rows' own type.
+    # Constants have the dtype of the rows; see the sweeps of the Laplace slab.
     one = x.dtype.type(1)
     half, sharpness = one / (one + one), one / noise
     variance, odds, deviation = np.empty_like(norms), np.empty_like(norms), np.empty_like(norms)
@@ -245,10 +248,11 @@ def _sweep_gaussian(  # type: ignore[no-untyped-def]
 
 @_compiled
 def _constant(u, b, decay, precision, rate, one):  # type: ignore[no-untyped-def]
-    """ELBO of an open gate less that of a closed one, but for the prior's log-odds and the fit.
+    """ELBO of an open gate minus a closed one, except for the prior's log-odds and the linear fit.
 
-    Location u >= 0, scale b, ``decay`` exp(-u / b), ``precision`` of the likelihood along the
-    atom, ``rate`` of the prior. What is left out, the fit, is linear in u.
+    The arguments are the location u >= 0, the scale b, ``decay`` exp(-u / b), the ``precision`` of
+    the likelihood along the atom, and the ``rate`` of the prior. The term left out, from the fit,
+    is linear in u.
     """
     half = one / (one + one)
     fit = -half * precision * u * u - precision * b * b
@@ -257,7 +261,7 @@ def _constant(u, b, decay, precision, rate, one):  # type: ignore[no-untyped-def
 
 @_compiled
 def _newton_step(u, b, decay, pull, precision, rate, one):  # type: ignore[no-untyped-def]
-    """Newton's step in (u, b) for pull * u + _constant(u, b), jointly concave, and its slope."""
+    """Newton step in (u, b) for the concave pull * u + _constant(u, b), and the slope along it."""
     inverse = one / b
     ratio = u * inverse
     double = precision + precision
@@ -278,14 +282,14 @@ def _sweep_laplace(  # type: ignore[no-untyped-def]
     noise, s, prior_logit, tol, n_sweeps, x, atoms, norms, values, loc, scale, logit
 ):
     n_rows, n_components = loc.shape
-    # Numbers of the rows' own type: a literal would turn all of it to float64, at half the speed.
+    # Constants have the dtype of the rows: literals would make it all float64, at half the speed.
     one = x.dtype.type(1)
     zero, half, rate, sharpness = one - one, one / (one + one), one / s, one / noise
     least = x.dtype.type(0.01) * tol * tol
     residual, mean, seen = np.empty_like(x[0]), np.empty_like(norms), np.empty_like(norms)
     constant, decay = np.empty_like(norms), np.empty_like(norms)
     precision, close = norms / noise, tol * np.sqrt(noise * norms)
-    # The best scale lies between that of a code at zero and that of one far from it.
+    # The best scale lies between its values for a code at zero and for a code far from zero.
     low, high, reach = np.empty_like(norms), np.empty_like(norms), np.empty_like(norms)
     for k in range(n_components):
         low[k] = 2 / (1 / s + math.sqrt(1 / s**2 + 8 * precision[k]))
@@ -306,12 +310,12 @@ def _sweep_laplace(  # type: ignore[no-untyped-def]
                 done = False
                 u, b, pull = abs(loc[i, k]), scale[i, k], abs(alone) * sharpness
                 if loc[i, k] * alone < zero:
-                    # A location of the wrong sign is worse than none.
+                    # A location of the wrong sign is worse than zero.
                     u, decay[k] = zero, one
                     constant[k] = _constant(u, b, one, precision[k], rate, one)
                 du, db, promise = _newton_step(u, b, decay[k], pull, precision[k], rate, one)
                 if promise < tol:
-                    # What is left after this step is of the order of its square.
+                    # The gain that remains after this step is of the order of its square.
                     seen[k] = alone
                 gain = pull * u + constant[k]
                 right = pull * reach[k]

@@ -1,14 +1,14 @@
-"""Lower bound on log p(x) around a solved lasso code.
+"""Lower bound on log p(x) from lasso codes.
 
 The model is z_k ~ Laplace(0, b), x given z ~ N(z V, s2 I), with alpha = s2 / b, so that the
 lasso code u at alpha is its posterior mode. The posterior is approximated by independent
-Laplace laws centred on u, whose scales c maximise the bound. In units of b, with
+Laplace distributions centred on u, whose scales c maximise the bound. In units of b, with
 rho = c / b, m = |u| / b and kappa = b^2 ||v||^2 / s2 (v the atom), a coordinate costs
 
     kappa rho^2 - log rho + m + rho exp(-m / rho) - 1,
 
-the last four terms being the Kullback-Leibler divergence from the prior. Where entries of x
-are missing, the likelihood is that of the others, and of v counts what is observed.
+where the last four terms are the Kullback-Leibler divergence from the prior. Where entries of x
+are missing, the likelihood covers only the observed entries, and ||v||^2 sums over them alone.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _MAX_NEWTON_STEPS = 100
 
 @dataclass(frozen=True)
 class LaplaceModel:
-    """The generative model that a lasso at ``alpha`` is the mode of.
+    """The generative model whose posterior mode is the lasso code at ``alpha``.
 
     Attributes
     ----------
     alpha : float
-        Weight of the l1 norm, positive.
+        Weight of the l1 norm; positive.
     noise_variance : float
         Variance s2 of the observation noise.
     """
@@ -45,14 +45,14 @@ class LaplaceModel:
 
 
 def relative_scales(magnitude: Tensor, curvature: Tensor) -> Tensor:
-    """Return the posterior scales that maximise the bound, in units of the prior's.
+    """Return the posterior scales that maximise the bound, in units of the prior scale.
 
     Parameters
     ----------
     magnitude : Tensor
         m = |u| / b of each coordinate.
     curvature : Tensor
-        kappa = b^2 ||v||^2 / s2 of each coordinate, not negative; broadcasts against
+        kappa = b^2 ||v||^2 / s2 of each coordinate; non-negative, and broadcastable with
         ``magnitude``.
 
     Returns
@@ -61,11 +61,11 @@ def relative_scales(magnitude: Tensor, curvature: Tensor) -> Tensor:
         The root of 2 kappa rho^2 + (rho + m) exp(-m / rho) = 1.
     """
     magnitude, curvature = torch.broadcast_tensors(magnitude, curvature)
-    # The left side rises with rho and falls with m: the root lies between those at m = 0
-    # and at m infinite.
+    # The left side increases in rho and decreases in m: the root lies between the roots for m = 0
+    # and for infinite m.
     low = 2 / (1 + (1 + 8 * curvature).sqrt())
     high = (2 * curvature).rsqrt()
-    # From the end that is nearer Newton's steps seldom leave the bracket.
+    # Started from the nearer end, Newton steps rarely leave the bracket.
     rho = torch.where(magnitude > high, high, low)
     for _ in range(_MAX_NEWTON_STEPS):
         decay = torch.exp(-magnitude / rho)
@@ -74,7 +74,7 @@ def relative_scales(magnitude: Tensor, curvature: Tensor) -> Tensor:
         high = torch.where(excess > 0, rho, high)
         slope = 4 * curvature * rho + decay * (1 + (rho + magnitude) * magnitude / rho.square())
         new = rho - excess / slope
-        # Newton's step where it stays inside the bracket, else bisection.
+        # Take the Newton step if it stays inside the bracket, otherwise bisect.
         new = torch.where((new >= low) & (new <= high), new, (low * high).sqrt())
         new = torch.where(excess == 0, rho, new)
         settled = (new - rho).abs() <= 4 * torch.finfo(rho.dtype).eps * rho
@@ -85,21 +85,21 @@ def relative_scales(magnitude: Tensor, curvature: Tensor) -> Tensor:
 
 
 def coordinate_cost(magnitude: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least cost of each coordinate and the relative scale that attains it."""
+    """Return the minimum cost of each coordinate and the relative scale that attains it."""
     rho = relative_scales(magnitude, curvature)
     divergence = -rho.log() + magnitude + rho * torch.exp(-magnitude / rho) - 1
     return curvature * rho.square() + divergence, rho
 
 
 def atom_energies(dictionary: Tensor, observed: Tensor | None = None) -> Tensor:
-    """Return ||v||^2 of each atom, over what is observed of each row where that is given.
+    """Return ||v||^2 of each atom, summed over the observed features of each row if given.
 
     Parameters
     ----------
     dictionary : Tensor of shape (n_components, n_features)
         Atoms.
     observed : Tensor of shape (n_rows, n_features), bool, optional
-        What is observed of each row; by default all.
+        Mask of the observed entries; by default all.
 
     Returns
     -------
@@ -117,13 +117,13 @@ def posterior_scales(
     Parameters
     ----------
     codes : Tensor of shape (n_rows, n_components)
-        Lasso codes, where the posterior is centred.
+        Lasso codes, on which the posterior is centred.
     dictionary : Tensor of shape (n_components, n_features)
         Atoms.
     model : LaplaceModel
         Generative model.
     observed : Tensor of shape (n_rows, n_features), bool, optional
-        What is observed of each row; by default all.
+        Mask of the observed entries; by default all.
 
     Returns
     -------
@@ -146,15 +146,15 @@ def lower_bounds(
     Parameters
     ----------
     codes : Tensor of shape (n_rows, n_components)
-        Lasso codes, where the posterior is centred; any codes give a bound.
+        Lasso codes, on which the posterior is centred; any other codes give a valid bound too.
     residual_energy : Tensor of shape (n_rows,)
-        ||x - u V||^2 of each row, over what is observed.
+        ||x - u V||^2 of each row, over the observed entries.
     dictionary : Tensor of shape (n_components, n_features)
         Atoms.
     model : LaplaceModel
         Generative model.
     observed : Tensor of shape (n_rows, n_features), bool, optional
-        What is observed of each row; by default all.
+        Mask of the observed entries; by default all.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def lower_bounds(
 def _by_coordinate(
     codes: Tensor, dictionary: Tensor, model: LaplaceModel, observed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return cost and relative scale of each code; zeros of an atom share theirs."""
+    """Return cost and relative scale of each code, computed only once for zero codes of an atom."""
     curvature = _curvature(atom_energies(dictionary, observed), model)
     cost, rho = (
         values.expand(codes.shape).clone()
@@ -190,24 +190,24 @@ def _curvature(energies: Tensor, model: LaplaceModel) -> Tensor:
 
 @dataclass(frozen=True)
 class CodeStatistics:
-    """What the mean bound of some rows depends on besides the noise variance.
+    """Statistics that determine the mean bound of some rows, given the model.
 
     Attributes
     ----------
     residual_energy : float
         Mean of ||x - u V||^2 over the rows.
     magnitudes : Tensor of shape (n_nonzero,)
-        Absolute values of the codes that are not zero.
+        Absolute values of the non-zero codes.
     energies : Tensor of shape (n_nonzero,)
         ||v||^2 of their atoms.
     n_zero : int
-        Number of codes that are zero, of atoms of unit norm.
+        Number of zero codes whose atoms have unit norm.
     zero_energies : Tensor of shape (n_other_zero,)
-        ||v||^2 of the atoms of the other codes that are zero.
+        ||v||^2 of the atoms of the other zero codes.
     n_rows : int
         Number of rows.
     n_features : float
-        Mean number of features that are observed.
+        Mean number of observed features per row.
     """
 
     residual_energy: float
@@ -226,7 +226,7 @@ class CodeStatistics:
         n_features: float,
         energies: Tensor | None = None,
     ) -> Self:
-        """Gather the statistics of codes; atoms have unit norm unless each code has its own."""
+        """Compute the statistics; atoms have unit norm unless ``energies`` gives one per code."""
         on = codes != 0
         magnitudes = codes[on].abs()
         if energies is None:
@@ -246,7 +246,7 @@ class CodeStatistics:
 
     @classmethod
     def join(cls, parts: list[Self]) -> Self:
-        """Put the statistics of blocks of rows together."""
+        """Combine the statistics of blocks of rows."""
         n_rows = sum(part.n_rows for part in parts)
         return cls(
             sum(part.residual_energy * part.n_rows for part in parts) / n_rows,
@@ -259,10 +259,10 @@ class CodeStatistics:
         )
 
     def noise_variance_update(self, model: LaplaceModel) -> float:
-        """Return the noise variance that is best for the model's own posterior scales.
+        """Return the best noise variance, given the posterior scales of the current model.
 
-        The prior scale b = s2 / alpha moves with it. A fixed point maximises the mean bound,
-        since the scales at hand are the best for their own noise variance.
+        The prior scale b = s2 / alpha changes with it. A fixed point maximises the mean bound,
+        since the posterior scales are optimal for the current noise variance.
         """
         curvature = torch.tensor(model.noise_variance / model.alpha**2, dtype=torch.float64)
         b = model.prior_scale
