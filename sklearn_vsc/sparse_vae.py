@@ -417,6 +417,7 @@ class SparseVAE(NeuralSparseCoder):
             temperatures=self._temperatures,
             make_family=self._make_family,
             check_choices=self._check_choices,
+            prior_name=f"prior={self.prior!r}",
             family_name=self._family_name,
             gradient=self.gradient,
             sampled=Objective(

@@ -449,6 +449,7 @@ class ThresholdedVSC(NeuralSparseCoder):
             temperatures=_TEMPERATURES,
             make_family=self._make_family,
             check_family=self._check_family,
+            prior_name=f"prior={self.prior!r}",
             family_name=self._family_name,
             gradient=self.gradient,
             sampled=Objective(self.objective, self.n_draws, self.kl_weight),

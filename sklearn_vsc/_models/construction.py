@@ -57,8 +57,8 @@ class VariationalDescription(ModelDescription):
         Raises the errors of parameters that do not go together.
     check_family : callable
         Raises the errors of a latent family that cannot be trained.
-    family_name : str
-        Parameters that name the family, for messages.
+    prior_name, family_name : str
+        The prior alone, and all parameters that name the family, for messages.
     gradient : str
         'auto', 'exact', or an estimator of the gradient.
     sampled : Objective
@@ -68,6 +68,7 @@ class VariationalDescription(ModelDescription):
     make_family: Callable[[bool], LatentFamily] = field(kw_only=True)
     check_choices: Callable[[], None] = field(default=lambda: None, kw_only=True)
     check_family: Callable[[LatentFamily], None] = field(default=lambda _: None, kw_only=True)
+    prior_name: str = field(kw_only=True)
     family_name: str = field(kw_only=True)
     gradient: str = field(kw_only=True)
     sampled: Objective = field(kw_only=True)
@@ -133,7 +134,7 @@ class VariationalDescription(ModelDescription):
         """Name the parameter that keeps slabs from being integrated out, if there is one."""
         gated = self._closed_family.as_gated()
         if gated is None:
-            return self.family_name
+            return self.prior_name
         return (
             f"slab={gated.slab_name!r}"
             if gated.slab_name != "gaussian"
