@@ -217,6 +217,9 @@ class SparseCoder(LassoCoder):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
+        # Tensors are coded as anywhere, but scikit-learn's tag promises that all arrays are moved
+        # to the namespace of X in fit; the dictionary stays where it is.
+        tags.array_api_support = False
         return tags
 
 
