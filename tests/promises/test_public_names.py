@@ -15,7 +15,7 @@ import pytest
 import sklearn_vsc
 from sklearn_vsc import _show_versions, show_versions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PUBLIC_MODULES = [
     "callbacks",
     "datasets",
@@ -124,7 +124,7 @@ def test_every_public_name_has_a_page():
         module, _, attribute = name.rpartition(".")
         module = importlib.import_module(f"sklearn_vsc.{module}".rstrip("."))
         assert hasattr(module, attribute), name
-    for name in ("callbacks", "datasets", "inspection", "latents"):
+    for name in ("callbacks", "datasets", "inspection", "latents", "likelihoods"):
         module = importlib.import_module(f"sklearn_vsc.{name}")
         assert {f"{name}.{attribute}" for attribute in module.__all__} <= set(listed)
     for name in PUBLIC_MODULES:
