@@ -58,7 +58,7 @@ model = SparseVAE(
     decoder="linear",
     likelihood=NegativeBinomialLikelihood(exposure="learned"),
     hidden_layer_sizes=(64,),
-    max_iter=25,
+    max_iter=30,
     batch_size=64,
     learning_rate_init=0.02,
     random_state=0,

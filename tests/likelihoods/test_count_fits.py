@@ -42,6 +42,7 @@ def _fitted(model, X, **parameters):
     return MODELS[model](**given).fit(X)
 
 
+@pytest.mark.slow
 @ALL
 @BOTH
 def test_a_fit_beats_the_model_without_codes(model, kind):
@@ -194,6 +195,7 @@ def test_the_index_counts_over_chunks(monkeypatch):
             SparseVAE(2, likelihood="poisson", max_iter=1, batch_size=64).fit(given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["vsc", "vsc_mlp", "vae", "scvae"])
 @BOTH
 def test_wide_counts_and_counts_of_all_sizes_train_without_nan(model, kind):
