@@ -46,10 +46,10 @@ test: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m slow --fuzz-cases=$(FUZZ_CASES) \
-		$(PYTEST_ARGS) tests/test_fuzz.py
+		$(PYTEST_ARGS) tests/promises/test_fuzz.py
 
 test-big: $(VENV)/.installed-test
-	$(ONE_THREAD) $(BIN)/python -m pytest -m big -s $(PYTEST_ARGS) tests/test_streaming.py
+	$(ONE_THREAD) $(BIN)/python -m pytest -m big -s $(PYTEST_ARGS) tests/training/test_streaming.py
 
 # NumPy 1.24 has wheels for no newer Python.
 test-oldest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, ClassVar
@@ -55,8 +54,9 @@ class SparseVAE(NeuralSparseCoder):
         Number of components K. None: as many as features.
 
     prior : {'laplace', 'gaussian', 'cauchy', 'spike_slab'} or LatentFamily, default='laplace'
-        Prior distribution of a code. An object: a :class:`~sklearn_vsc.latents.LatentFamily` of
-        your own; the parameters that describe a named prior then do not apply.
+        Prior distribution of a code. An object: a :class:`~sklearn_vsc.latents.LatentFamily`, of
+        this package or of your own; it is copied, not changed. With an object, ``prior_scale``,
+        ``density`` and ``slab`` do not apply, and ``posterior_family`` must be 'auto'.
 
     density : float, default=0.1
         Prior probability that a code is not zero, which is the expected share of non-zero codes.
@@ -94,8 +94,8 @@ class SparseVAE(NeuralSparseCoder):
 
     posterior_family : {'auto', 'gaussian', 'laplace', 'cauchy', 'spike_slab'}, default='auto'
         Distribution of a code given its row. 'auto': 'gaussian' for the Gaussian and Laplace
-        priors, else the same as the prior. A posterior with an infinite KL divergence from the
-        prior raises an error.
+        priors, else the same as the prior; a ``prior`` object brings its own posterior. A posterior
+        with an infinite KL divergence from the prior raises an error.
 
     noise_variance : 'learned' or float, default='learned'
         Variance of the Gaussian likelihood, in squared units of X. 'learned': estimated from the
@@ -124,7 +124,8 @@ class SparseVAE(NeuralSparseCoder):
         slab. 'gumbel_softmax' (relaxed gates) and 'straight_through' (hard gates, relaxed gradient)
         are biased. 'reinforce' (with ``n_draws`` above 1 the baseline of each draw is the mean of
         the others), 'nvil', 'muprop' and 'rebar' are unbiased. 'auto': 'exact' where it applies,
-        ``n_draws=1`` and ``objective='elbo'``, else 'gumbel_softmax'.
+        ``n_draws=1`` and ``objective='elbo'``, else 'gumbel_softmax' or, with a ``prior`` object,
+        the way that the object names.
 
     temperature : float or tuple of two floats, default=(1.0, 0.5)
         Temperature of relaxed gates: a constant, or the first and last value of an exponential
@@ -141,7 +142,8 @@ class SparseVAE(NeuralSparseCoder):
     gradient_of_bound : {'auto', 'standard', 'dreg'}, default='auto'
         Gradient used with ``objective='iwae'``. 'standard': the plain gradient, whose
         signal-to-noise ratio falls as draws are added. 'dreg': the doubly reparameterised gradient
-        [4]_, for priors other than 'spike_slab'. 'auto': 'dreg' where it applies, else 'standard'.
+        [4]_, for priors other than 'spike_slab', and for ``prior`` objects whose
+        ``can_be_doubly_reparameterised`` is true. 'auto': 'dreg' where it applies, else 'standard'.
 
     kl_weight : float, default=1.0
         Weight of the KL divergence in training. The score always uses 1.
@@ -415,6 +417,7 @@ class SparseVAE(NeuralSparseCoder):
             temperatures=self._temperatures,
             make_family=self._make_family,
             check_choices=self._check_choices,
+            prior_name=f"prior={self.prior!r}",
             family_name=self._family_name,
             gradient=self.gradient,
             sampled=Objective(
@@ -424,7 +427,7 @@ class SparseVAE(NeuralSparseCoder):
                 gates=self.gradient if self._has_score_gradient else None,
                 doubly_reparameterised=self.objective == "iwae"
                 and self.gradient_of_bound != "standard"
-                and not self._has_gates,
+                and self._can_be_doubly_reparameterised,
             ),
         )
 
@@ -432,7 +435,7 @@ class SparseVAE(NeuralSparseCoder):
     def _family_name(self) -> str:
         """Parameters that name the family, for messages."""
         if isinstance(self.prior, LatentFamily):
-            return f"prior={type(self.prior).__name__}(...)"
+            return f"prior={self.prior!r}"
         if self.prior == "spike_slab":
             return f"prior={self.prior!r} with slab={self.slab!r}"
         return f"prior={self.prior!r} with posterior_family={self.posterior_family!r}"
@@ -443,6 +446,12 @@ class SparseVAE(NeuralSparseCoder):
         if isinstance(self.prior, LatentFamily):
             return not self.prior.is_continuous
         return self.prior == "spike_slab"
+
+    @property
+    def _can_be_doubly_reparameterised(self) -> bool:
+        if isinstance(self.prior, LatentFamily):
+            return self.prior.can_be_doubly_reparameterised
+        return not self._has_gates
 
     @property
     def _has_score_gradient(self) -> bool:
@@ -457,9 +466,11 @@ class SparseVAE(NeuralSparseCoder):
         return self.posterior_family
 
     def _make_family(self, exact: bool) -> LatentFamily:
-        """Return the latent family; whether the gradient is ``exact`` does not matter here."""
+        """Return the latent family; a named one is the same with an ``exact`` gradient."""
         if isinstance(self.prior, LatentFamily):
-            return copy.deepcopy(self.prior)
+            # Score-function estimators do not differentiate draws of gates.
+            asked = self.gradient if self.gradient in _RELAXED_GRADIENTS else "auto"
+            return self.prior.with_gradient("exact" if exact else asked)
         if self.prior != "spike_slab":
             return Continuous(self.prior, self._posterior_name, prior_scale=self.prior_scale)
         gradient = self.gradient if self.gradient in _RELAXED_GRADIENTS else "gumbel_softmax"
@@ -485,8 +496,10 @@ class SparseVAE(NeuralSparseCoder):
     def _check_choices(self) -> None:
         """Refuse parameters that do not go together."""
         description = self._describe()
-        if not isinstance(self.prior, LatentFamily):
-            self._check_posterior(description.activation, description.likelihood.link)
+        if isinstance(self.prior, LatentFamily):
+            self._check_object(self.prior)
+        else:
+            self._check_posterior()
         if self.score_method == "collapsed_elbo":
             obstacle = description.obstacle_to_collapsing
             if obstacle is not None:
@@ -496,33 +509,38 @@ class SparseVAE(NeuralSparseCoder):
                 f"gradient={self.gradient!r} estimates the gradient of the ELBO; with objective="
                 f"{self.objective!r} use gradient='straight_through' or 'gumbel_softmax'."
             )
-        if self.gradient_of_bound == "dreg" and self._has_gates:
+        if self.gradient_of_bound == "dreg" and not self._can_be_doubly_reparameterised:
+            needed = "draws without an atom at zero"
+            if not self._has_gates:
+                needed = "a posterior with a method 'detached'"
             raise ValueError(
-                "gradient_of_bound='dreg' needs draws without an atom at zero, which "
+                f"gradient_of_bound='dreg' needs {needed}, which "
                 f"{self._family_name} does not give; use gradient_of_bound='auto'."
             )
 
-    def _check_posterior(self, activation: str, link: str | None) -> None:
-        """Refuse pairs of prior and posterior whose KL or likelihood is infinite."""
+    def _check_object(self, prior: LatentFamily) -> None:
+        """Refuse parameters that do not go with a prior object."""
+        if self.posterior_family != "auto":
+            raise ValueError(
+                f"posterior_family={self.posterior_family!r} does not apply to prior={prior!r}, "
+                "which brings its own posterior; use posterior_family='auto'."
+            )
+        if self._has_score_gradient and prior.as_gated() is None:
+            raise ValueError(
+                f"gradient={self.gradient!r} needs a spike and slab with free gates, which "
+                f"prior={prior!r} is not: its 'as_gated' returns None. Use gradient='auto'."
+            )
+
+    def _check_posterior(self) -> None:
+        """Refuse pairs of prior and posterior that do not go together."""
         posterior = self._posterior_name
         if (posterior == "spike_slab") != (self.prior == "spike_slab"):
             raise ValueError(
                 f"posterior_family={posterior!r} does not go with prior={self.prior!r}: one has "
                 "an atom at zero and the other has not. Use posterior_family='auto'."
             )
-        if posterior != "cauchy":
-            return
-        if self.prior != "cauchy":
+        if posterior == "cauchy" and self.prior != "cauchy":
             raise ValueError(
                 f"posterior_family='cauchy' has an infinite KL from prior={self.prior!r}, whose "
                 "tails are lighter; use prior='cauchy', or posterior_family='auto'."
-            )
-        unbounded = link is not None or activation == "identity"
-        if unbounded and isinstance(self.decoder, str):
-            raise ValueError(
-                f"prior={self.prior!r} with posterior_family={self.posterior_family!r}: a Cauchy "
-                "posterior with an unbounded decoder has an ELBO of minus infinity, as its codes "
-                "have no mean. Use output_activation='sigmoid' or 'tanh' with "
-                "likelihood='gaussian', a decoder of your own with bounded output, or "
-                "posterior_family='gaussian'."
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from numbers import Real
@@ -61,8 +60,9 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     prior : {'laplace', 'gaussian'} or LatentFamily, default='laplace'
         Prior distribution of a code. A name stands for the base distribution, before thresholding.
-        An object: a :class:`~sklearn_vsc.latents.LatentFamily` of your own; the parameters that
-        describe a named prior then do not apply.
+        An object: a :class:`~sklearn_vsc.latents.LatentFamily`, of this package or of your own; it
+        is copied, not changed. With an object, ``prior_scale``, ``density``, ``threshold``,
+        ``threshold_prior``, ``threshold_shape``, ``kl`` and ``threshold_kl_weight`` do not apply.
 
     density : float, default=0.1
         Prior probability that a code is not zero, which is the expected share of non-zero codes.
@@ -135,7 +135,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         gradient past the threshold to the location and scale of every code, zero or not; a biased
         heuristic. 'subgradient': the gradient of the thresholded draw, which does not see the jump
         at the threshold. 'auto': 'exact' where it applies, ``n_draws=1`` and ``objective='elbo'``,
-        else 'gumbel_softmax'.
+        else 'gumbel_softmax' or, with a ``prior`` object, the way that the object names.
 
     n_draws : int, default=1
         Number of posterior draws J per row. ``transform_method='max_elbo'`` chooses the best of
@@ -261,7 +261,8 @@ class ThresholdedVSC(NeuralSparseCoder):
         Variance of the Gaussian likelihood, in squared units of X. NaN for any other likelihood.
 
     threshold_ : float
-        Threshold of the prior, or the mean of its Gamma prior.
+        Threshold of the prior, or the mean of its Gamma prior; NaN for a ``prior`` object without
+        thresholds.
 
     history_ : list of dict
         One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is in
@@ -448,6 +449,7 @@ class ThresholdedVSC(NeuralSparseCoder):
             temperatures=_TEMPERATURES,
             make_family=self._make_family,
             check_family=self._check_family,
+            prior_name=f"prior={self.prior!r}",
             family_name=self._family_name,
             gradient=self.gradient,
             sampled=Objective(self.objective, self.n_draws, self.kl_weight),
@@ -457,13 +459,14 @@ class ThresholdedVSC(NeuralSparseCoder):
     def _family_name(self) -> str:
         """Parameters that name the family, for messages."""
         if isinstance(self.prior, LatentFamily):
-            return f"prior={type(self.prior).__name__}(...)"
+            return f"prior={self.prior!r}"
         return f"prior={self.prior!r} with threshold_prior={self.threshold_prior!r}"
 
     def _make_family(self, exact: bool) -> LatentFamily:
         """Return the latent family; with an ``exact`` gradient no draw needs relaxed gates."""
         if isinstance(self.prior, LatentFamily):
-            return copy.deepcopy(self.prior)
+            asked = self.gradient if self.gradient in _SAMPLED_GRADIENTS else "auto"
+            return self.prior.with_gradient("exact" if exact else asked)
         gamma = self.threshold_prior == "gamma"
         if gamma and self.threshold == 0:
             raise ValueError(
@@ -491,13 +494,15 @@ class ThresholdedVSC(NeuralSparseCoder):
         return "base" if self.gradient in ("straight_through", "subgradient") else "thresholded"
 
     def _check_family(self, family: LatentFamily) -> None:
-        """Refuse thresholds that numbers cannot represent beside the scale of the prior."""
+        """Refuse thresholds that float32 cannot represent beside the scale of the prior."""
         if not isinstance(family, Thresholded):
             return
         relative = family.threshold / family.prior_scale
         if relative and not _LEAST_THRESHOLD <= relative <= 1 / _LEAST_THRESHOLD:
             asked = f"threshold={self.threshold!r}"
-            if self.threshold is None:
+            if isinstance(self.prior, LatentFamily):
+                asked = self._family_name
+            elif self.threshold is None:
                 gamma = self.threshold_prior == "gamma"
                 shape = f" with threshold_shape={self.threshold_shape!r}" if gamma else ""
                 asked = f"density={self.density!r}{shape}"

@@ -227,8 +227,9 @@ class BaseSparseCoder(
             )
 
     @property
+    @abstractmethod
     def _n_features_out(self) -> int:
-        return self.components_.shape[0]
+        """Number of columns of the codes."""
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -112,7 +112,7 @@ class LassoCoder(BaseSparseCoder):
 
     @property
     def _n_features_out(self) -> int:
-        return super()._n_features_out * (2 if self.split_sign else 1)
+        return len(self.components_) * (2 if self.split_sign else 1)
 
     def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
         """Check X at the door; float32 stays float32, all else becomes float64."""

@@ -33,6 +33,7 @@ from .._training.model_fit import ModelFit
 from .._training.network_training import NetworkTraining
 from .._training.precision import check_precision
 from .._training.process_group import ProcessGroup, accelerate_state
+from ..latents import LatentFamily
 from ..likelihoods import LIKELIHOODS, GaussianLikelihood, Likelihood
 from .coder import BaseSparseCoder, Posterior
 from .constraints import WEIGHT
@@ -273,7 +274,7 @@ class NeuralSparseCoder(BaseSparseCoder):
         state = fit.new_state(rows, observed)
         # Parameters may be changed later; the model was built with these.
         self._built_with = {
-            name: value
+            name: copy.deepcopy(value) if isinstance(value, LatentFamily) else value
             for name, value in self.get_params(deep=False).items()
             if name not in _NOT_BUILT_WITH
         }

@@ -57,8 +57,8 @@ class VariationalDescription(ModelDescription):
         Raises the errors of parameters that do not go together.
     check_family : callable
         Raises the errors of a latent family that cannot be trained.
-    family_name : str
-        Parameters that name the family, for messages.
+    prior_name, family_name : str
+        The prior alone, and all parameters that name the family, for messages.
     gradient : str
         'auto', 'exact', or an estimator of the gradient.
     sampled : Objective
@@ -68,6 +68,7 @@ class VariationalDescription(ModelDescription):
     make_family: Callable[[bool], LatentFamily] = field(kw_only=True)
     check_choices: Callable[[], None] = field(default=lambda: None, kw_only=True)
     check_family: Callable[[LatentFamily], None] = field(default=lambda _: None, kw_only=True)
+    prior_name: str = field(kw_only=True)
     family_name: str = field(kw_only=True)
     gradient: str = field(kw_only=True)
     sampled: Objective = field(kw_only=True)
@@ -133,7 +134,7 @@ class VariationalDescription(ModelDescription):
         """Name the parameter that keeps slabs from being integrated out, if there is one."""
         gated = self._closed_family.as_gated()
         if gated is None:
-            return self.family_name
+            return self.prior_name
         return (
             f"slab={gated.slab_name!r}"
             if gated.slab_name != "gaussian"
@@ -160,6 +161,21 @@ class VariationalDescription(ModelDescription):
                 f"and objective={bound!r} do not apply to training."
             )
         self.check_choices()
+        self._check_moments()
+
+    def _check_moments(self) -> None:
+        """Refuse posteriors of infinite variance where outputs of the decoder are not bounded."""
+        unbounded = self.likelihood.link is not None or self.activation == "identity"
+        if not unbounded or isinstance(self.networks.decoder, nn.Module):
+            return
+        if self._closed_family.has_infinite_variance:
+            raise ValueError(
+                f"{self.family_name}: codes whose posterior has no variance need a decoder with "
+                "bounded output; a Cauchy posterior with an unbounded decoder has an ELBO of minus "
+                "infinity. Use output_activation='sigmoid' or 'tanh' with likelihood='gaussian', a "
+                "decoder of your own with bounded output, or a posterior with a variance "
+                "(posterior_family='gaussian' where the prior is a name)."
+            )
 
     def build(self, start: Start, generator: torch.Generator) -> LatentVariableModel:
         """Return the model, with its first weights.

@@ -106,10 +106,10 @@ def _plain_part(built_with: dict[str, Any], parameters: dict[str, Any]) -> dict[
         now = parameters[name]
         if not Parts.is_part(value) and not Parts.is_part(now):
             plain[name] = value
-        elif value is not now:
+        elif not Parts.is_same(value, now):
             raise ValueError(
-                f"'{name}' has been replaced since fit, and is not the one that the model was "
-                "built with: fit again, or set it back, before you save."
+                f"'{name}' has been replaced since fit, or changed, and is not the one that the "
+                "model was built with: fit again, or set it back, before you save."
             )
     return plain
 

@@ -1,4 +1,4 @@
-"""The Cauchy law: tails so heavy that a code has neither mean nor variance."""
+"""The Cauchy distribution, whose tails are so heavy that it has neither mean nor variance."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, distributions
 
-from ._base import open_uniform
+from ._draws import open_uniform
 
 
 class Cauchy:
-    """Cauchy law; ``scale`` is its half-width at half height."""
+    """Cauchy distribution; ``scale`` is its half-width at half maximum."""
 
     distribution = distributions.Cauchy
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, distributions
 
-from ._base import Draws, LatentFamily, LatentPosterior, Noise, bounded_exp
+from ._base import LatentFamily, LatentPosterior
+from ._checks import check_choice, check_number
+from ._draws import Draws, Noise, bounded_exp
 from .cauchy import Cauchy
 from .gaussian import Gaussian
 from .laplace import Laplace
@@ -19,7 +20,7 @@ _NAMED: dict[str, type[Gaussian] | type[Laplace] | type[Cauchy]] = {
     "laplace": Laplace,
     "cauchy": Cauchy,
 }
-# Tails of q heavier than those of p: the KL is infinite.
+# (posterior, prior) whose KL is infinite: the posterior has the heavier tails.
 _INFINITE_KL = {("cauchy", "gaussian"), ("cauchy", "laplace")}
 
 
@@ -28,36 +29,39 @@ class Continuous(LatentFamily):
 
     Parameters
     ----------
-    prior, posterior : {'gaussian', 'laplace', 'cauchy'}
-        Laws of the code.
-    prior_scale : float
-        Standard deviation of a Gaussian prior, scale of a Laplace or Cauchy one.
+    prior, posterior : {'gaussian', 'laplace', 'cauchy'}, default='gaussian'
+        Distributions of the code.
+    prior_scale : float, default=1.0
+        Standard deviation of a Gaussian prior, scale of a Laplace or Cauchy prior.
 
     Raises
     ------
     ValueError
-        When the posterior's tails are heavier than the prior's, so that the KL is infinite.
+        When an argument is not allowed, or when the posterior has heavier tails than the prior,
+        so that the KL divergence is infinite.
+
+    Examples
+    --------
+    >>> from sklearn_vsc import SparseVAE
+    >>> from sklearn_vsc.latents import Continuous
+    >>> SparseVAE(prior=Continuous("laplace", "laplace"))
+    SparseVAE(prior=Continuous(prior='laplace', posterior='laplace'))
     """
 
     def __init__(
         self, prior: str = "gaussian", posterior: str = "gaussian", *, prior_scale: float = 1.0
     ) -> None:
+        check_choice("prior", prior, _NAMED)
+        check_choice("posterior", posterior, _NAMED)
+        check_number("prior_scale", prior_scale)
         if (posterior, prior) in _INFINITE_KL:
             raise ValueError(
                 f"A Cauchy posterior has an infinite KL from a {prior} prior; use "
                 "prior='cauchy', or a posterior with lighter tails."
             )
-        self.prior_name, self.posterior_name = prior, posterior
+        self._prior, self._posterior = prior, posterior
         self.prior_distribution, self.posterior_distribution = _NAMED[prior], _NAMED[posterior]
         self.prior_scale = prior_scale
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {
-            "prior": self.prior_name,
-            "posterior": self.posterior_name,
-            "prior_scale": self.prior_scale,
-        }
 
     @property
     def n_heads(self) -> int:
@@ -71,7 +75,7 @@ class Continuous(LatentFamily):
 
     @property
     def has_closed_kl(self) -> bool:
-        """Whether the KL is elementary: always, but for a Cauchy prior of another posterior."""
+        """Whether the KL has a closed form: except for a Cauchy prior with another posterior."""
         return self.prior_distribution is not Cauchy or self.posterior_distribution is Cauchy
 
     @property
@@ -112,7 +116,15 @@ class Continuous(LatentFamily):
 
 @dataclass(frozen=True)
 class ContinuousPosterior(LatentPosterior):
-    """Posterior of codes without an atom: location and scale."""
+    """Posterior of codes without an atom at zero.
+
+    Attributes
+    ----------
+    family : Continuous
+        The prior.
+    loc, scale : Tensor of shape (n_rows, n_components)
+        Location and scale of each code.
+    """
 
     family: Continuous
     loc: Tensor
@@ -123,18 +135,14 @@ class ContinuousPosterior(LatentPosterior):
         cut = slice(index, index + 1)
         return ContinuousPosterior(self.family, self.loc[cut], self.scale[cut])
 
-    def detached(self) -> ContinuousPosterior:
-        """Return the same law with parameters that no gradient reaches."""
-        return ContinuousPosterior(self.family, self.loc.detach(), self.scale.detach())
-
     @property
     def mean(self) -> Tensor:
-        """Mean of the code; of a Cauchy law, which has none, the location."""
+        """Mean of the code; for a Cauchy distribution, which has none, the location."""
         return self.loc
 
     @property
     def variance(self) -> Tensor:
-        """Variance of the code; of a Cauchy law infinite."""
+        """Variance of the code; infinite for a Cauchy distribution."""
         return self.family.posterior_distribution.variance(self.scale)
 
     @property
@@ -148,21 +156,21 @@ class ContinuousPosterior(LatentPosterior):
 
     @property
     def _distribution(self) -> distributions.Distribution:
-        law = self.family.posterior_distribution
-        return law.distribution(self.loc, self.scale, validate_args=False)
+        named = self.family.posterior_distribution
+        return named.distribution(self.loc, self.scale, validate_args=False)
 
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
-        """Draw standard noise of the posterior's law."""
+        """Draw standard noise of the posterior's distribution."""
         shape = (n_draws, *self.loc.shape)
         return Noise(self.family.posterior_distribution.noise(shape, generator, self.loc))
 
     def rsample(self, noise: Noise, noise_scale: float = 1.0) -> Draws:
-        """Move and scale the noise."""
+        """Scale the noise and add the location."""
         code = self.loc + noise_scale * self.scale * noise.base
         return Draws(code, torch.ones_like(code, dtype=torch.bool))
 
     def kl(self, draws: Draws | None = None) -> Tensor:
-        """KL(q || p), nats: in closed form, or log q - log p at the draws."""
+        """KL(q || p) in nats: in closed form, or log q - log p at the draws."""
         if self.family.has_closed_kl:
             return distributions.kl_divergence(self._distribution, self.family.prior(self.loc))
         if draws is None:
@@ -170,6 +178,6 @@ class ContinuousPosterior(LatentPosterior):
         return -self.log_ratio(draws)
 
     def log_ratio(self, draws: Draws) -> Tensor:
-        """Return log p(z) - log q(z given x) at the draws, nats."""
+        """Return log p(z) - log q(z given x) at the draws, in nats."""
         prior = self.family.prior(self.loc)
         return prior.log_prob(draws.code) - self._distribution.log_prob(draws.code)

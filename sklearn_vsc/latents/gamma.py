@@ -1,4 +1,4 @@
-"""Gamma laws of the threshold: draws, KL, and expectations over them."""
+"""Gamma distributions of the threshold: draws, KL divergence and expectations."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Half-normal nodes for expectations over a Gamma threshold under a Gaussian base: the
-# integrand falls like a normal density, which has no mass left at 9 standard deviations.
+# Nodes of a half-normal rule for expectations over a Gamma threshold with a Gaussian base. The
+# integrand falls like a normal density, which is negligible beyond 9 standard deviations.
 _N_NODES = 48
 _LAST_NODE = 9.0
-# Least draw of a Gamma law, over the least normal number of its type.
+# Smallest draw of a Gamma distribution, in units of the smallest normal number of its dtype.
 _LEAST_DRAW = 1e6
 
 
 def sample_gamma(shape: Tensor, rate: Tensor, generator: torch.Generator) -> Tensor:
     """Draw Gamma variates; gradients reach shape and rate by implicit reparameterisation."""
-    # The CPU sampler refuses a generator of another device, and the other way round.
+    # The sampler of a device refuses a generator of another device.
     standard = torch._standard_gamma(shape.to(generator.device), generator=generator)
     draws = standard.to(shape.device) / rate
-    # Under a small shape draws underflow; above this, log densities have finite gradients.
+    # With a small shape draws underflow; above this limit log densities have finite gradients.
     return draws.clamp_min(_LEAST_DRAW * torch.finfo(draws.dtype).tiny)
 
 
 def gamma_kl(shape: Tensor, rate: Tensor, prior_shape: float, prior_rate: float) -> Tensor:
-    """KL(Gamma(shape, rate) || Gamma(prior_shape, prior_rate)), nats."""
+    """KL(Gamma(shape, rate) || Gamma(prior_shape, prior_rate)) in nats."""
     prior = torch.tensor(prior_shape, dtype=shape.dtype, device=shape.device)
     return (
         (shape - prior) * torch.digamma(shape)
@@ -36,7 +36,7 @@ def gamma_kl(shape: Tensor, rate: Tensor, prior_shape: float, prior_rate: float)
 
 
 def gamma_log_prob(value: Tensor, shape: Tensor | float, rate: Tensor | float) -> Tensor:
-    """Log density of Gamma(shape, rate), nats."""
+    """Log density of Gamma(shape, rate) in nats."""
     shape, rate = (
         torch.as_tensor(p, dtype=value.dtype, device=value.device) for p in (shape, rate)
     )
@@ -49,7 +49,7 @@ def gamma_log_prob(value: Tensor, shape: Tensor | float, rate: Tensor | float) -
 
 
 def half_normal_rule(like: Tensor) -> tuple[Tensor, Tensor]:
-    """Nodes and weights with sum(w f(t)) = E f(|e|), e standard normal."""
+    """Nodes t and weights w with sum(w f(t)) = E f(|e|) for a standard normal e."""
     nodes, weights = np.polynomial.legendre.leggauss(_N_NODES)
     nodes = 0.5 * _LAST_NODE * (nodes + 1)
     weights = _LAST_NODE * weights * np.exp(-0.5 * nodes**2) / np.sqrt(2 * np.pi)

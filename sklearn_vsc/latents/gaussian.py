@@ -1,4 +1,4 @@
-"""The Gaussian law as base of a thresholded code; see ``laplace`` for what a base answers."""
+"""The Gaussian distribution as the base of a thresholded code; ``laplace`` lists its answers."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def _density(x: Tensor) -> Tensor:
 
 
 class Gaussian:
-    """Gaussian base law; ``scale`` is the standard deviation."""
+    """Gaussian base distribution; ``scale`` is the standard deviation."""
 
     distribution = distributions.Normal
 
     @staticmethod
     def variance(scale: Tensor) -> Tensor:
-        """Variance of the law before any threshold."""
+        """Variance of the distribution before thresholding."""
         return scale**2
 
     @staticmethod
@@ -38,7 +38,7 @@ class Gaussian:
 
     @staticmethod
     def kl(loc: Tensor, scale: Tensor, prior_scale: float) -> Tensor:
-        """KL(N(loc, scale^2) || N(0, prior_scale^2)), nats."""
+        """KL(N(loc, scale^2) || N(0, prior_scale^2)) in nats."""
         return (
             math.log(prior_scale) - scale.log() + (scale**2 + loc**2) / (2 * prior_scale**2) - 0.5
         )
@@ -47,7 +47,7 @@ class Gaussian:
     def log_activity(scale: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """Return log P(code is not zero) and log P(code is zero)."""
         ratio = (threshold / scale).clamp_min(_TINY) / math.sqrt(2)
-        # Not by log_ndtr, whose gradient overflows in the far tail.
+        # log_ndtr would not do: its gradient overflows in the far tail.
         log_on = torch.log(torch.special.erfcx(ratio)) - ratio**2
         return log_on, torch.log(torch.erf(ratio))
 
@@ -59,11 +59,11 @@ class Gaussian:
 
     @classmethod
     def slab_deviation(cls, noise: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
-        """Deviation of a code that is not zero, from noise of the law before any threshold.
+        """Deviation of a code that is not zero, from noise of the distribution before thresholding.
 
-        The tail beyond the threshold is left with the share that the noise leaves of the whole
-        law; the logarithm of that is solved for by Newton's method, whose last step has the
-        gradient of the solution.
+        The deviation exceeds the same share of the tail beyond the threshold as the noise exceeds
+        of the whole distribution. Newton's method solves this equation in its logarithm; its last
+        step has the gradient of the solution.
         """
         ratio = threshold / scale
         log_share = cls.log_activity(torch.ones_like(noise), noise.abs())[0]
@@ -79,7 +79,7 @@ class Gaussian:
 
     @staticmethod
     def slab_moment(scale: Tensor, threshold: Tensor) -> Tensor:
-        """E[(z - loc)^2; z is not zero]: two tails of a normal, moved to zero."""
+        """E[(z - loc)^2; z is not zero]: two tails of a normal distribution, shifted to zero."""
         ratio = threshold / scale
         return scale**2 * ((1 + ratio**2) * 2 * _upper_tail(ratio) - 2 * ratio * _density(ratio))
 
@@ -92,10 +92,10 @@ class Gaussian:
         prior_scale: float,
         prior_threshold: Tensor,
     ) -> Tensor:
-        """KL between thresholded laws.
+        """KL between thresholded distributions, in nats.
 
-        The slab is a pair of normal tails glued at the location, so that E[(|z| + t0)^2]
-        splits at zero into three pieces: beyond the location, below zero, and between.
+        The slab consists of two normal tails joined at the location, so that E[(|z| + t0)^2]
+        splits at zero into three pieces: beyond the location, below zero, and in between.
         """
         loc = loc.abs()
         near, far = threshold / scale, (threshold + loc) / scale

@@ -1,8 +1,8 @@
-"""The Laplace law as base of a thresholded code.
+"""The Laplace distribution as the base of a thresholded code.
 
-A base law answers, for deviations s - loc of scale ``scale`` and a threshold, everything
-that a thresholded family needs. Symbols follow Fallah & Rozell (2022): a draw s is kept,
-shrunken by the threshold, when it lies further than the threshold from its location.
+For deviations s - loc of scale ``scale`` and a threshold, a base answers everything that a
+thresholded family needs. Symbols follow Fallah & Rozell (2022): a draw s that is further than the
+threshold from its location is kept and shrunk by the threshold.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _TINY = 1e-30
 
 
 class Laplace:
-    """Laplace base law; ``scale`` is the scale b, with variance 2 b^2."""
+    """Laplace base distribution; ``scale`` is the scale b, and the variance is 2 b^2."""
 
     distribution = distributions.Laplace
 
     @staticmethod
     def variance(scale: Tensor) -> Tensor:
-        """Variance of the law before any threshold."""
+        """Variance of the distribution before thresholding."""
         return 2 * scale**2
 
     @staticmethod
@@ -32,13 +32,13 @@ class Laplace:
         uniform = torch.rand(
             (2, *shape), generator=generator, dtype=like.dtype, device=generator.device
         )
-        # Difference of two standard exponentials; 1 - u avoids log(0), u lies in [0, 1).
+        # The difference of two standard exponentials; 1 - u avoids log(0), as u is in [0, 1).
         magnitude = torch.log1p(-uniform)
         return (magnitude[0] - magnitude[1]).to(like.device)
 
     @staticmethod
     def kl(loc: Tensor, scale: Tensor, prior_scale: float) -> Tensor:
-        """KL(Laplace(loc, scale) || Laplace(0, prior_scale)), nats."""
+        """KL(Laplace(loc, scale) || Laplace(0, prior_scale)) in nats."""
         distance = loc.abs()
         return (
             math.log(prior_scale)
@@ -61,12 +61,12 @@ class Laplace:
 
     @staticmethod
     def slab_deviation(noise: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
-        """Deviation of a code that is not zero, from noise of the law: it knows no threshold."""
+        """Deviation of a code that is not zero, from noise; it does not depend on the threshold."""
         return scale * noise
 
     @staticmethod
     def slab_moment(scale: Tensor, threshold: Tensor) -> Tensor:
-        """E[(z - loc)^2; z is not zero]: the slab of a Laplace base is Laplace itself."""
+        """E[(z - loc)^2; z is not zero]: the slab of a Laplace base is itself Laplace."""
         return torch.exp(-threshold / scale) * 2 * scale**2
 
     @classmethod
@@ -78,7 +78,7 @@ class Laplace:
         prior_scale: float,
         prior_threshold: Tensor,
     ) -> Tensor:
-        """KL between thresholded laws: Bernoulli KL of the gates plus the active slab's KL."""
+        """KL between thresholded distributions in nats: of the gates, and of the open slab."""
         log_on, log_off = cls.log_activity(scale, threshold)
         prior_on, prior_off = cls.log_activity(torch.full_like(scale, prior_scale), prior_threshold)
         gate = log_on.exp() * (log_on - prior_on) + log_off.exp() * (log_off - prior_off)

@@ -1,47 +1,59 @@
-"""Spike and slab: a code is zero, or a draw from a slab; a gate decides."""
+"""Spike and slab: a gate decides whether a code is zero or a draw from the slab."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor, distributions
 from torch.nn.functional import logsigmoid
 
-from ._base import (
-    Draws,
-    GatedPosterior,
-    LatentFamily,
-    Noise,
-    bounded_exp,
-    gated_draws,
-    logistic_noise,
-)
+from ._base import GatedPosterior, LatentFamily
+from ._checks import check_choice, check_gradient, check_number
+from ._draws import Draws, Noise, bounded_exp, gated_draws, logistic_noise
 from .gaussian import Gaussian
 from .laplace import Laplace
 
 SLABS: dict[str, type[Gaussian] | type[Laplace]] = {"gaussian": Gaussian, "laplace": Laplace}
-# Log-odds move at most this far from the prior's: gates saturate but stay finite.
+# Log-odds move at most this far from the prior's, so that saturated gates stay finite.
 _LOGIT_RANGE = 20.0
+_GRADIENTS = ("gumbel_softmax", "straight_through", "score")
 
 
 class SpikeSlab(LatentFamily):
-    """Prior and posterior of a gated code z = g v (Tonolini et al. 2020, section 3).
+    """Prior and posterior of a gated code z = g v [1]_.
 
     Parameters
     ----------
-    slab : {'gaussian', 'laplace'}
-        Law of a code that is on.
-    prior_scale : float
-        Standard deviation or scale of the prior's slab.
-    density : float
+    slab : {'gaussian', 'laplace'}, default='gaussian'
+        Distribution of a code that is not zero.
+    prior_scale : float, default=1.0
+        Standard deviation of a Gaussian slab, or scale of a Laplace slab, under the prior.
+    density : float, default=0.1
         Prior probability that a gate is open.
-    gradient : {'gumbel_softmax', 'straight_through', 'score'}
-        What a draw in training is: a relaxed gate, a hard one with a relaxed gradient, or a
-        hard one whose gradient is left to an estimator of its own.
+    gradient : {'gumbel_softmax', 'straight_through', 'score'}, default='gumbel_softmax'
+        How gates pass gradients in training: relaxed gates, hard gates with the gradient of
+        relaxed ones, or hard gates whose gradient is left to a score-function estimator.
+
+    Raises
+    ------
+    ValueError
+        When an argument is not allowed.
+
+    References
+    ----------
+    .. [1] Tonolini, F., Jensen, B. S. and Murray-Smith, R. (2020). Variational Sparse Coding.
+       Uncertainty in Artificial Intelligence.
+
+    Examples
+    --------
+    >>> from sklearn_vsc import SparseVAE
+    >>> from sklearn_vsc.latents import SpikeSlab
+    >>> SparseVAE(prior=SpikeSlab("laplace", density=0.05))
+    SparseVAE(prior=SpikeSlab(slab='laplace', density=0.05))
     """
 
     def __init__(
@@ -52,16 +64,23 @@ class SpikeSlab(LatentFamily):
         density: float = 0.1,
         gradient: str = "gumbel_softmax",
     ) -> None:
+        check_choice("slab", slab, SLABS)
+        check_number("prior_scale", prior_scale)
+        check_number("density", density, 0, 1)
+        check_choice("gradient", gradient, _GRADIENTS)
         self.slab = slab
         self._slab_distribution = SLABS[slab]
         self.prior_scale = prior_scale
         self.density = density
         self.gradient = gradient
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        names = ("slab", "prior_scale", "density", "gradient")
-        return {name: getattr(self, name) for name in names}
+    def with_gradient(self, gradient: str) -> Self:
+        """Return a copy whose gates pass gradients in a given way."""
+        found = super().with_gradient(gradient)
+        if gradient not in ("auto", "exact"):
+            check_gradient(self, gradient, _GRADIENTS)
+            found.gradient = gradient
+        return found
 
     @property
     def n_heads(self) -> int:
@@ -75,7 +94,7 @@ class SpikeSlab(LatentFamily):
 
     @property
     def has_relaxed_gates(self) -> bool:
-        """Of draws, or in the control variate of a score-function estimator."""
+        """Whether gates are relaxed: in draws, or in a score function's control variate."""
         return True
 
     @property
@@ -103,17 +122,17 @@ class SpikeSlab(LatentFamily):
 
     @property
     def slab_name(self) -> str:
-        """Distribution of a code that is not zero."""
+        """Distribution of a code that is not zero: 'gaussian' or 'laplace'."""
         return self.slab
 
     @cached_property
     def slab_scale(self) -> float:
-        """Standard deviation under the prior of a code that is on."""
+        """Standard deviation under the prior of a code that is not zero."""
         scale = torch.tensor(self.prior_scale, dtype=torch.float64)
         return float(self._slab_distribution.variance(scale)) ** 0.5
 
     def slab_prior(self, like: Tensor) -> distributions.Distribution:
-        """Prior of a code that is on."""
+        """Prior of a code that is not zero."""
         scale = like.new_tensor(self.prior_scale)
         return self._slab_distribution.distribution(
             torch.zeros_like(scale), scale, validate_args=False
@@ -141,7 +160,17 @@ class SpikeSlab(LatentFamily):
 
 @dataclass(frozen=True)
 class SpikeSlabPosterior(GatedPosterior):
-    """Posterior of gated codes: location and scale of the slab, log-odds of the gate."""
+    """Posterior of gated codes.
+
+    Attributes
+    ----------
+    family : SpikeSlab
+        The prior.
+    loc, scale : Tensor of shape (n_rows, n_components)
+        Location and scale of the slab.
+    logit : Tensor of shape (n_rows, n_components)
+        Log-odds of an open gate.
+    """
 
     family: SpikeSlab
     loc: Tensor
@@ -176,7 +205,7 @@ class SpikeSlabPosterior(GatedPosterior):
         )
 
     def mode(self) -> Tensor:
-        """Sparse point estimate: the slab's location where the gate is more likely open."""
+        """Sparse point estimate: the location of the slab where the gate is more likely open."""
         return torch.where(self.logit > 0, self.loc, 0)
 
     @property
@@ -186,17 +215,17 @@ class SpikeSlabPosterior(GatedPosterior):
         )
 
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
-        """Draw slab noise, and logistic noise for the gates."""
+        """Draw noise for the slab, and logistic noise for the gates."""
         shape = (n_draws, *self.loc.shape)
         slab = self.family._slab_distribution.noise(shape, generator, self.loc)
         return Noise(slab, logistic_noise(shape, generator, self.loc))
 
     def slab_draws(self, noise: Noise, noise_scale: float = 1.0) -> Tensor:
-        """Draws of the codes as if every gate were open."""
+        """Return draws of the codes as if every gate were open."""
         return self.loc + noise_scale * self.scale * noise.base
 
     def gate_argument(self, noise: Noise) -> Tensor:
-        """Log-odds plus logistic noise: the gate is open where this is positive."""
+        """Return log-odds plus logistic noise; a gate is open where they are positive."""
         assert noise.gate is not None
         return self.logit + noise.gate
 
@@ -207,7 +236,7 @@ class SpikeSlabPosterior(GatedPosterior):
         return gated_draws(self.gate_argument(noise), slab, family.gradient, family.temperature)
 
     def kl(self, draws: Draws | None = None) -> Tensor:
-        """KL(q || p) of the mixed measures, nats: gate's KL plus that of the open slab."""
+        """KL(q || p) in nats: the KL of the gate, plus the KL of the slab where it is open."""
         on, family = self.inclusion, self.family
         prior_on = torch.full_like(self.logit, family.prior_logit)
         gate = on * (logsigmoid(self.logit) - logsigmoid(prior_on)) + (1 - on) * (
@@ -217,13 +246,13 @@ class SpikeSlabPosterior(GatedPosterior):
         return gate + on * slab
 
     def log_ratio(self, draws: Draws) -> Tensor:
-        """Return log p(z) - log q(z given x), mixed measure, nats."""
+        """Return log p(z) - log q(z given x) at the draws, in nats."""
         code = draws.code_if_on
         slab = self.family.slab_prior(self.loc).log_prob(code) - self._slab.log_prob(code)
         return self.gate_log_ratio(draws) + draws.where_on(slab, torch.zeros_like(slab))
 
     def gate_log_ratio(self, draws: Draws) -> Tensor:
-        """Return log p(S) - log q(S given x) of the gates alone, nats."""
+        """Return log p(S) - log q(S given x) of the gates alone, in nats."""
         prior_on = torch.full_like(self.logit, self.family.prior_logit)
         off = logsigmoid(-prior_on) - logsigmoid(-self.logit)
         on = logsigmoid(prior_on) - logsigmoid(self.logit)

@@ -1,68 +1,86 @@
-"""Thresholded codes: a base draw is kept, shrunken, only beyond a threshold.
+"""Thresholded codes: a draw from a base distribution is zero unless it exceeds a threshold.
 
-The law of a thresholded code is a point mass at zero plus a slab (Fallah & Rozell 2022,
-Proposition 3.1, for the Laplace base; the Gaussian slab is a pair of truncated normal tails).
-KL and importance weights here are those of the thresholded laws, so that the bounds built on
-them are bounds on log p(x) of the model whose prior is thresholded as well.
+A draw beyond the threshold is shrunk by it. The distribution of a thresholded code is a point
+mass at zero plus a slab (Fallah & Rozell 2022, Proposition 3.1, for the Laplace base; the Gaussian
+slab consists of two truncated normal tails). KL and importance weights belong to the thresholded
+distributions, so that the bounds built on them bound log p(x) of the model whose prior is
+thresholded, too.
 
-A Gamma posterior over the threshold of a *Laplace* base integrates out in closed form: the
-slab does not depend on the threshold, and the activity (1 + 1 / (rate b))^-shape is that of
-one fixed threshold, b * shape * log(1 + 1 / (rate b)). So it needs no draws of thresholds at
-all. Under a Gaussian base the threshold stays in the latent and is drawn with the code.
+With a *Laplace* base, a Gamma posterior of the threshold integrates out in closed form. The slab
+does not depend on the threshold, and the activity (1 + 1 / (rate b))^-shape equals the activity of
+one fixed threshold, b * shape * log(1 + 1 / (rate b)). So thresholds are never drawn. With a
+Gaussian base the threshold remains a latent variable and is drawn with the code.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Self
 
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from ._base import (
-    Draws,
-    LatentFamily,
-    LatentPosterior,
-    Noise,
-    bounded_exp,
-    gated_draws,
-    logistic_noise,
-)
+from ._base import LatentFamily, LatentPosterior
+from ._checks import check_choice, check_gradient, check_number
+from ._draws import Draws, Noise, bounded_exp, gated_draws, logistic_noise
 from .gamma import gamma_kl, gamma_log_prob, half_normal_rule, sample_gamma
 from .gaussian import Gaussian
 from .laplace import Laplace
 from .spike_slab import SpikeSlab, SpikeSlabPosterior
 
 BASES: dict[str, type[Laplace] | type[Gaussian]] = {"laplace": Laplace, "gaussian": Gaussian}
+_GRADIENTS = ("gumbel_softmax", "straight_through", "subgradient")
 
 
 class Thresholded(LatentFamily):
-    """Prior and posterior of a thresholded code.
+    """Prior and posterior of a thresholded code [1]_.
 
     Parameters
     ----------
-    base : {'laplace', 'gaussian'}
-        Law before thresholding.
-    prior_scale : float
-        Scale b0 of the Laplace, standard deviation of the Gaussian.
-    threshold : float or None
-        Threshold of prior and posterior, or the mean of its Gamma prior; None: chosen so that
-        ``density`` of the codes are non-zero under the prior.
-    density : float
-        Expected share of non-zero codes under the prior where ``threshold`` is None.
-    gamma_shape : float or None
-        None: the threshold is fixed. Else the shape of its Gamma prior; the threshold is then
-        inferred per row and code.
-    gradient : {'gumbel_softmax', 'straight_through', 'subgradient'}
-        How gradients pass the threshold. With 'gumbel_softmax' a draw in training is a relaxed
-        gate times a draw of the slab. Straight-through hands the gradient of every code, zero or
-        not, to location and scale, and to the threshold through active codes alone.
-    training_kl : {'thresholded', 'base'}
-        Laws whose KL the training objective holds: 'base' is the published objective.
-    threshold_kl_weight : float
-        Weight of the KL of the Gamma thresholds in the training objective.
+    base : {'laplace', 'gaussian'}, default='laplace'
+        Distribution before thresholding.
+    prior_scale : float, default=1.0
+        Scale b0 of the Laplace distribution, standard deviation of the Gaussian.
+    threshold : float or None, default=None
+        Threshold of prior and posterior, in the unit of the codes, or the mean of its Gamma prior.
+        None: the threshold at which the prior has a share ``density`` of non-zero codes.
+    density : float, default=0.1
+        Prior probability that a code is not zero. Used where ``threshold`` is None.
+    gamma_shape : float or None, default=None
+        None: the threshold is fixed. Otherwise the shape of its Gamma prior; the threshold is then
+        inferred for each row and code.
+    gradient : {'gumbel_softmax', 'straight_through', 'subgradient'}, default='gumbel_softmax'
+        How gradients pass the threshold in training. 'gumbel_softmax': a draw is a relaxed gate
+        times a draw of the slab. 'straight_through', as published: location and scale receive the
+        gradient of every code, zero or not, and the threshold that of non-zero codes alone.
+        'subgradient': the gradient of the thresholded draw, which does not see the jump at the
+        threshold.
+    training_kl : {'thresholded', 'base'}, default='thresholded'
+        Distributions whose KL divergence training uses. 'base': those before thresholding, as
+        published; the right choice with 'straight_through' and 'subgradient', which otherwise let
+        the location of a zero code drift away.
+    threshold_kl_weight : float, default=1.0
+        Weight in training of the KL divergence of the Gamma thresholds, where it is a separate
+        term.
+
+    Raises
+    ------
+    ValueError
+        When an argument is not allowed.
+
+    References
+    ----------
+    .. [1] Fallah, K. and Rozell, C. J. (2022). Variational Sparse Coding with Learned
+       Thresholding. International Conference on Machine Learning.
+
+    Examples
+    --------
+    >>> from sklearn_vsc import ThresholdedVSC
+    >>> from sklearn_vsc.latents import Thresholded
+    >>> ThresholdedVSC(prior=Thresholded(density=0.05, gamma_shape=3.0))
+    ThresholdedVSC(prior=Thresholded(density=0.05, gamma_shape=3.0))
     """
 
     def __init__(
@@ -73,10 +91,21 @@ class Thresholded(LatentFamily):
         threshold: float | None = None,
         density: float = 0.1,
         gamma_shape: float | None = None,
-        gradient: str = "straight_through",
+        gradient: str = "gumbel_softmax",
         training_kl: str = "thresholded",
         threshold_kl_weight: float = 1.0,
     ) -> None:
+        check_choice("base", base, BASES)
+        check_number("prior_scale", prior_scale)
+        check_number("density", density, 0, 1)
+        if threshold is not None:
+            # The mean of a Gamma distribution is positive.
+            check_number("threshold", threshold, or_low=gamma_shape is None)
+        if gamma_shape is not None:
+            check_number("gamma_shape", gamma_shape)
+        check_choice("gradient", gradient, _GRADIENTS)
+        check_choice("training_kl", training_kl, ("thresholded", "base"))
+        check_number("threshold_kl_weight", threshold_kl_weight, or_low=True)
         self.base = base
         self.base_distribution = BASES[base]
         self.prior_scale = prior_scale
@@ -85,38 +114,44 @@ class Thresholded(LatentFamily):
         self.training_kl = training_kl
         self.threshold_kl_weight = threshold_kl_weight
         self.density = density
-        self._given_threshold = threshold
+        self._threshold = threshold
 
     @cached_property
     def threshold(self) -> float:
         """Threshold of prior and posterior, or the mean of its Gamma prior."""
-        if self._given_threshold is not None:
-            return self._given_threshold
+        if self._threshold is not None:
+            return self._threshold
         return self._threshold_of_density(self.density)
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        names = ("base", "prior_scale", "density", "gamma_shape", "gradient", "training_kl")
-        found = {name: getattr(self, name) for name in (*names, "threshold_kl_weight")}
-        return found | {"threshold": self._given_threshold}
+    def with_gradient(self, gradient: str) -> Self:
+        """Return a copy whose draws pass gradients in a given way."""
+        found = super().with_gradient(gradient)
+        if gradient == "exact" and self.has_relaxed_gates:
+            # No draw will need relaxed gates.
+            found.gradient = "straight_through"
+        elif gradient not in ("auto", "exact"):
+            check_gradient(self, gradient, _GRADIENTS)
+            found.gradient = gradient
+        return found
 
     @property
     def n_heads(self) -> int:
-        """Number of parameters per code: location and scale, and the Gamma's two."""
+        """Number of parameters per code: location and scale, and shape and rate of a Gamma."""
         return 2 if self.gamma_shape is None else 4
 
     @property
     def gate_heads(self) -> tuple[float, ...]:
-        """A code is on where its threshold is low: where its Gamma has a high rate."""
+        """A code is more likely non-zero where its threshold is low: where the rate is high."""
         if self.gamma_shape is None:
             return (0.0, 0.0)
-        # A small shape goes further, but is dear where the Gamma has a KL of its own.
+        # A smaller shape lowers the threshold further, but costs much where the Gamma has a KL
+        # term of its own.
         integrated = self.has_closed_kl and self.training_kl == "thresholded"
         return (0.0, 0.0, -0.5, 0.5) if integrated else (0.0, 0.0, 0.0, 1.0)
 
     @property
     def has_relaxed_gates(self) -> bool:
-        """Whether gradients pass gates, and not the threshold."""
+        """Whether gradients pass relaxed gates instead of the threshold."""
         return self.gradient == "gumbel_softmax"
 
     @property
@@ -125,17 +160,20 @@ class Thresholded(LatentFamily):
         return self.gamma_shape is None or self.base_distribution is Laplace
 
     def as_gated(self) -> SpikeSlab | None:
-        """With a Gamma threshold integrated out: inclusion, location and scale are then free.
+        """Return the prior with its Gamma threshold integrated out.
 
-        Not where training holds another KL than that of this law.
+        Inclusion, location and scale of a posterior are then free. None without a closed form, or
+        where training uses the KL of other distributions.
         """
         free = self.gamma_shape is not None and self.has_closed_kl
         if not free or self.training_kl == "base":
             return None
-        return SpikeSlab("laplace", prior_scale=self.prior_scale, density=self.prior_inclusion)
+        gated = SpikeSlab("laplace", prior_scale=self.prior_scale, density=self.prior_inclusion)
+        gated.temperature = self.temperature
+        return gated
 
     def gamma_rate(self) -> float:
-        """Rate of the Gamma prior, whose mean is the threshold."""
+        """Return the rate of the Gamma prior, whose mean is the threshold."""
         assert self.gamma_shape is not None
         return self.gamma_shape / self.threshold
 
@@ -173,7 +211,7 @@ class Thresholded(LatentFamily):
         return float(self.prior().variance)
 
     def prior_threshold(self, like: Tensor) -> Tensor:
-        """Threshold of the prior, or the one that stands for its Gamma (Laplace base)."""
+        """Return the threshold of the prior, or the fixed one equivalent to its Gamma prior."""
         threshold = torch.full_like(like, self.threshold)
         if self.gamma_shape is None or not self.has_closed_kl:
             return threshold
@@ -183,14 +221,14 @@ class Thresholded(LatentFamily):
         )
 
     def _threshold_of_density(self, density: float) -> float:
-        """Threshold at which the prior's activity equals ``density``."""
+        """Return the threshold at which the activity of the prior equals ``density``."""
 
         def excess(threshold: float) -> float:
             self.threshold = threshold
             return float(self.prior().inclusion) - density
 
         low, high = 1e-8 * self.prior_scale, 1e3 * self.prior_scale
-        # Under a small shape of the Gamma it lies beyond what any number can hold.
+        # With a small shape of the Gamma it may exceed the range of floats.
         while excess(high) > 0:
             high *= 1e3
             if high > 1e15 * self.prior_scale:
@@ -201,13 +239,23 @@ class Thresholded(LatentFamily):
 
 
 def _marginal_threshold(scale: Tensor, shape: Tensor, rate: Tensor) -> Tensor:
-    """Fixed threshold with the activity of a Gamma threshold, Laplace base."""
+    """Return the fixed threshold of the same activity as a Gamma threshold, Laplace base."""
     return scale * shape * torch.log1p(1 / (rate * scale))
 
 
 @dataclass(frozen=True)
 class ThresholdedPosterior(LatentPosterior):
-    """Posterior of thresholded codes: location, base scale, and Gamma shape and rate if any."""
+    """Posterior of thresholded codes.
+
+    Attributes
+    ----------
+    family : Thresholded
+        The prior.
+    loc, scale : Tensor of shape (n_rows, n_components)
+        Location, and scale of the base distribution.
+    shape, rate : Tensor of shape (n_rows, n_components) or None
+        Parameters of the Gamma distribution of the threshold; None where it is fixed.
+    """
 
     family: Thresholded
     loc: Tensor
@@ -223,7 +271,7 @@ class ThresholdedPosterior(LatentPosterior):
 
     @cached_property
     def threshold(self) -> Tensor:
-        """Threshold of each code; with a Gamma and a Laplace base, the one that stands for it."""
+        """Threshold of each code; with a Gamma: its equivalent (Laplace base) or its mean."""
         if self.shape is None or self.rate is None:
             return torch.full_like(self.scale, self.family.threshold)
         if self.family.has_closed_kl:
@@ -238,7 +286,7 @@ class ThresholdedPosterior(LatentPosterior):
         return self.family.base_distribution.log_activity(self.scale, self.threshold)[0].exp()
 
     def as_gated(self) -> SpikeSlabPosterior:
-        """Return the same law with its threshold integrated out."""
+        """Return the same distribution with its threshold integrated out."""
         family = self.family.as_gated()
         assert family is not None
         log_on, log_off = self.family.base_distribution.log_activity(self.scale, self.threshold)
@@ -246,7 +294,7 @@ class ThresholdedPosterior(LatentPosterior):
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the code: the slab is symmetric around the location."""
+        """Mean of the code; the slab is symmetric around the location."""
         return self.inclusion * self.loc
 
     @property
@@ -262,8 +310,9 @@ class ThresholdedPosterior(LatentPosterior):
     def _gamma_gaussian_moments(self) -> tuple[Tensor, Tensor]:
         """Activity and E[(z - loc)^2; z not zero] of a Gaussian base under a Gamma threshold.
 
-        Given the base deviation t, the threshold lies below it with the Gamma's distribution
-        function, and (t - threshold)^2 has the Gamma's partial moments: one integral is left.
+        Given a deviation t of the base, the probability that the threshold is below t is the
+        distribution function of the Gamma, and E (t - threshold)^2 follows from its partial
+        moments. The integral over t remains.
         """
         assert self.shape is not None and self.rate is not None
         shape, rate = self.shape.detach(), self.rate.detach()
@@ -281,17 +330,17 @@ class ThresholdedPosterior(LatentPosterior):
     def mode(self) -> Tensor:
         """Sparse point estimate.
 
-        With an inferred threshold: the location where the code is more likely non-zero than
-        zero. A fixed threshold ties inclusion to the scale alone and keeps it low (0.5 needs
-        a scale above 1.4 thresholds), so there the threshold itself decides: the mean where
-        the location lies beyond the threshold.
+        With an inferred threshold: the location, where the code is more likely non-zero than
+        zero. With a fixed threshold, inclusion depends on the scale alone and stays low (0.5 needs
+        a scale above 1.4 thresholds). Then the threshold itself decides: the mean, where the
+        location lies beyond the threshold.
         """
         if self.shape is None:
             return torch.where(self.loc.abs() > self.threshold, self.mean, 0)
         return torch.where(self.inclusion > 0.5, self.loc, 0)
 
     def noise(self, n_draws: int, generator: torch.Generator) -> Noise:
-        """Draw base noise, that of gates, and thresholds where they belong to the latent."""
+        """Draw noise of the base and of gates, and thresholds where they are latent variables."""
         shape = (n_draws, *self.loc.shape)
         base = self.family.base_distribution.noise(shape, generator, self.loc)
         gated = self.family.has_relaxed_gates
@@ -318,7 +367,7 @@ class ThresholdedPosterior(LatentPosterior):
         return Draws(kept, active, noise.threshold)
 
     def _gated_draws(self, noise: Noise, gate_noise: Tensor, noise_scale: float) -> Draws:
-        """Draw a gate and a slab, whose product has the law; gates relaxed under gradients."""
+        """Draw a gate and a slab, whose product is the code; autograd sees a relaxed gate."""
         base = self.family.base_distribution
         threshold = self.threshold if noise.threshold is None else noise.threshold
         log_on, log_off = base.log_activity(self.scale, threshold)
@@ -329,7 +378,7 @@ class ThresholdedPosterior(LatentPosterior):
         )
 
     def kl(self, draws: Draws | None = None) -> Tensor:
-        """KL of the thresholded laws, nats; of codes and thresholds where those are drawn."""
+        """KL of the thresholded distributions in nats; jointly with thresholds that are drawn."""
         family = self.family
         if self.family.has_closed_kl:
             prior_threshold = family.prior_threshold(self.scale)
@@ -339,7 +388,7 @@ class ThresholdedPosterior(LatentPosterior):
         return self._code_kl_at(draws) + self.threshold_kl()
 
     def _code_kl_at(self, draws: Draws | None) -> Tensor:
-        """KL of the codes given drawn thresholds, which prior and posterior share."""
+        """KL of the codes given drawn thresholds, which are the same in prior and posterior."""
         if draws is None or draws.threshold is None:
             raise ValueError("This KL has no closed form: draws of the threshold are needed.")
         return self.family.base_distribution.thresholded_kl(
@@ -347,13 +396,13 @@ class ThresholdedPosterior(LatentPosterior):
         )
 
     def threshold_kl(self) -> Tensor:
-        """KL of the Gamma posterior of the threshold from its prior, nats."""
+        """KL of the Gamma posterior of the threshold from its prior, in nats."""
         assert self.shape is not None and self.rate is not None
         assert self.family.gamma_shape is not None
         return gamma_kl(self.shape, self.rate, self.family.gamma_shape, self.family.gamma_rate())
 
     def training_kl(self, draws: Draws | None = None) -> Tensor:
-        """KL of the training objective; the published one is that of the base laws."""
+        """KL of the training objective; the published one uses the base distributions."""
         family = self.family
         if family.training_kl == "base":
             kl = family.base_distribution.kl(self.loc, self.scale, family.prior_scale)
@@ -366,7 +415,7 @@ class ThresholdedPosterior(LatentPosterior):
         return kl + family.threshold_kl_weight * self.threshold_kl()
 
     def log_ratio(self, draws: Draws) -> Tensor:
-        """Return log p(z) - log q(z given x), mixed measure; with thresholds where drawn."""
+        """Return log p(z) - log q(z given x) in nats; jointly with thresholds that are drawn."""
         family, base = self.family, self.family.base_distribution
         if draws.threshold is None:
             threshold, prior_threshold = self.threshold, family.prior_threshold(self.scale)

@@ -9,12 +9,12 @@ from scipy import integrate, stats
 
 from sklearn_vsc.latents import Draws
 
-# Below what a closed form is asked to match, above what quadrature can be asked for.
+# Tighter than closed forms are tested for, looser than quadrature can reach.
 _RTOL = 1e-11
 
 
 def integral(density, points=(), low=-np.inf, high=np.inf):
-    """Integral of a vectorless function, cut at the points where it has a kink or a peak."""
+    """Integral of a scalar function, split at the points where it has a kink or a peak."""
     cuts = [low, *sorted({p for p in points if low < p < high}), high]
     return math.fsum(
         integrate.quad(density, a, b, epsabs=1e-14, epsrel=_RTOL, limit=200)[0]
@@ -22,11 +22,11 @@ def integral(density, points=(), low=-np.inf, high=np.inf):
     )
 
 
-def law_integrals(family, q, log_slab, functions):
-    """Integrals of functions of z against each law of a posterior.
+def posterior_integrals(family, q, log_slab, functions):
+    """Integrals of functions of z under each distribution of a posterior.
 
-    The posterior's sub-density away from zero and its mass at zero come from the prior's and
-    from ``log_ratio``, so that what is integrated is the law the importance weights use.
+    The posterior's sub-density away from zero and its mass at zero follow from the prior's and
+    from ``log_ratio``, so that the distribution integrated is the one that importance weights use.
 
     Parameters
     ----------
@@ -53,12 +53,12 @@ def law_integrals(family, q, log_slab, functions):
     def at(z):
         ratio = log_ratio(z, True)
         density = np.exp(log_slab(z) - ratio)
-        # Far out the log ratio may be infinite, where nothing is left of the posterior.
+        # Far out, where the density of the posterior underflows, the log ratio may be infinite.
         return np.where(density > 0, density * functions(z, np.nan_to_num(ratio)), 0)
 
     with torch.no_grad():
         draws = q.rsample(q.noise(4000, torch.Generator().manual_seed(0))).code
-        # Quantiles tell the adaptive rule where to look; the laws have their kinks at zero
+        # Quantiles tell the adaptive rule where to look; the densities have their kinks at zero
         # and at the location.
         quantiles = draws.quantile(torch.tensor([0.01, 0.5, 0.99], dtype=torch.float64), dim=0)
         locations = getattr(q, "loc", quantiles)

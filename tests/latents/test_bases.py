@@ -1,4 +1,4 @@
-"""The Laplace and the Gaussian law as bases of a thresholded code, against SciPy."""
+"""The Laplace and Gaussian distributions as bases of a thresholded code, against SciPy."""
 
 import math
 
@@ -19,7 +19,7 @@ BASES = {"laplace": (Laplace, stats.laplace), "gaussian": (Gaussian, stats.norm)
 
 # Location, scale, threshold, prior scale, prior threshold: narrow, wide, near, far, and with a
 # threshold larger or smaller than the prior's.
-LAWS = [
+SETTINGS = [
     (0.3, 0.7, 0.4, 0.6, 0.5),
     (-0.3, 0.7, 0.4, 0.6, 0.5),
     (0.0, 0.6, 0.5, 0.6, 0.5),
@@ -37,7 +37,7 @@ def base(request):
 
 
 @pytest.fixture
-def law(base):
+def reference(base):
     return dict(BASES.values())[base]
 
 
@@ -45,18 +45,18 @@ def _tensors(*values):
     return [torch.tensor(value, dtype=torch.float64) for value in values]
 
 
-def _log_pdf(law, loc, scale):
-    if law is stats.norm:
-        return law(loc, scale).logpdf
-    # SciPy's is the logarithm of an underflown density far out.
+def _log_pdf(reference, loc, scale):
+    if reference is stats.norm:
+        return reference(loc, scale).logpdf
+    # Far out SciPy takes the logarithm of a density that has underflowed.
     return lambda z: -abs(z - loc) / scale - math.log(2 * scale)
 
 
-def _thresholded(law, loc, scale, threshold):
+def _thresholded(reference, loc, scale, threshold):
     """Mass at zero, and log sub-density elsewhere, of a thresholded code."""
-    base = law(scale=scale)
+    base = reference(scale=scale)
     mass = base.cdf(threshold) - base.cdf(-threshold)
-    log_base = _log_pdf(law, 0.0, scale)
+    log_base = _log_pdf(reference, 0.0, scale)
 
     def log_density(z):
         return log_base(abs(z - loc) + threshold)
@@ -71,19 +71,19 @@ def _peaks(loc, scale):
 # --- Kullback-Leibler divergences
 
 
-@pytest.mark.parametrize(("loc", "scale", "_t", "prior_scale", "_t0"), LAWS)
-def test_base_kl_by_quadrature(base, law, loc, scale, _t, prior_scale, _t0):
-    log_q, log_p = _log_pdf(law, loc, scale), _log_pdf(law, 0.0, prior_scale)
+@pytest.mark.parametrize(("loc", "scale", "_t", "prior_scale", "_t0"), SETTINGS)
+def test_base_kl_by_quadrature(base, reference, loc, scale, _t, prior_scale, _t0):
+    log_q, log_p = _log_pdf(reference, loc, scale), _log_pdf(reference, 0.0, prior_scale)
     expected = integral(lambda z: math.exp(log_q(z)) * (log_q(z) - log_p(z)), _peaks(loc, scale))
     assert_allclose(base.kl(*_tensors(loc, scale), prior_scale), expected, rtol=1e-9, atol=1e-13)
 
 
-@pytest.mark.parametrize(("loc", "scale", "threshold", "prior_scale", "prior_threshold"), LAWS)
+@pytest.mark.parametrize(("loc", "scale", "threshold", "prior_scale", "prior_threshold"), SETTINGS)
 def test_thresholded_kl_by_quadrature(
-    base, law, loc, scale, threshold, prior_scale, prior_threshold
+    base, reference, loc, scale, threshold, prior_scale, prior_threshold
 ):
-    mass, log_q = _thresholded(law, loc, scale, threshold)
-    prior_mass, log_p = _thresholded(law, 0.0, prior_scale, prior_threshold)
+    mass, log_q = _thresholded(reference, loc, scale, threshold)
+    prior_mass, log_p = _thresholded(reference, 0.0, prior_scale, prior_threshold)
     slab = integral(lambda z: math.exp(log_q(z)) * (log_q(z) - log_p(z)), _peaks(loc, scale))
     expected = mass * math.log(mass / prior_mass) + slab
     loc, scale, threshold, prior_threshold = _tensors(loc, scale, threshold, prior_threshold)
@@ -92,7 +92,7 @@ def test_thresholded_kl_by_quadrature(
 
 
 @pytest.mark.parametrize("prior_scale", [0.1, 1.0, 30.0])
-def test_kl_of_equal_laws_is_zero(base, prior_scale):
+def test_kl_of_equal_distributions_is_zero(base, prior_scale):
     loc, scale = _tensors(0.0, prior_scale)
     assert_allclose(base.kl(loc, scale, prior_scale), 0, atol=1e-14)
     for ratio in (1e-3, 1.0, 5.0):
@@ -101,7 +101,7 @@ def test_kl_of_equal_laws_is_zero(base, prior_scale):
         assert_allclose(kl, 0, atol=1e-14)
 
 
-LAW_PAIRS = st.tuples(
+PAIRS = st.tuples(
     st.floats(-20, 20),  # location
     st.floats(-6, 3),  # log scale
     st.floats(0, 20),  # threshold
@@ -110,14 +110,14 @@ LAW_PAIRS = st.tuples(
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
-@given(LAW_PAIRS)
-def test_kl_is_not_negative_and_thresholding_lowers_it(laws):
-    """At equal thresholds the thresholded laws are never further apart than the base laws.
+@given(PAIRS)
+def test_kl_is_not_negative_and_thresholding_lowers_it(pair):
+    """At equal thresholds, the thresholded KL never exceeds the KL of the base distributions.
 
-    So the published objective, with the KL of the base laws, is a looser bound of the same
-    model (Fallah & Rozell 2022).
+    So the published objective, with the KL of the base distributions, is a looser bound for the
+    same model (Fallah & Rozell 2022).
     """
-    loc, log_scale, threshold, prior_threshold = _tensors(*laws)
+    loc, log_scale, threshold, prior_threshold = _tensors(*pair)
     scale = log_scale.exp()
     for base in (Laplace, Gaussian):
         of_base = base.kl(loc, scale, 1.0)
@@ -129,7 +129,7 @@ def test_kl_is_not_negative_and_thresholding_lowers_it(laws):
 
 
 def test_thresholding_lowers_the_kl_strictly(base):
-    """So that the property above is no equality in disguise."""
+    """So the inequality above is not always an equality."""
     loc, scale, threshold = _tensors(1.0, 0.5, 0.6)
     equal = base.thresholded_kl(loc, scale, threshold, 1.0, threshold)
     assert equal < 0.7 * base.kl(loc, scale, 1.0)
@@ -145,13 +145,13 @@ def test_threshold_of_zero_gives_the_base_kl(base):
 
 
 @pytest.mark.parametrize("ratio", [1e-8, 1e-3, 0.3, 1.0, 3.0, 8.0, 30.0])
-def test_log_activity(base, law, ratio):
+def test_log_activity(base, reference, ratio):
     scale, threshold = _tensors(0.6, 0.6 * ratio)
     log_on, log_off = base.log_activity(scale, threshold)
-    assert_allclose(log_on, math.log(2) + law.logsf(ratio), rtol=1e-12, atol=1e-15)
+    assert_allclose(log_on, math.log(2) + reference.logsf(ratio), rtol=1e-12, atol=1e-15)
     # 1 - 2 sf without the cancellation near zero: 2 pdf(0) ratio to first order.
-    on = 2 * law.sf(ratio)
-    expected = math.log1p(-on) if ratio > 0.1 else math.log(2 * law.pdf(0) * ratio)
+    on = 2 * reference.sf(ratio)
+    expected = math.log1p(-on) if ratio > 0.1 else math.log(2 * reference.pdf(0) * ratio)
     tolerance = 1e-12 if ratio > 0.1 else ratio
     assert_allclose(log_off, expected, rtol=tolerance, atol=1e-15)
     assert_allclose(log_on.exp() + log_off.exp(), 1, rtol=1e-14)
@@ -168,8 +168,8 @@ def test_activity_falls_with_the_threshold_and_rises_with_the_scale(base):
 
 
 @pytest.mark.parametrize(("scale", "threshold"), [(0.6, 0.5), (0.2, 0.9), (3.0, 0.01)])
-def test_slab_by_quadrature(base, law, scale, threshold):
-    _, log_density = _thresholded(law, 0.0, scale, threshold)
+def test_slab_by_quadrature(base, reference, scale, threshold):
+    _, log_density = _thresholded(reference, 0.0, scale, threshold)
     deviations = np.linspace(-4, 4, 9) * scale
     found = base.log_slab(*_tensors(deviations, scale, threshold))
     assert_allclose(found, [log_density(z) for z in deviations], rtol=1e-13)
@@ -193,7 +193,7 @@ def _thresholded_draws(base, scale, threshold, n=200_000):
 
 
 def test_laplace_slab_is_laplace():
-    """The exponential has no memory: what lies beyond a threshold is a Laplace draw again."""
+    """The exponential is memoryless: the part beyond a threshold is Laplace again."""
     slab = _thresholded_draws(Laplace, 0.7, 0.9)
     assert stats.kstest(slab, stats.laplace(scale=0.7).cdf).pvalue > 1e-4
     assert stats.kstest(slab, stats.laplace(scale=0.77).cdf).pvalue < 1e-6
@@ -216,15 +216,15 @@ def test_gaussian_slab_is_a_pair_of_tails():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_noise_has_the_standard_law(base, law, dtype):
+def test_noise_has_the_standard_distribution(base, reference, dtype):
     noise = base.noise((300, 500), torch.Generator().manual_seed(1), torch.zeros((), dtype=dtype))
     assert noise.dtype == dtype
     assert noise.isfinite().all()
     sample = noise.flatten().double().numpy()
-    assert stats.kstest(sample, law.cdf).pvalue > 1e-4
-    assert_mean(sample**2, law.var())
-    # The tail, which a Kolmogorov-Smirnov test does not see.
-    assert_mean(np.abs(sample) > law.isf(5e-4), 1e-3)
+    assert stats.kstest(sample, reference.cdf).pvalue > 1e-4
+    assert_mean(sample**2, reference.var())
+    # The tail, to which a Kolmogorov-Smirnov test is insensitive.
+    assert_mean(np.abs(sample) > reference.isf(5e-4), 1e-3)
 
 
 # --- far out
@@ -233,7 +233,7 @@ def test_noise_has_the_standard_law(base, law, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ratio", [0.0, 1e-12, 1e-6, 50.0, 1e3, 1e5, 1e9])
 def test_values_and_gradients_are_finite_far_out(base, dtype, ratio):
-    """Torch's own log of the normal tail has no finite gradient at a ratio of 1e5 in float32."""
+    """In float32, torch's log of the normal tail has no finite gradient at a ratio of 1e5."""
     loc, scale = torch.tensor(0.5, dtype=dtype), torch.tensor(1e-3, dtype=dtype)
     parameters = [loc, scale, ratio * scale]
     for parameter in parameters:
@@ -263,7 +263,7 @@ def test_gradient_of_the_activity_in_the_tail(base, ratio, dtype, rtol):
     assert_allclose(-threshold.grad, hazard, rtol=rtol)
 
 
-@pytest.mark.parametrize(("loc", "scale", "threshold", "prior_scale", "prior_threshold"), LAWS)
+@pytest.mark.parametrize(("loc", "scale", "threshold", "prior_scale", "prior_threshold"), SETTINGS)
 def test_kl_gradient_against_finite_differences(
     base, loc, scale, threshold, prior_scale, prior_threshold
 ):
@@ -274,5 +274,5 @@ def test_kl_gradient_against_finite_differences(
     def kl(loc, scale, threshold, prior_threshold):
         return base.thresholded_kl(loc, scale, threshold, prior_scale, prior_threshold)
 
-    # At a location of zero the Laplace KL has a kink in its second derivative only.
+    # At a location of zero only the second derivative of the Laplace KL has a kink.
     assert torch.autograd.gradcheck(kl, parameters, atol=2e-6)

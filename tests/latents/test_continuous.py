@@ -1,4 +1,4 @@
-"""Gaussian, Laplace and Cauchy codes: what the contract of families does not ask."""
+"""Gaussian, Laplace and Cauchy codes: what the contract test of families does not cover."""
 
 import math
 
@@ -13,7 +13,7 @@ from scipy import stats
 from sklearn_vsc.latents import Continuous, ContinuousPosterior
 from sklearn_vsc.latents.cauchy import Cauchy
 
-LAWS = {"gaussian": stats.norm, "laplace": stats.laplace, "cauchy": stats.cauchy}
+SCIPY = {"gaussian": stats.norm, "laplace": stats.laplace, "cauchy": stats.cauchy}
 CLOSED = [
     ("gaussian", "gaussian"),
     ("gaussian", "laplace"),
@@ -41,9 +41,9 @@ def _posterior(prior, posterior, loc, scale, prior_scale=1.0):
 
 def _log_pdf(name, loc, scale):
     if name == "laplace":
-        # SciPy's is the logarithm of an underflown density far out.
+        # Far out SciPy takes the logarithm of a density that has underflowed.
         return lambda z: -abs(z - loc) / scale - math.log(2 * scale)
-    return LAWS[name](loc, scale).logpdf
+    return SCIPY[name](loc, scale).logpdf
 
 
 def _kl_by_quadrature(prior, posterior, loc, scale, prior_scale):
@@ -78,17 +78,17 @@ def test_kl_by_draws_has_that_mean(prior, posterior, loc, scale, prior_scale):
 
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.floats(-50, 50), st.floats(-8, 4), st.sampled_from(CLOSED))
-def test_kl_is_not_negative(loc, log_scale, laws):
-    kl = _posterior(*laws, [loc], [math.exp(log_scale)], prior_scale=1.3).kl().item()
+def test_kl_is_not_negative(loc, log_scale, pair):
+    kl = _posterior(*pair, [loc], [math.exp(log_scale)], prior_scale=1.3).kl().item()
     assert kl >= -1e-13 * (1 + loc**2)
-    if laws[0] != laws[1]:
-        # No posterior of another law equals the prior.
+    if pair[0] != pair[1]:
+        # A posterior of another distribution never equals the prior.
         assert kl > 0.02
 
 
-@pytest.mark.parametrize("law", LAWS)
-def test_kl_of_equal_laws_alone_is_zero(law):
-    kl = _posterior(law, law, [0.0, 1e-3, 0.0], [0.7, 0.7, 0.7007], prior_scale=0.7).kl()[0]
+@pytest.mark.parametrize("name", SCIPY)
+def test_kl_is_zero_for_equal_distributions_alone(name):
+    kl = _posterior(name, name, [0.0, 1e-3, 0.0], [0.7, 0.7, 0.7007], prior_scale=0.7).kl()[0]
     assert_allclose(kl[0], 0, atol=1e-15)
     assert (kl[1:] > 1e-8).all()
 
@@ -107,7 +107,7 @@ def test_pairs_of_infinite_kl_are_refused(prior):
 
 @pytest.mark.parametrize(("prior", "posterior"), CLOSED + BY_DRAWS)
 def test_prior_scale_is_a_unit(prior, posterior):
-    """The same heads mean the same codes in units of the prior's scale, at the same KL."""
+    """The same heads give the same codes in units of the scale of the prior, and the same KL."""
     heads = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     one, other = (
         Continuous(prior, posterior, prior_scale=s).posterior(heads) for s in (0.3, 300.0)
@@ -120,14 +120,14 @@ def test_prior_scale_is_a_unit(prior, posterior):
     assert other.family.prior_variance == pytest.approx(1e6 * one.family.prior_variance)
 
 
-# --- the law of a draw
+# --- the distribution of a draw
 
 
-@pytest.mark.parametrize("posterior", LAWS)
-def test_draws_have_their_law(posterior):
+@pytest.mark.parametrize("posterior", SCIPY)
+def test_draws_have_their_distribution(posterior):
     q = _posterior("cauchy", posterior, [0.7], [0.4])
     draws = q.rsample(q.noise(100_000, torch.Generator().manual_seed(0))).code.flatten()
-    assert stats.kstest(draws, LAWS[posterior](0.7, 0.4).cdf).pvalue > 1e-4
+    assert stats.kstest(draws, SCIPY[posterior](0.7, 0.4).cdf).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -143,7 +143,7 @@ def test_cauchy_noise_has_cauchy_tails(dtype):
 
 
 def test_no_draw_is_infinite(monkeypatch):
-    """Not even where torch's uniform numbers are exactly zero, as one in 2^53 is."""
+    """Not even where a uniform number is exactly zero, as one in 2^53 is."""
     shapes = []
 
     def zeros(shape, *, generator, dtype, device):
@@ -166,7 +166,7 @@ def test_noise_scale_warms_up_the_noise_alone(noise_scale):
 
 
 def test_one_draw_of_the_cauchy_log_ratio_is_bounded():
-    """Far out it tends to the log ratio of the scales, so that its mean over draws is tame."""
+    """Far out it tends to the log ratio of the scales, so that its mean over draws is stable."""
     q = _posterior("cauchy", "cauchy", [0.5], [0.2], prior_scale=1.5)
     far = torch.tensor([-1e12, 1e12], dtype=torch.float64).reshape(2, 1, 1)
     draws = q.rsample(q.noise(2, torch.Generator().manual_seed(0)))
@@ -174,10 +174,10 @@ def test_one_draw_of_the_cauchy_log_ratio_is_bounded():
     assert_allclose(ratio.flatten(), math.log(1.5 / 0.2), rtol=1e-9)
 
 
-# --- what stands for moments
+# --- in place of moments
 
 
-def test_cauchy_posterior_has_a_middle_but_no_variance():
+def test_cauchy_posterior_has_a_median_but_no_variance():
     q = _posterior("cauchy", "cauchy", [0.7, -2.0], [0.4, 3.0])
     assert torch.equal(q.mean, q.loc) and torch.equal(q.mode(), q.loc)
     assert (q.variance == math.inf).all()
@@ -193,7 +193,7 @@ def test_codes_are_never_zero(prior, posterior):
     assert (q.rsample(q.noise(100, torch.Generator().manual_seed(0))).code != 0).all()
 
 
-def test_detached_posterior_is_the_same_law_without_gradients():
+def test_detached_posterior_is_the_same_without_gradients():
     heads = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     q = Continuous("laplace", "gaussian").posterior(heads)
     draws = q.rsample(q.noise(5, torch.Generator().manual_seed(1)))

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from mixed_measure import assert_mean, integral, law_integrals, log_evidence
+from mixed_measure import assert_mean, integral, log_evidence, posterior_integrals
 from numpy.testing import assert_allclose
 from scipy import special, stats
 from torch import nn
@@ -19,11 +19,11 @@ from sklearn_vsc.latents import Continuous, Draws, LatentFamily, Noise, SpikeSla
 from sklearn_vsc.likelihoods import GaussianLikelihood
 from sklearn_vsc.networks import LinearDecoder
 
-# --- prior laws by SciPy: the log sub-density of codes that are not zero
+# --- priors by SciPy: the log sub-density of codes that are not zero
 
 
 def thresholded(base, threshold):
-    """A deviation beyond the threshold, moved towards zero by it."""
+    """A deviation beyond the threshold, shrunk by it."""
     return lambda z: base.logpdf(abs(z) + threshold)
 
 
@@ -34,11 +34,11 @@ def gated(slab, density):
 
 def gamma_thresholded(base, shape, mean, n_nodes=200):
     """The same with a Gamma threshold integrated out."""
-    law = stats.gamma(shape, scale=mean / shape)
+    gamma = stats.gamma(shape, scale=mean / shape)
     nodes, weights = np.polynomial.legendre.leggauss(n_nodes)
-    last = law.isf(1e-18)
+    last = gamma.isf(1e-18)
     thresholds = 0.5 * last * (nodes + 1)
-    weights = 0.5 * last * weights * law.pdf(thresholds)
+    weights = 0.5 * last * weights * gamma.pdf(thresholds)
     return lambda z: special.logsumexp(base.logpdf(abs(z) + thresholds), b=weights)
 
 
@@ -52,28 +52,28 @@ def _random_heads(family, n_rows, n_components, generator):
 
 @dataclass(frozen=True)
 class Case:
-    """A family, its prior law away from zero, and random heads that are not too extreme.
+    """A family, its prior away from zero, and random heads that are not too extreme.
 
-    ``one_law`` says that the prior is one of the posteriors, that of heads at zero, and
-    ``has_moments`` that the posterior has a mean and a variance.
+    ``is_own_posterior`` says that heads at zero give the prior, and ``has_moments`` that the
+    posterior has a mean and a variance.
     """
 
     make: Callable[[], LatentFamily]
     log_slab: Callable[[float], float]
     heads: Callable = _random_heads
-    one_law: bool = True
+    is_own_posterior: bool = True
     has_moments: bool = True
 
     def slab(self, z):
         return math.exp(self.log_slab(z))
 
 
-def continuous(prior, posterior, law):
+def continuous(prior, posterior, distribution):
     """One pair of prior and posterior, both without an atom at zero."""
     return Case(
-        lambda: Continuous(prior, posterior, prior_scale=law.kwds["scale"]),
-        law.logpdf,
-        one_law=prior == posterior,
+        lambda: Continuous(prior, posterior, prior_scale=distribution.kwds["scale"]),
+        distribution.logpdf,
+        is_own_posterior=prior == posterior,
         has_moments=posterior != "cauchy",
     )
 
@@ -83,14 +83,15 @@ _CAUCHY = stats.cauchy(scale=0.9)
 
 
 def threshold_case(base, threshold, gamma_shape=None, **options):
-    """A thresholded base, whose threshold is fixed or has a Gamma law of that mean."""
-    law = {"laplace": _LAPLACE, "gaussian": _GAUSSIAN}[base]
-    options |= {"prior_scale": law.kwds["scale"], "gamma_shape": gamma_shape}
+    """A thresholded base, whose threshold is fixed or has a Gamma distribution of that mean."""
+    scipy_base = {"laplace": _LAPLACE, "gaussian": _GAUSSIAN}[base]
+    options = {"gradient": "straight_through"} | options
+    options |= {"prior_scale": scipy_base.kwds["scale"], "gamma_shape": gamma_shape}
     return Case(
         lambda: Thresholded(base, threshold=threshold, **options),
-        thresholded(law, threshold)
+        thresholded(scipy_base, threshold)
         if gamma_shape is None
-        else gamma_thresholded(law, gamma_shape, threshold),
+        else gamma_thresholded(scipy_base, gamma_shape, threshold),
     )
 
 
@@ -168,12 +169,12 @@ def _more_than_the_code_is_latent(family):
 
 def _needs_the_code_alone(family):
     if _more_than_the_code_is_latent(family):
-        pytest.skip("More than the code is latent: its law is not one-dimensional.")
+        pytest.skip("More than the code is latent: its distribution is not one-dimensional.")
 
 
-def _needs_one_law(case):
-    if not case.one_law:
-        pytest.skip("The prior is no posterior of this family.")
+def _needs_prior_among_posteriors(case):
+    if not case.is_own_posterior:
+        pytest.skip("The prior is not one of the posteriors of this family.")
 
 
 # --- shapes and types
@@ -231,7 +232,7 @@ def test_inactive_codes_are_exactly_zero(case, family, dtype):
 
 
 def test_heads_at_zero_give_the_prior(case, family):
-    _needs_one_law(case)
+    _needs_prior_among_posteriors(case)
     prior = _prior_as_posterior(family, 2, 3)
     assert_allclose(prior.inclusion, family.prior_inclusion, rtol=1e-12)
     assert_allclose(prior.variance, family.prior_variance, rtol=1e-12)
@@ -242,7 +243,7 @@ def test_heads_at_zero_give_the_prior(case, family):
     assert_allclose(prior.log_ratio(draws), 0, atol=1e-12)
 
 
-def test_prior_law_is_the_documented_one(case, family):
+def test_prior_is_the_documented_one(case, family):
     points = (0.0,)
     inclusion = integral(case.slab, points)
     assert_allclose(family.prior_inclusion, inclusion, rtol=1e-8)
@@ -265,7 +266,7 @@ def test_prior_draws(family, case):
     if math.isfinite(family.prior_variance):
         assert_mean(codes, 0.0)
         assert_mean(codes**2, family.prior_variance)
-    # Features of the law near zero and far out, which no moment shows.
+    # Features near zero and far out, which moments do not show.
     assert_mean(
         np.where(codes == 0, 0, np.exp(-np.abs(codes))),
         integral(lambda z: math.exp(-abs(z)) * case.slab(z), (0.0,)),
@@ -273,7 +274,7 @@ def test_prior_draws(family, case):
     assert_mean(np.abs(codes) > 2, 2 * integral(case.slab, (), 2.0))
 
 
-def test_prior_draws_hang_on_the_generator_alone(family):
+def test_prior_draws_depend_on_the_generator_alone(family):
     def draw(seed):
         return family.sample_prior((7, 2), torch.Generator().manual_seed(seed), torch.float32)
 
@@ -286,11 +287,11 @@ def test_prior_draws_hang_on_the_generator_alone(family):
     assert first.dtype == torch.float32
 
 
-# --- the posterior's law, by quadrature
+# --- the posterior, by quadrature
 
 
-def test_law_by_quadrature(case, family, q):
-    """One law stands behind ``log_ratio``, inclusion, mean, variance and KL."""
+def test_posterior_by_quadrature(case, family, q):
+    """``log_ratio``, inclusion, mean, variance and KL belong to one distribution."""
     _needs_the_code_alone(family)
 
     def functions(z, log_ratio):
@@ -298,9 +299,9 @@ def test_law_by_quadrature(case, family, q):
         moments = [z * one, z**2 * one] if case.has_moments else []
         return np.stack([one, -log_ratio, *moments])
 
-    integrals, mass_at_zero = law_integrals(family, q, case.log_slab, functions)
+    integrals, mass_at_zero = posterior_integrals(family, q, case.log_slab, functions)
     total, kl, *moments = integrals
-    # The reference prior of a Gamma threshold is a quadrature of its own.
+    # For a Gamma threshold the reference prior is itself a quadrature.
     assert_allclose(total, 1, rtol=1e-9)
     assert_allclose(1 - mass_at_zero, q.inclusion, rtol=1e-9)
     if case.has_moments:
@@ -308,8 +309,8 @@ def test_law_by_quadrature(case, family, q):
         assert_allclose(first, q.mean, rtol=1e-9)
         assert_allclose(second - first**2, q.variance, rtol=1e-9)
     else:
-        # What stands for the mean is the middle of the law.
-        below, _ = law_integrals(
+        # The median takes the place of the mean.
+        below, _ = posterior_integrals(
             family, q, case.log_slab, lambda z, _: (z < q.mean.numpy())[None].astype(float)
         )
         assert_allclose(below[0], 0.5, rtol=1e-6)
@@ -319,7 +320,7 @@ def test_law_by_quadrature(case, family, q):
         assert_mean(q.kl(_draws(q, 200_000)), kl)
 
 
-# --- the posterior's law, by draws
+# --- the posterior, by draws
 
 
 def test_draws_have_the_stated_moments(case, q):
@@ -340,7 +341,7 @@ def test_mean_log_ratio_is_minus_the_kl(family, q):
         assert paired.std() > 1e-3
         assert_mean(paired, np.zeros(paired.shape[1:]))
     else:
-        # Nothing stands in for the log ratio.
+        # The KL of a draw is its log ratio itself.
         assert torch.equal(q.kl(draws), -q.log_ratio(draws))
 
 
@@ -353,10 +354,10 @@ TEST_FUNCTIONS = {
 
 
 @pytest.mark.parametrize("function", TEST_FUNCTIONS.values(), ids=TEST_FUNCTIONS)
-def test_log_ratio_is_that_of_the_laws_drawn_from(family, q, function):
-    """With w = p/q, E_q[f w / (1 + w)] = E_p[f / (1 + w)]: bounded, so any family may be asked.
+def test_log_ratio_belongs_to_the_distributions_drawn_from(family, q, function):
+    """With w = p/q, E_q[f w / (1 + w)] = E_p[f / (1 + w)]: bounded, so it holds for any family.
 
-    A wrong constant in ``log_ratio``, or draws of another law, moves the two sides apart.
+    A wrong constant in ``log_ratio``, or draws from another distribution, make the sides differ.
     """
     n = 50_000
     from_q = _draws(q, n, seed=2)
@@ -413,7 +414,7 @@ def test_kl_is_positive_unless_equal(case, family):
     heads = case.heads(family, 200, 3, torch.Generator().manual_seed(7))
     q = family.posterior(heads)
     if family.has_closed_kl or _more_than_the_code_is_latent(family):
-        # A KL by draws is positive at each of them too: that of the codes, given the threshold.
+        # With drawn thresholds, the KL of the codes given the threshold is positive in each draw.
         assert (q.kl(_draws(q, 1)) > 0).all()
     else:
         assert (q.kl(_draws(q, 3000)).mean(0) > 0).all()
@@ -421,11 +422,12 @@ def test_kl_is_positive_unless_equal(case, family):
 
 @pytest.mark.parametrize("step", [-0.2, 0.2])
 def test_every_head_moves_the_posterior(case, family, step):
-    """Off the prior, where the prior is where it starts."""
+    """Away from the prior, where heads at zero give the prior."""
     heads = step * torch.eye(family.n_heads, dtype=torch.float64)[..., None]
     q, centre = family.posterior(heads), family.posterior(torch.zeros_like(heads))
     moved = q.kl(_draws(q, 100)) - centre.kl(_draws(centre, 100))
-    signed = case.one_law and family.has_closed_kl  # a KL by draws has noise
+    # A KL by draws is noisy.
+    signed = case.is_own_posterior and family.has_closed_kl
     assert ((moved if signed else moved.abs()).reshape(-1, family.n_heads) > 1e-5).all()
 
 
@@ -452,7 +454,7 @@ def test_gradients_reach_every_head(heads, family):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [3.0, 50.0, 1e4])
 def test_gradients_are_finite_at_extreme_heads(case, family, dtype, size):
-    """Every corner: scales of a millionth of the prior's, inclusions of zero and of one."""
+    """Every corner: tiny scales, and inclusions of zero and one."""
     corners = torch.cartesian_prod(*[torch.tensor([-size, 0.0, size])] * family.n_heads)
     heads = corners[..., None].to(dtype).requires_grad_()
     q = family.posterior(heads)
@@ -472,7 +474,7 @@ def test_kl_gradient_against_finite_differences(family, heads):
 
     def kl(heads):
         q = family.posterior(heads)
-        # Of draws, where there is no closed form: thresholds stay where they were drawn.
+        # Where there is no closed form, the KL of these draws: their noise stays the same.
         return q.kl(q.rsample(noise))
 
     assert torch.autograd.gradcheck(kl, heads.clone().requires_grad_())
@@ -495,7 +497,7 @@ def test_gradient_of_draws_against_finite_differences(family, heads):
 
 
 class _FixedHeads(nn.Module):
-    """Stands for a network: the same posterior for each row."""
+    """A stand-in for a network: the same posterior for each row."""
 
     def __init__(self, heads):
         super().__init__()
@@ -532,10 +534,10 @@ def test_bounds_stay_below_the_evidence_and_rise_to_it(case, family, x):
         weights = model.log_weights(rows, posterior, draws, exact_ratio=True)
         smoothed = model.log_weights(rows, posterior, draws, exact_ratio=False)
 
-    # Importance weights are unbiased: that holds only with every constant in place.
+    # Importance weights are unbiased only with every constant in place.
     assert_mean((weights - log_p).exp().flatten(), 1.0)
 
-    # The ELBO: from exact weights, with the KL in place of the ratio, and in closed form.
+    # The ELBO from exact weights, with the KL in place of the ratio, and in closed form.
     assert_mean((weights - smoothed).flatten(), 0.0)
     elbo = bounds.elbo(weights).numpy()
     if family.has_closed_kl:
@@ -547,7 +549,7 @@ def test_bounds_stay_below_the_evidence_and_rise_to_it(case, family, x):
         else:
             assert closed == -math.inf
 
-    # Without moments the best of a few draws has no variance either.
+    # Without moments, the best of a few draws does not have a variance either.
     sizes = (1, 2, 5, 20, 100) if case.has_moments else (8, 30, 100)
     levels = [bounds.iwae(weights[:n]).numpy() for n in sizes]
     levels = [elbo, *levels] if case.has_moments else levels
@@ -556,7 +558,7 @@ def test_bounds_stay_below_the_evidence_and_rise_to_it(case, family, x):
         assert gain.mean() > -4 * gain.std() / math.sqrt(n_rows)
     for bound in levels:
         assert bound.mean() < log_p + 4 * bound.std() / math.sqrt(n_rows)
-    # Not a bound so loose that it would pass by itself.
+    # The bound is not so loose that it would pass trivially.
     assert log_p - levels[-1].mean() < 0.2 * (log_p - levels[0].mean())
     assert log_p - levels[0].mean() > 0.02
 
@@ -566,7 +568,7 @@ def test_bounds_stay_below_the_evidence_and_rise_to_it(case, family, x):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_same_law_on_the_gpu(family, heads, q):
+def test_same_posterior_on_the_gpu(family, heads, q):
     on_gpu = family.posterior(heads.cuda())
     # Noise may come from a generator of either device.
     noise = on_gpu.noise(50, torch.Generator().manual_seed(0))

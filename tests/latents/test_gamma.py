@@ -1,4 +1,4 @@
-"""Gamma laws of the threshold, against SciPy."""
+"""Gamma distributions of the threshold, against SciPy."""
 
 import math
 
@@ -11,18 +11,23 @@ from scipy import stats
 
 from sklearn_vsc.latents.gamma import gamma_kl, gamma_log_prob, half_normal_rule, sample_gamma
 
-LAWS = [(3.0, 2.0, 3.0, 2.0), (1.2, 0.5, 3.0, 6.0), (40.0, 9.0, 3.0, 1.5), (2.5, 30.0, 0.7, 1.0)]
+SETTINGS = [
+    (3.0, 2.0, 3.0, 2.0),
+    (1.2, 0.5, 3.0, 6.0),
+    (40.0, 9.0, 3.0, 1.5),
+    (2.5, 30.0, 0.7, 1.0),
+]
 
 
 def _tensors(*values):
     return [torch.tensor(value, dtype=torch.float64) for value in values]
 
 
-@pytest.mark.parametrize(("shape", "rate", "prior_shape", "prior_rate"), LAWS)
+@pytest.mark.parametrize(("shape", "rate", "prior_shape", "prior_rate"), SETTINGS)
 def test_kl_by_quadrature(shape, rate, prior_shape, prior_rate):
     q, p = stats.gamma(shape, scale=1 / rate), stats.gamma(prior_shape, scale=1 / prior_rate)
     cuts = q.ppf([1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999])
-    # Beyond this quantile SciPy's densities underflow, and nothing is left to integrate.
+    # Beyond this quantile SciPy's densities underflow, and the rest is negligible.
     expected = integral(
         lambda t: q.pdf(t) * (q.logpdf(t) - p.logpdf(t)), cuts, low=0.0, high=q.isf(1e-25)
     )
@@ -38,7 +43,7 @@ def test_kl_is_positive_unless_equal():
     assert_allclose(equal, 0, atol=1e-14)
 
 
-def test_kl_does_not_hang_on_the_unit():
+def test_kl_does_not_depend_on_the_unit():
     kl = gamma_kl(*_tensors(2.0, 5.0), 3.0, 1.5)
     assert_allclose(gamma_kl(*_tensors(2.0, 5.0e3), 3.0, 1.5e3), kl, rtol=1e-13)
 
@@ -48,7 +53,7 @@ def test_log_prob(shape, rate):
     values = np.geomspace(1e-6, 1e2, 20)
     found = gamma_log_prob(torch.from_numpy(values), *_tensors(shape, rate))
     assert_allclose(found, stats.gamma.logpdf(values, shape, scale=1 / rate), rtol=1e-11)
-    # Plain numbers are not rounded to float32 on the way.
+    # Plain numbers are not rounded to float32.
     from_numbers = gamma_log_prob(torch.from_numpy(values), shape, rate)
     assert_allclose(from_numbers, found, rtol=1e-13)
 

@@ -1,4 +1,4 @@
-"""Spike and slab: gates, hard and relaxed, and the law of the gated code."""
+"""Spike and slab: gates, hard and relaxed, and the distribution of the gated code."""
 
 import math
 
@@ -28,7 +28,7 @@ def _noise(q, n_draws, seed=0):
 
 
 def test_gate_opens_as_often_as_its_probability():
-    """A gate whose argument held the log probability for the log-odds would not."""
+    """A gate with a log probability in place of its log-odds would not."""
     inclusion = [1e-4, 0.01, 0.1, 0.5, 0.9, 0.999]
     q = _posterior(SpikeSlab(), [0.0] * 6, [1.0] * 6, inclusion)
     active = q.rsample(_noise(q, 400_000)).active[:, 0]
@@ -39,7 +39,7 @@ def test_gate_noise_is_logistic():
     q = _posterior(SpikeSlab(), [0.0], [1.0], [0.5])
     noise = _noise(q, 100_000)
     assert stats.kstest(noise.gate.flatten(), stats.logistic.cdf).pvalue > 1e-4
-    # Of the slab's noise it knows nothing.
+    # It is independent of the noise of the slab.
     correlation = np.corrcoef(noise.gate.flatten(), noise.base.flatten())[0, 1]
     assert abs(correlation) < 5 / 100_000**0.5
 
@@ -55,11 +55,11 @@ def test_gate_noise_is_finite_whatever_the_uniform_number(monkeypatch, dtype):
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
 def test_relaxed_gates(temperature):
-    """In training alone; beyond a half as often as the hard gate is open."""
+    """Gates are relaxed in training alone, and exceed a half where the hard gate is open."""
     family = SpikeSlab(gradient="gumbel_softmax")
     family.temperature = temperature
     q = _posterior(family, [1.0], [1.0], [0.3])
-    # A slab of ones shows the gate itself.
+    # With a slab of ones the code is the gate.
     noise = _noise(q, 50_000)
     noise = Noise(torch.zeros_like(noise.base), noise.gate)
     relaxed = q.rsample(noise)
@@ -152,10 +152,10 @@ def test_noise_scale_warms_up_the_slab_alone(noise_scale):
     assert torch.equal(draws.active, q.rsample(noise).active)
 
 
-# --- the law of a code
+# --- the distribution of a code
 
 
-def test_kl_is_that_of_gate_and_open_slab():
+def test_kl_is_the_sum_of_gate_and_open_slab():
     family = SpikeSlab("gaussian", prior_scale=1.5, density=0.2)
     q = _posterior(family, [0.4, -1.0], [0.3, 2.0], [0.7, 0.01])
     loc, scale, on = np.array([0.4, -1.0]), np.array([0.3, 2.0]), np.array([0.7, 0.01])
@@ -180,7 +180,7 @@ def test_log_ratio_of_zeros_and_of_the_slab():
     assert_allclose(ratio, expected, rtol=1e-11)
 
 
-def test_mode_is_the_location_where_the_gate_is_rather_open():
+def test_mode_is_the_location_where_the_gate_is_more_likely_open():
     q = _posterior(SpikeSlab(), [0.4, -3.0, 0.01, 5.0], [1.0] * 4, [0.49, 0.51, 0.99, 0.5])
     assert_allclose(q.mode(), [[0.0, -3.0, 0.01, 0.0]])
 
@@ -211,8 +211,8 @@ def test_saturated_gates_keep_finite_values_and_gradients(slab, density, dtype):
 
 @pytest.mark.parametrize("gradient", ["gumbel_softmax", "straight_through"])
 @pytest.mark.parametrize("logit", [-1.5, 0.5])
-def test_log_ratio_of_relaxed_gates_tells_them_what_the_kl_does(gradient, logit):
-    """Cold gates hand the log ratio the slope of the KL, which an importance weight needs."""
+def test_log_ratio_of_relaxed_gates_has_the_slope_of_the_kl(gradient, logit):
+    """At a low temperature the log ratio has the slope of the KL, as importance weights need."""
     family = SpikeSlab(gradient=gradient, density=0.1)
     family.temperature = 0.1
     q = _posterior(family, [0.4], [0.8], [0.3])

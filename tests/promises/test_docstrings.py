@@ -61,7 +61,13 @@ OWN = {
             "SCVAE has a network before the codes; codes of the learner have the unit of X",
         )
     ],
-    "prior": [Own("V S", ("type", "A name stands"), "other priors; they are thresholded")],
+    "prior": [
+        Own(
+            "V S",
+            ("type", "A name stands", "With an object"),
+            "other priors, and other parameters that describe them",
+        )
+    ],
     "density": [Own("V S", ("Used ",), "another parameter decides whether it applies")],
     "encoder": [
         Own("V S C", ("'auto':",), "defaults were measured for each class"),

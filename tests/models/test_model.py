@@ -357,7 +357,7 @@ def _log_evidence_orthonormal(family, x, atoms, sigma):
     """Exact, in any number of latents: one convolution for each atom, noise for what is left."""
     projections = x @ atoms.T
     activity, scale = family.prior_inclusion, family.prior_scale
-    if family.base.__name__ == "Laplace":
+    if family.base == "laplace":
         slab = activity * _laplace_gauss(projections, scale, sigma)
     else:
         slab = _tail_gauss(projections, family.threshold, scale, sigma)

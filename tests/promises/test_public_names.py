@@ -15,7 +15,7 @@ import pytest
 import sklearn_vsc
 from sklearn_vsc import _show_versions, show_versions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PUBLIC_MODULES = [
     "callbacks",
     "datasets",

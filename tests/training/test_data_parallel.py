@@ -16,8 +16,8 @@ import sklearn_vsc
 from sklearn_vsc import FISTADictionaryLearner, SparseVAE
 from sklearn_vsc._training.process_group import ProcessGroup
 
-TESTS = Path(__file__).parent
-EXAMPLE = TESTS.parent / "examples" / "train_data_parallel.py"
+FOLDER = Path(__file__).parent
+EXAMPLE = FOLDER.parents[1] / "examples" / "train_data_parallel.py"
 # All options are given, so that the launcher does not ask for any.
 LAUNCH = [
     *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"),
@@ -53,7 +53,7 @@ def processes(tmp_path_factory):
     """Outcomes of each of the two processes."""
     pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("processes")
-    launch(TESTS / "data_parallel_fits.py", folder)
+    launch(FOLDER / "data_parallel_fits.py", folder)
     files = sorted(folder.glob("*.pickle"))
     assert [path.stem for path in files] == ["0", "1"]
     return [pickle.loads(path.read_bytes()) for path in files]

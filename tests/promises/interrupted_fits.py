@@ -1,6 +1,6 @@
 """Script that presses Ctrl-C at random moments during fits and checks the outcome.
 
-    python tests/interrupted_fits.py CLASS FITS PRESSES SEED
+    python tests/promises/interrupted_fits.py CLASS FITS PRESSES SEED
 
 Prints how often each outcome occurred among the interrupted fits.
 """

@@ -48,7 +48,7 @@ def _posterior(family, *parameters):
     ],
 )
 def test_activity_at_published_thresholds(base, prior_scale, threshold, fixed, gamma):
-    """A Gamma prior of the same mean keeps the threshold, not the sparsity."""
+    """A Gamma prior of the same mean keeps the mean threshold, but not the sparsity."""
     family = Thresholded(base, prior_scale=prior_scale, threshold=threshold)
     assert_allclose(family.prior_inclusion, fixed, atol=5e-5)
     family = Thresholded(base, prior_scale=prior_scale, threshold=threshold, gamma_shape=3.0)
@@ -60,7 +60,7 @@ def test_threshold_from_density(base, gamma_shape, density):
     family = Thresholded(base, prior_scale=0.3, density=density, gamma_shape=gamma_shape)
     assert family.threshold > 0
     assert_allclose(family.prior_inclusion, density, rtol=1e-9)
-    # Thresholds carry the unit of the code.
+    # Thresholds have the unit of the code.
     wide = Thresholded(base, prior_scale=300.0, density=density, gamma_shape=gamma_shape)
     assert_allclose(wide.threshold, 1e3 * family.threshold, rtol=1e-3 if density > 0.999 else 1e-9)
 
@@ -71,13 +71,13 @@ def test_threshold_from_density_in_closed_form(density):
     assert_allclose(laplace.threshold, -0.3 * math.log(density), rtol=1e-10)
     gaussian = Thresholded("gaussian", prior_scale=0.3, density=density)
     assert_allclose(gaussian.threshold, 0.3 * stats.norm.isf(density / 2), rtol=1e-10)
-    # From (1 + 1 / (rate b))^-shape, the rate being shape / threshold.
+    # Solve (1 + 1 / (rate b))^-shape = density with rate = shape / threshold.
     gamma = Thresholded("laplace", prior_scale=0.3, density=density, gamma_shape=3.0)
     assert_allclose(gamma.threshold, 0.3 * 3 * math.expm1(-math.log(density) / 3), rtol=1e-10)
 
 
-def test_small_gamma_shape_has_a_threshold_too():
-    """The activity then falls so slowly that thresholds of 1e9 scales are needed."""
+def test_threshold_at_a_small_gamma_shape():
+    """The activity then falls so slowly that a threshold of 1e9 scales is needed."""
     family = Thresholded("laplace", density=0.1, gamma_shape=0.1)
     assert_allclose(family.threshold, 0.1 * (10**10 - 1), rtol=1e-6)
 
@@ -85,8 +85,9 @@ def test_small_gamma_shape_has_a_threshold_too():
 # --- limits of the threshold
 
 
-def test_threshold_of_zero_recovers_the_base_law(base):
-    q = _posterior(Thresholded(base, threshold=0.0), [0.3, -2.0], [0.5, 1.5])
+def test_threshold_of_zero_recovers_the_base(base):
+    family = Thresholded(base, threshold=0.0, gradient="straight_through")
+    q = _posterior(family, [0.3, -2.0], [0.5, 1.5])
     noise = q.noise(1000, torch.Generator().manual_seed(0))
     draws = q.rsample(noise)
     assert draws.active.all()
@@ -95,11 +96,13 @@ def test_threshold_of_zero_recovers_the_base_law(base):
     assert_allclose(q.mean, q.loc, rtol=1e-15)
     assert_allclose(q.variance, q.scale**2 * (2 if base == "laplace" else 1), rtol=1e-12)
     loc, scale = q.loc, q.scale
-    assert_allclose(q.kl(), q.family.base.kl(loc, scale, 1.0), rtol=1e-12)
+    assert_allclose(q.kl(), q.family.base_distribution.kl(loc, scale, 1.0), rtol=1e-12)
 
 
 def test_large_threshold_leaves_only_zeros(base):
-    q = _posterior(Thresholded(base, threshold=1e3), [0.3, -2.0], [0.5, 1.5])
+    q = _posterior(
+        Thresholded(base, threshold=1e3, gradient="straight_through"), [0.3, -2.0], [0.5, 1.5]
+    )
     draws = q.rsample(q.noise(1000, torch.Generator().manual_seed(0)))
     assert not draws.active.any()
     assert (draws.code == 0).all()
@@ -121,7 +124,8 @@ def test_inclusion_falls_with_the_threshold_and_rises_with_the_scale(base, gamma
 
 @pytest.mark.parametrize("noise_scale", [0.0, 0.1, 0.5])
 def test_noise_scale_warms_up_the_deviation_alone(base, noise_scale):
-    q = _posterior(Thresholded(base, threshold=0.6), [0.3, -2.0], [0.5, 1.5])
+    family = Thresholded(base, threshold=0.6, gradient="straight_through")
+    q = _posterior(family, [0.3, -2.0], [0.5, 1.5])
     noise = q.noise(1000, torch.Generator().manual_seed(0))
     deviation = noise_scale * q.scale * noise.base
     expected = torch.where(
@@ -135,7 +139,7 @@ def test_noise_scale_warms_up_the_deviation_alone(base, noise_scale):
 
 @pytest.mark.parametrize(("scale", "shape", "rate"), [(0.7, 3.0, 4.0), (0.2, 0.8, 0.5), (2, 9, 30)])
 def test_gamma_threshold_of_a_laplace_base_integrates_out(scale, shape, rate):
-    """Draws with a threshold of their own each have the law of one fixed threshold."""
+    """Draws, each with its own threshold, are distributed as with one fixed threshold."""
     loc, n = 0.4, 200_000
     rng = np.random.RandomState(0)
     threshold = rng.gamma(shape, 1 / rate, n)
@@ -143,13 +147,14 @@ def test_gamma_threshold_of_a_laplace_base_integrates_out(scale, shape, rate):
     active = np.abs(deviation) > threshold
     code = np.where(active, loc + np.sign(deviation) * (np.abs(deviation) - threshold), 0)
 
-    q = _posterior(Thresholded("laplace", gamma_shape=3.0), [loc], [scale], [shape], [rate])
+    family = Thresholded("laplace", gamma_shape=3.0, gradient="straight_through")
+    q = _posterior(family, [loc], [scale], [shape], [rate])
     assert_allclose(q.inclusion, (1 + 1 / (rate * scale)) ** -shape, rtol=1e-12)
     assert_allclose(q.inclusion, math.exp(-q.threshold.item() / scale), rtol=1e-12)
     assert_mean(active, q.inclusion.item())
     assert_mean(code, q.mean.item())
     assert_mean((code - q.mean.item()) ** 2, q.variance.item())
-    # The slab does not hang on the threshold: Laplace, whatever the threshold was.
+    # The slab does not depend on the threshold: it is Laplace at any threshold.
     assert stats.kstest(code[active], stats.laplace(loc, scale).cdf).pvalue > 1e-4
     high = active & (threshold > np.median(threshold[active]))
     assert stats.kstest(code[high], stats.laplace(loc, scale).cdf).pvalue > 1e-4
@@ -182,7 +187,7 @@ def test_moments_under_a_gamma_threshold_of_a_gaussian_base(scale, shape, rate):
 
 
 def test_moments_under_extreme_gamma_thresholds():
-    """Steps and singularities that a fixed rule cannot follow stay small errors."""
+    """Steps and singularities that a fixed rule cannot resolve cause small errors only."""
     family = Thresholded("gaussian", gamma_shape=3.0)
     for scale, shape, rate in [(1.0, 60.0, 30.0), (4.0, 0.2, 1.0), (15.0, 3.4, 9.0), (1, 60, 120)]:
         q = _posterior(family, [0.4], [scale], [shape], [rate])
@@ -195,15 +200,16 @@ def test_moments_under_extreme_gamma_thresholds():
 
 
 def test_kl_of_codes_and_thresholds_that_are_drawn():
-    """The KL of the pair is that of the thresholds plus the mean KL of the codes given them."""
-    family = Thresholded("gaussian", prior_scale=0.8, threshold=0.9, gamma_shape=3.0)
+    """The joint KL is the KL of the thresholds plus the mean KL of the codes given them."""
+    options = {"prior_scale": 0.8, "threshold": 0.9, "gradient": "straight_through"}
+    family = Thresholded("gaussian", gamma_shape=3.0, **options)
     loc, scale, shape, rate = 0.5, 0.6, 4.0, 6.0
     q = _posterior(family, [loc], [scale], [shape], [rate])
     gamma = stats.gamma(shape, scale=1 / rate)
 
     def given_threshold(t):
         threshold = torch.full((1, 1), t, dtype=torch.float64)
-        kl = family.base.thresholded_kl(q.loc, q.scale, threshold, 0.8, threshold)
+        kl = family.base_distribution.thresholded_kl(q.loc, q.scale, threshold, 0.8, threshold)
         return gamma.pdf(t) * kl.item()
 
     codes = integral(given_threshold, gamma.ppf([1e-3, 0.1, 0.5, 0.9]), 0.0, gamma.isf(1e-20))
@@ -213,7 +219,7 @@ def test_kl_of_codes_and_thresholds_that_are_drawn():
     assert stats.kstest(draws.threshold.flatten(), gamma.cdf).pvalue > 1e-4
     assert_mean(q.kl(draws).flatten(), codes + thresholds)
     assert_mean(-q.log_ratio(draws).flatten(), codes + thresholds)
-    # Without the density of the thresholds the mean would be that of the codes alone.
+    # Without the density of the thresholds the mean would be the KL of the codes alone.
     assert thresholds > 0.05
     with pytest.raises(ValueError, match="draws of the threshold"):
         q.kl()
@@ -222,8 +228,8 @@ def test_kl_of_codes_and_thresholds_that_are_drawn():
 # --- the training objective's KL
 
 
-def test_training_kl_of_the_base_laws_is_never_smaller(base, gamma_shape):
-    """So the published objective stays a bound, with Gamma thresholds too."""
+def test_training_kl_of_the_base_is_never_smaller(base, gamma_shape):
+    """So the published objective is a bound, with Gamma thresholds, too."""
     family = Thresholded(base, prior_scale=0.8, gamma_shape=gamma_shape, training_kl="base")
     generator = torch.Generator().manual_seed(0)
     heads = torch.randn(500, family.n_heads, 4, generator=generator, dtype=torch.float64)
@@ -235,12 +241,12 @@ def test_training_kl_of_the_base_laws_is_never_smaller(base, gamma_shape):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
-def test_training_kl_weighs_the_thresholds_kl(base, weight):
+def test_training_kl_weights_the_kl_of_the_thresholds(base, weight):
     heads = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).double()
     published = Thresholded(
         base, gamma_shape=3.0, training_kl="base", threshold_kl_weight=weight
     ).posterior(heads)
-    expected = published.family.base.kl(published.loc, published.scale, 1.0)
+    expected = published.family.base_distribution.kl(published.loc, published.scale, 1.0)
     expected = expected + weight * published.threshold_kl()
     assert_allclose(published.training_kl(), expected, rtol=1e-14)
 
@@ -262,7 +268,7 @@ def test_mode_under_a_fixed_threshold(base):
 
 
 def test_mode_under_a_gamma_threshold(base):
-    """The location where the code is rather on than off, however small the location."""
+    """The location, however small, where the code is more likely non-zero than zero."""
     family = Thresholded(base, threshold=1.0, gamma_shape=3.0)
     q = _posterior(family, [0.01, 5.0], [1.0, 1.0], [3.0, 3.0], [30.0, 1.0])
     assert q.inclusion[0, 0] > 0.5 > q.inclusion[0, 1]
@@ -300,7 +306,7 @@ def _codes_and_gradients(base, gradient, noise_scale=1.0):
 def test_straight_through_gradients(noise_scale):
     """Location and scale as if nothing were thresholded, the threshold by active codes alone.
 
-    A location that counted twice on active codes is a slip of the published code.
+    The published code mistakenly counts the gradient of the location twice for active codes.
     """
     _, draws, deviation, gradients = _codes_and_gradients(
         "gaussian", "straight_through", noise_scale
@@ -313,7 +319,7 @@ def test_straight_through_gradients(noise_scale):
 
 @pytest.mark.parametrize("noise_scale", [0.7, 1.0])
 def test_subgradients(noise_scale):
-    """The derivative of the draw itself: nothing where it is zero."""
+    """The derivative of the draw itself, zero where the draw is zero."""
     _, draws, deviation, gradients = _codes_and_gradients("gaussian", "subgradient", noise_scale)
     active = draws.active[0]
     assert_allclose(gradients[0], active.double())
@@ -322,7 +328,7 @@ def test_subgradients(noise_scale):
 
 
 @pytest.mark.parametrize("gradient", ["straight_through", "subgradient"])
-def test_gradients_through_the_threshold_that_stands_for_a_gamma(gradient):
+def test_gradients_through_the_fixed_threshold_equivalent_to_a_gamma(gradient):
     """A Laplace base's threshold is a function of scale, shape and rate."""
     q, draws, deviation, gradients = _codes_and_gradients("laplace", gradient)
     active = draws.active[0]
@@ -353,7 +359,7 @@ def test_gradient_does_not_change_the_draws(base, gamma_shape, dtype):
 
 @pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-9), (torch.float32, 3e-4)])
 def test_slab_of_a_gaussian_base_has_the_tail_of_its_noise(dtype, accuracy):
-    """P(further out, given on) is that of the noise, from thresholds of zero to far tails."""
+    """P(further out, given on) equals the noise's, from thresholds of zero to far tails."""
     ratio = torch.tensor([0, 1e-8, 1e-3, 0.1, 0.5, 1, 2, 5, 10, 30], dtype=dtype)
     noise = torch.tensor([0, 1e-8, 1e-4, 0.01, 0.3, 1, 2, 4, 6, 8], dtype=dtype)
     noise, ratio = torch.meshgrid(noise, ratio, indexing="ij")
@@ -381,7 +387,7 @@ def test_relaxed_gates_of_a_laplace_base_are_those_of_its_spike_and_slab():
     heads = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)).double()
     q = family.posterior(heads)
     gates = q.as_gated()
-    gates.family.temperature = 0.7
+    assert gates.family.temperature == 0.7
     noise = q.noise(50, torch.Generator().manual_seed(1))
     found, expected = q.rsample(noise), gates.rsample(noise)
     assert_allclose(found.code, expected.code, rtol=1e-12)
@@ -406,7 +412,7 @@ def test_relaxed_gates_are_relaxed_in_training_alone(base, gamma_shape):
 
 
 def test_gradients_of_relaxed_gates(base, gamma_shape):
-    """A relaxed draw is a smooth function of what the network says."""
+    """A relaxed draw is a smooth function of the heads."""
     family = Thresholded(base, gamma_shape=gamma_shape, gradient="gumbel_softmax")
     generator = torch.Generator().manual_seed(0)
     heads = 0.5 * torch.randn(3, family.n_heads, 4, generator=generator, dtype=torch.float64)

@@ -506,7 +506,9 @@ def test_values_whose_squares_overflow_are_refused():
 )
 def test_a_loss_that_rises_without_bounds_is_told(params):
     model = SparseVAE(8, **(SMALL | {"max_iter": 15, "noise_variance": 1.0} | params))
-    with pytest.warns(UserWarning, match=r"went astray.* rose from .*'learning_rate_init'"):
+    with pytest.warns(
+        UserWarning, match=r"Training diverged: the loss rose from .*'learning_rate_init'"
+    ):
         model.fit(DIGITS)
 
 

@@ -306,7 +306,7 @@ def test_rebar_without_its_control_variate_is_reinforce():
 
 
 def test_rebar_redraws_the_noise_behind_the_gate():
-    """Given the gate, the second argument has the law of the first and leads to the same gate."""
+    """Given the gate, both arguments have one distribution and lead to the same gate."""
     seen = []
 
     def function(gates):

@@ -1,6 +1,6 @@
 """Data-parallel fits and their outcomes, run by a launcher in several processes.
 
-    accelerate launch --multi_gpu --num_processes 2 tests/data_parallel_fits.py FOLDER
+    accelerate launch --multi_gpu --num_processes 2 tests/training/data_parallel_fits.py FOLDER
 
 Each process writes its outcomes into its own file. `outcome` can also be called in one process.
 """

@@ -75,7 +75,7 @@ def test_these_tests_pass_in_a_process_with_the_setting():
     done = subprocess.run(
         command,
         env=os.environ | {"SCIPY_ARRAY_API": "1"},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )
