@@ -161,7 +161,10 @@ CHANGES = {
     "dtype": (set_in("parameters", "verbose", value={"numpy": ["object", 1]}), "'object'"),
     "no-tensor": (set_in("fitted", "component_usage_", value={"array": ["x", "C"]}), ""),
     "path": (set_in("fitted", "component_usage_", value={"array": ["../../x", "C"]}), ""),
-    "module": (set_in("parameters", "verbose", value={"module": "verbose"}), "modules of your own"),
+    "module": (
+        set_in("parameters", "verbose", value={"module": "verbose"}),
+        "objects of your own classes",
+    ),
     "depth": (nested, ""),
     "shape": (mixed_up, ""),
     "tensor": (lambda config, tensors: tensors.update(x=torch.ones(2)), "has: x"),
