@@ -1,4 +1,4 @@
-"""Priors as objects: the package's equal the named priors, and user-defined ones can be trained."""
+"""Priors as objects: the package's match the named priors, and user-defined ones can be trained."""
 
 import copy
 import json

@@ -159,7 +159,7 @@ def test_precomputed_products_are_used(algorithm, n_jobs):
     found = sparse_encode(X, DICTIONARY, gram=gram, cov=cov, **params)
     assert_allclose(found, expected, atol=1e-10)
     assert_array_equal(cov, kept)
-    # Products that do not match give other codes, so they are not recomputed.
+    # Wrong products give different codes, which shows that they are not recomputed.
     other = sparse_encode(X, DICTIONARY, gram=gram, cov=2 * cov, copy_cov=False, **params)
     assert np.abs(other - expected).max() > 0.1
 

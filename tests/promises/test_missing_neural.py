@@ -563,7 +563,7 @@ def one_code(prior):
 def test_score_bounds_the_evidence_of_observed_entries(estimator, likelihood):
     """By quadrature over the single code, from the model's public interface."""
     X = make_sparse_coded(300, 1, 6, density=0.7, noise=0.3, random_state=0)[0]
-    # Another unit makes that of the model show. Fractional rows differ from each other.
+    # A different unit shows errors in the model's own. Fractional rows are all different.
     X = 3 * X + 7 if likelihood == "gaussian" else special.expit(3 * X)
     X = with_missing(X)
     model = clone(estimator).set_params(

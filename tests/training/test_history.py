@@ -112,7 +112,7 @@ def test_parts_of_drawn_bounds(bound):
     posterior = model.posterior(rows)
     draws = posterior.rsample(posterior.noise(5, generator()))
     log_likelihood = model.log_likelihood(rows, draws.code)
-    # The published KL is between distributions before thresholding; importance weights lack it.
+    # The published KL compares distributions before thresholding; importance weights do not.
     kl = (posterior.kl() if bound == "iwae" else posterior.training_kl()).sum(-1)
     expected = log_likelihood.amax(0) if bound == "max_elbo" else log_likelihood.mean(0)
     torch.testing.assert_close(parts["log_likelihood"], expected.detach())

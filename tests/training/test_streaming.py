@@ -125,7 +125,7 @@ def test_partial_fit_on_chunks_of_a_memory_map(estimator, tmp_path):
 @each_neural
 @pytest.mark.parametrize("incomplete", [False, True])
 def test_memory_of_a_fit_does_not_grow_with_the_rows(estimator, incomplete, tmp_path, monkeypatch):
-    """NumPy's share: rows, missing entries, means, codes. The limits on chunks are low here."""
+    """Counts NumPy's share: rows, missing entries, means, codes. Limits on chunks are low here."""
     monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 256)
     for module in ("_rows.arrays", "_inference.settling"):
         monkeypatch.setattr(f"sklearn_vsc.{module}.NUMBERS_AT_ONCE", 2**15)
