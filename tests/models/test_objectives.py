@@ -86,7 +86,7 @@ def _gradients(model, x, objective, kl_weight=1.0, seed=0):
 def test_doubly_reparameterised_gradient_has_the_mean_of_the_standard_one(
     prior, posterior, kl_weight
 ):
-    """Tests the encoder's gradient by z-test, and the decoder's to rounding: there both are equal."""
+    """Tests the encoder's gradient by z-test, the decoder's to rounding: there both are equal."""
     n_rows = 20_000
     # A bounded decoder, so that Cauchy draws have a likelihood with moments.
     decoder = nn.Sequential(LinearDecoder(_normal(2, 3, seed=1)), nn.Tanh())
@@ -155,7 +155,7 @@ def _signal_to_noise(doubly, n_draws):
 
 
 def test_signal_of_the_doubly_reparameterised_gradient_does_not_fade():
-    """The standard one's falls as the square root of the number of draws, while this one's rises."""
+    """The standard one's falls as the square root of the number of draws; this one's rises."""
     standard, doubled = (
         [_signal_to_noise(doubly, n_draws) for n_draws in (2, 16, 128)] for doubly in (False, True)
     )
