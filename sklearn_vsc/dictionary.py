@@ -66,8 +66,7 @@ class FISTADictionaryLearner(LassoCoder):
         With ``alpha=0`` there is no prior, and thus no score.
 
     max_iter : int, default=1000
-        Maximum number of epochs, that is, of passes over the rows. Zero keeps ``dict_init``
-        as it is given, whatever the norms and signs of its atoms.
+        Maximum number of epochs, that is, of passes over the rows.
 
     positive_code : bool, default=False
         Whether codes must be non-negative.
@@ -81,8 +80,9 @@ class FISTADictionaryLearner(LassoCoder):
         devices. 'lars': scikit-learn's coder.
 
     dict_init : ndarray of shape (n_components, n_features), default=None
-        Initial dictionary; its atoms are scaled to unit norm, except with ``max_iter=0``. None:
-        distinct random rows of X, scaled likewise.
+        Initial dictionary; its atoms are scaled to unit norm. With ``max_iter=0`` it is kept as it
+        is given, whatever the norms and signs of its atoms. None: distinct random rows of X, scaled
+        to unit norm.
 
     code_init : ndarray of shape (n_samples, n_components), default=None
         Initial codes of the training rows in a full-batch fit.

@@ -72,7 +72,7 @@ class LassoCoder(BaseSparseCoder):
             Where X does not fit, a value is infinite, or nothing is observed of a row.
         """
         X = self._validate_rows(X, reset=False)
-        dictionary = self.components_
+        dictionary = self._atoms(X.dtype)
         check_features(X, dictionary)
         alpha = self.transform_alpha
         if alpha is None:
@@ -104,7 +104,11 @@ class LassoCoder(BaseSparseCoder):
         if self.split_sign:
             n_components = Z.shape[1] // 2
             Z = Z[:, :n_components] - Z[:, n_components:]
-        return Z @ self.components_.astype(Z.dtype, copy=False)
+        return Z @ self._atoms(Z.dtype)
+
+    def _atoms(self, dtype: np.dtype) -> NDArray:
+        """Return the dictionary, of the type of the rows or codes at hand."""
+        return self.components_.astype(dtype, copy=False)
 
     @property
     def _n_features_out(self) -> int:

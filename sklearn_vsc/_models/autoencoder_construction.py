@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..likelihoods import Likelihood
 from ..networks import (
     N_CHANNELS,
     DictionaryDecoder,
@@ -103,7 +104,9 @@ class AutoencoderDescription(ModelDescription):
         latent_size = int(self.latent_size or max(1, n_components // 2))
         # Size of a coordinate of latent vectors at the start.
         first_size = self.alpha * max(1.0, _FIRST_LENGTH / latent_size**0.5)
-        encoder, latents = self._encoder(start, latent_size, first_size, generator)
+        likelihoods = [self.started_likelihood(start) for _ in range(2)]
+        likelihood = likelihoods[0]
+        encoder, latents = self._encoder(start, likelihood, latent_size, first_size, generator)
         atoms = atoms_from_rows(latents, n_components, 1.0, generator)
         coder = UnrolledCoder(
             n_components, self.networks.n_unrolled, thresholds=(self.alpha, self.alpha)
@@ -112,10 +115,7 @@ class AutoencoderDescription(ModelDescription):
         coder.raw_thresholds.requires_grad_(False)
         with torch.no_grad():
             size = float(coder(latents, atoms)[0].abs().mean()) or self.alpha
-        network = self._network(start, latent_size, first_size, generator)
-        likelihoods = [self.likelihood.in_units(start.units.scale) for _ in range(2)]
-        for likelihood in likelihoods:
-            likelihood.start(start.rows)
+        network = self._network(start, likelihood, latent_size, first_size, generator)
         model = SparseAutoencoder(
             encoder,
             coder,
@@ -131,27 +131,37 @@ class AutoencoderDescription(ModelDescription):
         return model
 
     def _encoder(
-        self, start: Start, latent_size: int, first_size: float, generator: torch.Generator
+        self,
+        start: Start,
+        likelihood: Likelihood,
+        latent_size: int,
+        first_size: float,
+        generator: torch.Generator,
     ) -> tuple[nn.Module, Tensor]:
         """Return an encoder to latent vectors, and some that it makes."""
         rows = start.rows
         if self.is_conv:
             encoded = encoded_shape(self, start)
             network = residual_encoder(encoded, self.n_downsamplings, generator)
-            body: nn.Module = nn.Sequential(encoder_input(self, start), network)
+            body: nn.Module = nn.Sequential(encoder_input(self, start, likelihood), network)
             n_hidden = N_CHANNELS
             rows = rows[:: math.ceil(len(rows) / _START_IMAGES)]
         else:
-            body, n_hidden = make_encoder(self, start, generator)
+            body, n_hidden = make_encoder(self, start, likelihood, generator)
         last = linear_layer(n_hidden, latent_size, generator)
         body.eval()
         with torch.no_grad():
-            features = body(self.likelihood.encoder_input(rows)).flatten(0, -2)
+            features = body(likelihood.encoder_input(rows)).flatten(0, -2)
             standardize_outputs(last, last(features), first_size)
             return nn.Sequential(body, last, nn.Flatten()), last(features)
 
     def _network(
-        self, start: Start, latent_size: int, first_size: float, generator: torch.Generator
+        self,
+        start: Start,
+        likelihood: Likelihood,
+        latent_size: int,
+        first_size: float,
+        generator: torch.Generator,
     ) -> nn.Module:
         """Return the network that decodes latent vectors, with the output activation in it."""
         n_features, n_inputs = start.n_features, self.n_positions * latent_size
@@ -165,7 +175,7 @@ class AutoencoderDescription(ModelDescription):
             layers = residual_decoder(shape, self.n_downsamplings, latent_size, generator)
         else:
             layers = mlp_decoder(n_inputs, self.networks.hidden_sizes, n_features, generator)
-        start_at_mean(self, start, cast(Tensor, layers[-1].bias))
+        start_at_mean(self, start, likelihood, cast(Tensor, layers[-1].bias))
         weights: list[Tensor] = [weight for weight in layers.parameters() if weight.ndim > 1]
         with torch.no_grad():
             weights[0] /= first_size

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._rows.user_warnings import warn_user
 from ..latents import LatentFamily
-from ..likelihoods import GaussianLikelihood
+from ..likelihoods import GaussianLikelihood, Likelihood
 from ..networks import (
     AtomHeads,
     BoundedDecoder,
@@ -189,20 +189,19 @@ class VariationalDescription(ModelDescription):
         """
         family, n_components = self.family, self.n_codes(start.n_features)
         self.check_family(family)
-        likelihood = self.likelihood.in_units(start.units.scale)
+        likelihood = self.started_likelihood(start)
         encoder: nn.Module
         heads: nn.Module
         if self._is_tied:
             encoder, heads = self._tied_encoder(family, n_components)
-            decoder = self._decoder(start, family, n_components, generator)
+            decoder = self._decoder(start, likelihood, family, n_components, generator)
         else:
-            encoder, n_hidden = make_encoder(self, start, generator)
-            decoder = self._decoder(start, family, n_components, generator)
+            encoder, n_hidden = make_encoder(self, start, likelihood, generator)
+            decoder = self._decoder(start, likelihood, family, n_components, generator)
             heads = Heads(n_hidden, family.n_heads, n_components, generator)
         baseline = None
         if self.objective.gates == "nvil":
             baseline = NVILBaseline(start.n_features, generator)
-        likelihood.start(start.rows)
         model = LatentVariableModel(encoder, heads, decoder, likelihood, family, baseline)
         model.n_components = n_components
         model.numbers_per_row = max(n_components, start.n_features)
@@ -228,7 +227,12 @@ class VariationalDescription(ModelDescription):
         return encoder, AtomHeads(n_components, family.gate_heads)
 
     def _decoder(
-        self, start: Start, family: LatentFamily, n_components: int, generator: torch.Generator
+        self,
+        start: Start,
+        likelihood: Likelihood,
+        family: LatentFamily,
+        n_components: int,
+        generator: torch.Generator,
     ) -> nn.Module:
         """Return the decoder, with the output activation in it where there is one."""
         own, n_features = self.networks.decoder, start.n_features
@@ -250,10 +254,11 @@ class VariationalDescription(ModelDescription):
             variance = family.prior_variance
             power = n_features / n_components / (variance if np.isfinite(variance) else 1.0)
             norm = (_INITIAL_POWER * power) ** 0.5
-            atoms = atoms_from_rows(start.filled_rows, n_components, norm, generator)
+            rows = likelihood.encoder_input(start.filled_rows)
+            atoms = atoms_from_rows(rows, n_components, norm, generator)
             decoder = LinearDecoder(atoms)
             bias = decoder.bias
-        start_at_mean(self, start, bias)
+        start_at_mean(self, start, likelihood, bias)
         return bounded(self, start, decoder)
 
 
@@ -261,7 +266,10 @@ class VariationalDescription(ModelDescription):
 
 
 def make_encoder(
-    description: ModelDescription, start: Start, generator: torch.Generator
+    description: ModelDescription,
+    start: Start,
+    likelihood: Likelihood,
+    generator: torch.Generator,
 ) -> tuple[nn.Module, int]:
     """Return the encoder, and the number of features that it gives to the heads."""
     networks, n_features = description.networks, start.n_features
@@ -276,7 +284,7 @@ def make_encoder(
     else:
         sizes = networks.hidden_sizes
         network, n_out = mlp(n_inputs, sizes, generator), sizes[-1] if sizes else n_inputs
-    return nn.Sequential(encoder_input(description, start), network), n_out
+    return nn.Sequential(encoder_input(description, start, likelihood), network), n_out
 
 
 def planes(start: Start) -> int:
@@ -290,15 +298,19 @@ def encoded_shape(description: ModelDescription, start: Start) -> tuple[int, int
     return channels * planes(start), height, width
 
 
-def encoder_input(description: ModelDescription, start: Start) -> EncoderInput:
+def encoder_input(
+    description: ModelDescription, start: Start, likelihood: Likelihood
+) -> EncoderInput:
     """Return the first layer of an encoder; a module of the user's reads filled rows alone."""
     own = isinstance(description.networks.encoder, nn.Module)
     fill = torch.from_numpy(start.units.fill).float()
-    fill = description.likelihood.encoder_input(fill)
+    fill = likelihood.encoder_input(fill)
     return EncoderInput(fill, reads_mask=start.units.reads_mask and not own)
 
 
-def start_at_mean(description: ModelDescription, start: Start, bias: Tensor) -> None:
+def start_at_mean(
+    description: ModelDescription, start: Start, likelihood: Likelihood, bias: Tensor
+) -> None:
     """Let zero codes decode to the mean row; without an activation it is zero already."""
     activation = description.activation
     if activation == "identity":
@@ -306,10 +318,10 @@ def start_at_mean(description: ModelDescription, start: Start, bias: Tensor) -> 
     units = start.units
     mean = start.filled_rows.mean(0) * units.scale + torch.from_numpy(units.offset).float()
     with torch.no_grad():
-        if description.likelihood.link is None:
+        if likelihood.link is None:
             bias.copy_(before_activation(mean, activation))
         else:
-            bias.copy_(description.likelihood.output_of(mean))
+            bias.copy_(likelihood.output_of(mean))
 
 
 def bounded(description: ModelDescription, start: Start, decoder: nn.Module) -> nn.Module:

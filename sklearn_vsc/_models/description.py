@@ -190,6 +190,12 @@ class ModelDescription(ABC):
                 f"but X goes from {least:.3g} to {most:.3g}. Rescale X, or use 'identity'."
             )
 
+    def started_likelihood(self, start: Start) -> Likelihood:
+        """Return a copy of the likelihood in the units of the model, started from its rows."""
+        likelihood = self.likelihood.in_units(start.units.scale)
+        likelihood.start(start.rows)
+        return likelihood
+
     def n_codes(self, n_features: int) -> int:
         """Return the number of components for rows of this length."""
         return int(self.n_components or n_features)

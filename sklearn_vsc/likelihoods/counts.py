@@ -19,6 +19,8 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # Above this log mean (a count of 5e8) the mean grows linearly with the output, so that neither it
 # nor its gradient overflows.
 _LINEAR_ABOVE = 20.0
+# Below this spread of log(1 + x) all rows are equal.
+_LEAST_SPREAD = 1e-6
 # Least mean of a column: a column of zeros has a log rate of minus infinity.
 _LEAST_MEAN = 1e-4
 # What the sum of a row without a single count is taken for.
@@ -29,7 +31,7 @@ _FIRST_INVERSE_DISPERSIONS = (1e-2, 1e3)
 # torch draws Poisson variates as 64-bit integers.
 _LARGEST_DRAWN_MEAN = 1e15
 _LARGEST_EXPONENT = 60.0
-# From here on Stirling's series has all digits of float64.
+# From here on four terms of Stirling's series have the digits of float64.
 _STIRLING_FROM = 12.0
 
 
@@ -40,6 +42,8 @@ class _CountLikelihood(Likelihood):
     name: ClassVar[str]
     column_means: Tensor
     exponent: nn.Parameter
+    input_offset: Tensor
+    input_scale: Tensor
 
     def __init__(self, exposure: float | str | None = None) -> None:
         super().__init__()
@@ -53,6 +57,9 @@ class _CountLikelihood(Likelihood):
                 f"{exposure!r}."
             )
         self.exposure = exposure
+        # Set by `start`.
+        self.register_buffer("input_offset", torch.zeros(()))
+        self.register_buffer("input_scale", torch.ones(()))
         if exposure == "learned":
             self.exponent = nn.Parameter(torch.tensor(1.0))
 
@@ -79,29 +86,35 @@ class _CountLikelihood(Likelihood):
         )
 
     def start(self, rows: Tensor) -> None:
-        """Keep the column means of the training rows, where size factors are relative to them."""
+        """Keep what encoders and size factors are relative to in the training rows."""
         if isinstance(self.exposure, str):
             means = rows.clamp_min(0).nanmean(0).nan_to_num(nan=0.0)
             self.register_buffer("column_means", means.clamp_min(_LEAST_MEAN))
+        logs = self._log_counts(rows)
+        self.input_offset = logs.nanmean(0).nan_to_num(nan=0.0)
+        spread = (logs - self.input_offset).square().nanmean().sqrt()
+        # All rows may be equal.
+        self.input_scale = torch.where(spread > _LEAST_SPREAD, spread, 1.0)
 
     # --- exposure
 
     def size_factors(self, x: Tensor) -> Tensor:
-        """Return what the rates of each row are multiplied by, (n, 1)."""
+        """Return what the rates of each row are multiplied by, (n, 1), or (1, 1) for all rows."""
         return self._log_exposure(x).exp()
 
     def _log_exposure(self, x: Tensor) -> Tensor:
-        """Return the log of the exposure of each row, (n, 1), or of all rows, (1, 1)."""
         if not isinstance(self.exposure, str):
             return x.new_full((1, 1), self._log_common_exposure)
-        mask, means = observed(x), self.column_means
-        if mask is None:
-            sums, expected = x.sum(-1, keepdim=True), means.sum()
-        else:
-            sums = torch.where(mask, x, 0).sum(-1, keepdim=True)
-            expected = torch.where(mask, means, 0).sum(-1, keepdim=True)
-        ratio = (sums.clamp_min(_LEAST_ROW_SUM) / expected).log()
-        return self.exponent * ratio if self.exposure == "learned" else ratio
+        relative = self._relative_sums(x).log()
+        return self.exponent * relative if self.exposure == "learned" else relative
+
+    def _relative_sums(self, x: Tensor) -> Tensor:
+        """Return sums of rows, (n, 1), over those of the column means of the same entries."""
+        mask, expected = observed(x), self.column_means
+        if mask is not None:
+            x, expected = torch.where(mask, x, 0), torch.where(mask, expected, 0)
+        sums = x.sum(-1, keepdim=True).clamp_min(_LEAST_ROW_SUM)
+        return sums / expected.sum(-1, keepdim=True)
 
     @property
     def _log_common_exposure(self) -> float:
@@ -112,8 +125,19 @@ class _CountLikelihood(Likelihood):
     # --- what networks read and write
 
     def encoder_input(self, x: Tensor) -> Tensor:
-        """Return log(1 + x); NaN stays NaN."""
-        return x.clamp_min(0).log1p()
+        """Return log(1 + x) less its column means, over one spread; NaN stays NaN.
+
+        Where there are size factors, x is divided by the relative sum of its row before. Measured
+        on held-out counts, this is better than counts, than log(1 + x), and than columns of equal
+        spread.
+        """
+        return (self._log_counts(x) - self.input_offset) / self.input_scale
+
+    def _log_counts(self, x: Tensor) -> Tensor:
+        counts = x.clamp_min(0)
+        if isinstance(self.exposure, str):
+            counts = counts / self._relative_sums(counts)
+        return counts.log1p()
 
     def output_of(self, mean: Tensor) -> Tensor:
         """Return the log rate of a mean, which is kept away from zero."""

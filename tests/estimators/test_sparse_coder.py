@@ -394,7 +394,7 @@ def test_missing_entries_with_precomputed_products():
 @each_algorithm
 def test_rows_that_cannot_be_coded(algorithm):
     coder = SparseCoder(DICTIONARY, transform_algorithm=algorithm)
-    for bad, message in ((np.inf, r"X\[2, 3\] is inf"), (np.nan, "nothing observed in row 2")):
+    for bad, message in ((np.inf, r"X\[2, 3\] is inf"), (np.nan, "no observed entries in row 2")):
         rows = X.copy()
         rows[2, 3 if np.isinf(bad) else slice(None)] = bad
         for call in (coder.transform, coder.fit):

@@ -161,7 +161,10 @@ CHANGES = {
     "dtype": (set_in("parameters", "verbose", value={"numpy": ["object", 1]}), "'object'"),
     "no-tensor": (set_in("fitted", "component_usage_", value={"array": ["x", "C"]}), ""),
     "path": (set_in("fitted", "component_usage_", value={"array": ["../../x", "C"]}), ""),
-    "module": (set_in("parameters", "verbose", value={"module": "verbose"}), "modules of your own"),
+    "module": (
+        set_in("parameters", "verbose", value={"module": "verbose"}),
+        "objects of your own classes",
+    ),
     "depth": (nested, ""),
     "shape": (mixed_up, ""),
     "tensor": (lambda config, tensors: tensors.update(x=torch.ones(2)), "has: x"),
@@ -226,7 +229,7 @@ def test_a_model_that_does_not_fit_the_weights_is_an_error(setting, name, value,
     refuse(tmp_path / "model")
 
 
-@pytest.mark.parametrize("version, message", [(2, "upgrade"), (0, "valid"), ("1", "valid")])
+@pytest.mark.parametrize("version, message", [(3, "upgrade"), (0, "valid"), ("1", "valid")])
 def test_unknown_format_versions_are_an_error(folder, version, message):
     rewrite(folder, set_in("format_version", value=version))
     assert message in refuse(folder)

@@ -37,6 +37,7 @@ LIBRARIES = {
     "networks": NUMERICS,
     "solvers": NUMERICS | {"llvmlite", "numba"},
     "_models": NUMERICS,
+    # scikit-learn codes rows by the algorithms that bear its names.
     "_inference": NUMERICS | {"sklearn"},
     "metrics": NUMERICS | {"sklearn"},
 }

@@ -124,7 +124,7 @@ def test_every_public_name_has_a_page():
         module, _, attribute = name.rpartition(".")
         module = importlib.import_module(f"sklearn_vsc.{module}".rstrip("."))
         assert hasattr(module, attribute), name
-    for name in ("callbacks", "datasets", "inspection", "latents"):
+    for name in ("callbacks", "datasets", "inspection", "latents", "likelihoods"):
         module = importlib.import_module(f"sklearn_vsc.{name}")
         assert {f"{name}.{attribute}" for attribute in module.__all__} <= set(listed)
     for name in PUBLIC_MODULES:

@@ -18,7 +18,14 @@ from sklearn.pipeline import Pipeline
 from skorch.callbacks import Callback
 
 import sklearn_vsc
-from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
+from sklearn_vsc import (
+    SCVAE,
+    FISTADictionaryLearner,
+    SparseCoder,
+    SparseVAE,
+    ThresholdedVSC,
+    sparse_encode,
+)
 from sklearn_vsc._base.coder import BaseSparseCoder
 from sklearn_vsc._rows.user_warnings import warn_user
 from sklearn_vsc.metrics import multi_information
@@ -269,6 +276,24 @@ def test_lasso_that_did_not_converge(method, monkeypatch):
     model.set_params(transform_max_iter=1, transform_tol=1e-12)
     assert_points_at_the_user(
         getattr(model, method), DIGITS, message="relative duality gap", category=ConvergenceWarning
+    )
+
+
+@pytest.mark.parametrize("call", ["transform", "fit_transform", "sparse_encode"])
+def test_lasso_with_a_given_dictionary_that_did_not_converge(call, monkeypatch):
+    monkeypatch.setattr(lasso, "_FINISH_STEPS", 0)
+    dictionary = np.random.default_rng(0).normal(size=(16, 64))
+    coder = SparseCoder(
+        dictionary, transform_algorithm="fista", transform_alpha=1e-3, transform_max_iter=0
+    )
+    encode = functools.partial(
+        sparse_encode, dictionary=dictionary, algorithm="fista", alpha=1e-3, max_iter=0
+    )
+    assert_points_at_the_user(
+        encode if call == "sparse_encode" else getattr(coder, call),
+        DIGITS,
+        message="relative duality gap",
+        category=ConvergenceWarning,
     )
 
 
