@@ -37,7 +37,7 @@ LIBRARIES = {
     "networks": NUMERICS,
     "solvers": NUMERICS | {"llvmlite", "numba"},
     "_models": NUMERICS,
-    # scikit-learn codes rows by the algorithms that bear its names.
+    # Some algorithms for coding rows are those of scikit-learn.
     "_inference": NUMERICS | {"sklearn"},
     "metrics": NUMERICS | {"sklearn"},
 }
