@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Dataset
 
 from ._base.coder import Posterior
 from ._base.lasso_coder import LassoCoder
@@ -19,6 +20,7 @@ from ._rows.array_api import follows_fit, follows_input, learns_from_input
 from ._rows.arrays import draw_seed, private_random_state
 from ._rows.compat import Interval, StrOptions, fit_context
 from ._rows.numbers import check_count
+from ._rows.sources import held_rows
 from ._rows.user_warnings import warn_user
 from ._training.dictionary_fit import DictionaryFit, coder_of_fit, take_step
 from ._training.dictionary_progress import LearnedDictionary, LearningOptions, SeenRows
@@ -360,13 +362,14 @@ class FISTADictionaryLearner(LassoCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
         """Learn the dictionary from the rows of X.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows; NaN is a missing entry.
+        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
+            Training rows; NaN is a missing entry. The rows of a dataset, whose items are rows or
+            tuples that begin with one, are read into memory.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -385,7 +388,7 @@ class FISTADictionaryLearner(LassoCoder):
         # Before there is a dictionary Ctrl-C ends the fit, and after that only the passes.
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
-                X, size = self._rows_and_size(X, reset=True)
+                X, size = self._rows_and_size(held_rows(X), reset=True)
                 check_alpha(self.alpha, size)
                 self._draw_seeds()
                 fit = DictionaryFit(self._options(), X, self._seed)
@@ -404,12 +407,12 @@ class FISTADictionaryLearner(LassoCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def partial_fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
         """Take one online step: code the rows of X, then update the dictionary.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
             Rows of one mini-batch; NaN is a missing entry.
         y : Ignored
             Not used, present for API consistency by convention.
@@ -430,7 +433,7 @@ class FISTADictionaryLearner(LassoCoder):
         """
         with unchanged_on_error(self):
             first = not hasattr(self, "components_")
-            X, size = self._rows_and_size(X, reset=first)
+            X, size = self._rows_and_size(held_rows(X), reset=first)
             if first:
                 check_alpha(self.alpha, size)
                 self._draw_seeds()

@@ -435,11 +435,20 @@ def test_other_methods_need_arrays(estimator):
     for method in (model.transform, model.score, model.posterior, model.sample_posterior):
         with pytest.raises(TypeError, match="X is a torch dataset"):
             method(rows)
-    if isinstance(model, FISTADictionaryLearner):
-        for method in (model.fit, model.partial_fit):
-            with pytest.raises(TypeError, match="learns from them with 'partial_fit'"):
-                method(rows)
     assert not rows.requested
+
+
+@pytest.mark.parametrize("rows", [X, INCOMPLETE.astype(np.float32)], ids=["64", "incomplete 32"])
+@pytest.mark.parametrize("kind", [Rows, Stream, lambda X: TensorDataset(torch.from_numpy(X))])
+def test_a_dictionary_from_a_dataset_equals_that_from_the_array(kind, rows):
+    learner = FISTADictionaryLearner(5, alpha=0.3, max_iter=3, random_state=0)
+    found, wanted = clone(learner).fit(kind(rows)), clone(learner).fit(rows)
+    for _ in range(2):
+        assert_array_equal(found.components_, wanted.components_)
+        assert found.noise_variance_ == wanted.noise_variance_
+        assert_array_equal(found.transform(rows), wanted.transform(rows))
+        found.partial_fit(kind(rows[:40]))
+        wanted.partial_fit(rows[:40])
 
 
 def test_an_error_in_the_dataset_is_raised_and_changes_nothing():
