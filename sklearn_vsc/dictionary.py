@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch.utils.data import Dataset
 
 from ._base.coder import Posterior
 from ._base.lasso_coder import LassoCoder
@@ -19,6 +20,7 @@ from ._rows.array_api import follows_fit, follows_input, learns_from_input
 from ._rows.arrays import draw_seed, private_random_state
 from ._rows.compat import Interval, StrOptions, fit_context
 from ._rows.numbers import check_count
+from ._rows.sources import held_rows
 from ._rows.user_warnings import warn_user
 from ._training.dictionary_fit import DictionaryFit, coder_of_fit, take_step
 from ._training.dictionary_progress import LearnedDictionary, LearningOptions, SeenRows
@@ -360,13 +362,14 @@ class FISTADictionaryLearner(LassoCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
         """Learn the dictionary from the rows of X.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training rows; NaN means missing.
+        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
+            Training rows; NaN is a missing entry. The rows of a dataset, whose items are rows or
+            tuples that begin with one, are read into memory.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -378,14 +381,14 @@ class FISTADictionaryLearner(LassoCoder):
         Raises
         ------
         ValueError
-            Where X or a parameter does not fit, a value is infinite, nothing is observed of
-            a row or a column, or the objective is no longer finite.
+            Where X or a parameter is not valid, a value is infinite, a row or a column has no
+            observed entries, or the objective becomes infinite or NaN.
         """
         tasks = FitTasks(self, X, y, self.max_iter)
-        # Ctrl-C ends the fit before it has a dictionary, and after that the passes alone.
+        # Before there is a dictionary Ctrl-C ends the fit, and after that only the passes.
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
-                X, size = self._rows_and_size(X, reset=True)
+                X, size = self._rows_and_size(held_rows(X), reset=True)
                 check_alpha(self.alpha, size)
                 self._draw_seeds()
                 fit = DictionaryFit(self._options(), X, self._seed)
@@ -404,13 +407,13 @@ class FISTADictionaryLearner(LassoCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+    def partial_fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
         """Take one online step: code the rows of X, then update the dictionary.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows of one mini-batch; NaN means missing.
+        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
+            Rows of one mini-batch; NaN is a missing entry.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -422,15 +425,15 @@ class FISTADictionaryLearner(LassoCoder):
         Raises
         ------
         ValueError
-            Where X or a parameter does not fit, a value is infinite, nothing is observed of a row
-            or, in the first call, of a column, or the objective is no longer finite.
+            Where X or a parameter is not valid, a value is infinite, a row (or, in the first call,
+            a column) has no observed entries, or the objective becomes infinite or NaN.
         KeyboardInterrupt
-            On Ctrl-C, so that a loop around the call ends too. The estimator is then, as
-            after any error, what it was before the call.
+            On Ctrl-C, so that a loop around the call ends too. As after any error, the estimator
+            is then as it was before the call.
         """
         with unchanged_on_error(self):
             first = not hasattr(self, "components_")
-            X, size = self._rows_and_size(X, reset=first)
+            X, size = self._rows_and_size(held_rows(X), reset=first)
             if first:
                 check_alpha(self.alpha, size)
                 self._draw_seeds()
@@ -442,22 +445,22 @@ class FISTADictionaryLearner(LassoCoder):
     def score_samples(self, X: ArrayLike) -> NDArray:
         """Return a lower bound on log p(x) of each row, in nats.
 
-        The bound is taken at the lasso code for ``alpha``, whatever ``transform_algorithm``.
+        The bound is taken at the lasso code for ``alpha``; ``transform_algorithm`` does not matter.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to score. NaN means missing: the bound is on log p of what is observed.
+            Rows to score. NaN is a missing entry: the bound is on log p of the observed entries.
 
         Returns
         -------
         bounds : ndarray of shape (n_samples,)
-            Float64, constants of the densities included.
+            Float64, with the normalising constants of the densities.
 
         Raises
         ------
         ValueError
-            Where nothing is observed of a row, or ``alpha`` is zero: the model then has no
+            Where a row has no observed entries, or ``alpha`` is zero: the model then has no
             proper prior.
         """
         X = self._validate_rows(X, reset=False)
@@ -470,18 +473,18 @@ class FISTADictionaryLearner(LassoCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code; NaN means missing.
+            Rows to code; NaN is a missing entry.
 
         Returns
         -------
         posterior : Posterior
             ``mean`` is the lasso code for ``alpha``; ``inclusion`` is one throughout, since
-            a Laplace law has no mass at zero.
+            a Laplace distribution has no mass at zero.
 
         Raises
         ------
         ValueError
-            Where nothing is observed of a row, or ``alpha`` is zero: the model then has no
+            Where a row has no observed entries, or ``alpha`` is zero: the model then has no
             proper prior.
         """
         X = self._validate_rows(X, reset=False)
@@ -494,10 +497,10 @@ class FISTADictionaryLearner(LassoCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code; NaN means missing.
+            Rows to code; NaN is a missing entry.
         n_draws : int, default=1
-            Draws for each row. They depend on the row and the fit alone, and the first
-            draws of a longer call are those of a shorter one.
+            Draws for each row. They depend only on the row and the fit, and a longer call begins
+            with the draws of a shorter one.
 
         Returns
         -------
@@ -515,12 +518,12 @@ class FISTADictionaryLearner(LassoCoder):
 
     @follows_fit
     def sample(self, n_samples: int = 1) -> NDArray:
-        """Draw new rows from the score's model: prior, dictionary, observation noise.
+        """Draw new rows from the model of the score: prior, dictionary, observation noise.
 
         Parameters
         ----------
         n_samples : int, default=1
-            Number of rows. With an integer ``random_state`` each call draws the same ones.
+            Number of rows. With an integer ``random_state`` each call draws the same rows.
 
         Returns
         -------
@@ -552,7 +555,7 @@ class FISTADictionaryLearner(LassoCoder):
         return LassoModel(self.components_, coder, self.noise_variance_, self._draw_seed)
 
     def _options(self) -> LearningOptions:
-        """Return what a fit is asked for."""
+        """Return the parameters of a fit."""
         names = {field.name for field in fields(LearningOptions)}
         named = {k: v for k, v in self.get_params(deep=False).items() if k in names}
         lasso = self._row_coder("auto", self.alpha)
@@ -573,14 +576,14 @@ class FISTADictionaryLearner(LassoCoder):
         self.n_steps_ = found.n_steps
         self.noise_variance_ = found.noise_variance
         self._seen = found.seen
-        # Whoever gives a dictionary to be kept may well code rows that need little of it.
+        # A given dictionary may have atoms that these rows do not need: no reason to warn.
         given = self.dict_init is not None and self.max_iter == 0
         usage = found.seen.n_uses / found.seen.n_rows
         self._record_usage(usage, warn=warn and not given)
         return self
 
     def _kept_so_far(self) -> LearnedDictionary:
-        """Return what the fitted attributes hold."""
+        """Return the values of the fitted attributes."""
         return LearnedDictionary(
             self.components_,
             self.history_,

@@ -1,4 +1,4 @@
-"""Sparse codes with a dictionary that is given: an estimator and a function."""
+"""Sparse codes with a given dictionary: an estimator and a function."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ._rows.missing import check_observed
 from ._rows.threads import fair_share_of_cores
 
 _FLOATS = [np.float64, np.float32]
-# Our method where it runs on a CPU. Neighbouring atoms of a dictionary that is designed, as one of
-# wavelets, are nearly collinear, and it may have one row to code.
+# Our method on a CPU. Neighbouring atoms of a designed dictionary, such as wavelets, are nearly
+# collinear, and there may be a single row to code.
 _DESCENT = "search"
 
 
 class SparseCoder(LassoCoder):
-    r"""Sparse codes with a dictionary that is given.
+    r"""Sparse codes with a given dictionary.
 
     Each row of X is coded by a few atoms of the dictionary, X ~ codes @ dictionary. The class has
     every parameter of :class:`sklearn.decomposition.SparseCoder`, with the same meaning. It is
     stateless: ``transform`` needs no ``fit``, which only checks the data.
 
-    Atoms are used as they are, whatever their norms. The lasso, 0.5 \|x - u V\|^2 + alpha \|u\|_1
+    Atoms are used unchanged, with any norms. The lasso, 0.5 \|x - u V\|^2 + alpha \|u\|_1
     for a row x, codes u and the dictionary V, has the same penalty for all of them: an atom that
     is twice as long costs half as much. 'omp' and 'lars' prefer long atoms likewise.
 
@@ -64,7 +64,7 @@ class SparseCoder(LassoCoder):
         observed features.
 
     transform_alpha : float, default=None
-        Weight of the l1 norm of the codes, in units of X times those of an atom, or the threshold
+        Weight of the l1 norm of the codes, in units of X times units of an atom, or the threshold
         of 'threshold'. 'lars' and 'omp' do not use it. None: 1.
 
     split_sign : bool, default=False
@@ -96,8 +96,8 @@ class SparseCoder(LassoCoder):
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        The dictionary, as a floating-point array: there before ``fit``, and the same object where
-        that is what was given.
+        The dictionary, as a floating-point array. It is there before ``fit``, and is the given
+        object itself where that is such an array.
 
     n_components_ : int
         Number of atoms.
@@ -111,14 +111,14 @@ class SparseCoder(LassoCoder):
     See Also
     --------
     sparse_encode : The same as a function.
-    FISTADictionaryLearner : Learns the dictionary, too.
+    FISTADictionaryLearner : Learns the dictionary too.
     sklearn.decomposition.SparseCoder : The class with the same parameters.
 
     Notes
     -----
-    There is no ``score`` and no ``posterior``: a dictionary without a noise variance is no model
-    of the rows. ``FISTADictionaryLearner(dict_init=dictionary, max_iter=0)`` estimates the noise
-    variance from rows, keeps the dictionary, and has both.
+    There is no ``score`` and no ``posterior``: a dictionary without a noise variance is not a
+    model of the rows. ``FISTADictionaryLearner(dict_init=dictionary, max_iter=0)`` keeps the
+    dictionary, estimates the noise variance from rows, and has both.
 
     Codes of our lasso agree with scikit-learn's to the tolerances of both. Where ``max_iter`` of
     scikit-learn's 'lasso_cd' is not enough, as is common where atoms are nearly collinear, ours
@@ -196,8 +196,8 @@ class SparseCoder(LassoCoder):
         Raises
         ------
         ValueError
-            Where X does not fit the dictionary, a value is infinite, or nothing is observed of a
-            row or a column.
+            Where X does not match the dictionary, a value is infinite, or a row or a column has no
+            observed entries.
         """
         X = self._validate_rows(X, reset=True)
         check_features(X, self.components_)
@@ -217,8 +217,8 @@ class SparseCoder(LassoCoder):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
-        # Tensors are coded as anywhere, but scikit-learn's tag promises that all arrays are moved
-        # to the namespace of X in fit; the dictionary stays where it is.
+        # Tensors are accepted, but scikit-learn's tag promises that `fit` moves all arrays to the
+        # namespace of X, and the dictionary stays where it is.
         tags.array_api_support = False
         return tags
 
@@ -259,16 +259,16 @@ def sparse_encode(
     verbose: int = 0,
     positive: bool = False,
 ) -> NDArray:
-    """Return sparse codes of rows with a dictionary that is given.
+    """Return sparse codes of rows with a given dictionary.
 
     It has the parameters of :func:`sklearn.decomposition.sparse_encode`, with the same meaning,
-    and codes rows as :class:`SparseCoder` does. Besides, NaN in X marks a missing entry, and the
-    algorithm may be 'auto' or 'fista'.
+    and codes rows as :class:`SparseCoder` does. In addition, NaN in X marks a missing entry, and
+    the algorithm may be 'auto' or 'fista'.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
-        Rows to code. NaN means missing: a row is coded from what is observed of it.
+        Rows to code. NaN is a missing entry: a row is coded from its observed entries.
 
     dictionary : array-like of shape (n_components, n_features)
         The atoms, of any norm.
@@ -293,7 +293,7 @@ def sparse_encode(
         Weight of the l1 norm of the codes, or the threshold of 'threshold'. None: 1.
 
     copy_cov : bool, default=True
-        Whether ``cov`` must be left as it is.
+        Whether ``cov`` must not be changed.
 
     init : array-like of shape (n_samples, n_components), default=None
         Codes that 'auto', 'fista' and 'lasso_cd' start from.
@@ -305,7 +305,7 @@ def sparse_encode(
         Number of jobs of scikit-learn's coders. Our coders use torch's threads.
 
     check_input : bool, default=True
-        Whether to check X and the dictionary. Without, they must be floating-point arrays.
+        Whether to check X and the dictionary; without a check they must be floating-point arrays.
 
     verbose : int, default=0
         How much scikit-learn's coders print.
@@ -322,7 +322,7 @@ def sparse_encode(
     Raises
     ------
     ValueError
-        Where rows and atoms differ in length, a value is infinite, nothing is observed of a row, or
+        Where rows and atoms differ in length, a value is infinite, a row has no observed entry, or
         ``gram``, ``cov`` or ``init`` has the wrong shape.
 
     See Also
@@ -371,7 +371,7 @@ def sparse_encode(
 def _precomputed(
     name: str, given: ArrayLike | None, shape: tuple[int, int], dtype: np.dtype
 ) -> NDArray | None:
-    """Return what a caller has computed beforehand, once its shape is right."""
+    """Return an array that a caller has computed beforehand, after a check of its shape."""
     if given is None:
         return None
     array = np.asarray(to_host(given), dtype=dtype)
@@ -381,5 +381,5 @@ def _precomputed(
 
 
 def _device_of(X: Any) -> str:
-    """Return the device of rows that are a tensor, else leave the choice."""
+    """Return the device of a tensor, or 'auto' for other arrays."""
     return str(X.device) if isinstance(X, torch.Tensor) else "auto"

@@ -179,7 +179,7 @@ class BaseSparseCoder(
         return X
 
     def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check type and shape of X, whatever is missing in it; images are flattened."""
+        """Check type and shape of X, but not its missing entries; images are flattened."""
         refuse_dataset(X)
         if not reset:
             self._check_usable()

@@ -16,7 +16,7 @@ from .._rows.missing import check_observed
 from .._rows.sparse_output import join_codes
 from .coder import BaseSparseCoder, check_size
 
-# Codes that a transform holds at once where its output is sparse, at least.
+# Minimum number of codes that `transform` holds at once where its output is sparse.
 _CODES_AT_ONCE = 2**24
 
 
@@ -58,18 +58,19 @@ class LassoCoder(BaseSparseCoder):
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows to code. NaN means missing: a row is coded from what is observed of it.
+            Rows to code. NaN is a missing entry: a row is coded from its observed entries.
 
         Returns
         -------
         codes : ndarray or CSR matrix of shape (n_samples, n_components)
             Codes, or (n_samples, 2 n_components) with ``split_sign``: positive parts, then
-            the sizes of the negative ones. Sparse with ``sparse_output=True``.
+            the absolute values of the negative parts. Sparse with ``sparse_output=True``.
 
         Raises
         ------
         ValueError
-            Where X does not fit, a value is infinite, or nothing is observed of a row.
+            Where X does not match the dictionary, a value is infinite, or a row has no observed
+            entries.
         """
         X = self._validate_rows(X, reset=False)
         dictionary = self._atoms(X.dtype)
@@ -79,7 +80,7 @@ class LassoCoder(BaseSparseCoder):
             alpha = getattr(self, "alpha", 1.0)
         coder = self._row_coder(self.transform_algorithm, alpha)
         n_components = len(dictionary)
-        # What all rows share in a solve grows with the square of the number of atoms.
+        # The computations that rows share grow with the square of the number of atoms.
         chunks = row_slices(len(X), max(_CODES_AT_ONCE // n_components, n_components))
         codes = (coder.codes(X[rows], dictionary) for rows in chunks)
         if self.split_sign:
@@ -88,7 +89,7 @@ class LassoCoder(BaseSparseCoder):
 
     @follows_input
     def inverse_transform(self, Z: ArrayLike) -> NDArray:
-        """Return the rows that codes stand for.
+        """Reconstruct rows from their codes.
 
         Parameters
         ----------
@@ -115,11 +116,11 @@ class LassoCoder(BaseSparseCoder):
         return len(self.components_) * (2 if self.split_sign else 1)
 
     def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check X at the door; float32 stays float32, all else becomes float64."""
+        """Check rows on their way in; float32 stays float32, all else becomes float64."""
         return self._rows_and_size(X, reset=reset)[0]
 
     def _rows_and_size(self, X: ArrayLike, *, reset: bool) -> tuple[NDArray, float]:
-        """Check X at the door; return it and its largest size, whose square must be a number."""
+        """Check rows on their way in; return them and their largest absolute value."""
         X = self._validate_table(X, reset=reset)
         check_observed(X, columns=reset)
         limit = 1e15 if X.dtype == np.float32 else 1e100
@@ -127,7 +128,7 @@ class LassoCoder(BaseSparseCoder):
         return X, check_size(X, 1 / limit if reset else 0.0, limit)
 
     def _row_coder(self, algorithm: str, alpha: float) -> RowCoder:
-        """Return what codes rows by an algorithm, with the parameters of the estimator."""
+        """Return the coder of an algorithm, with the parameters of the estimator."""
         return RowCoder(
             algorithm,
             alpha,

@@ -181,9 +181,9 @@ class NeuralSparseCoder(BaseSparseCoder):
         self._check_parameters()
         if self.early_stopping and isinstance(X, IterableDataset):
             raise ValueError(
-                "early_stopping=True sets rows aside by their numbers, which those of an "
-                "IterableDataset do not have: give a map-style Dataset, with __getitem__ and "
-                "__len__, or use early_stopping=False."
+                "early_stopping=True selects validation rows by index, which an IterableDataset "
+                "does not support: give a map-style Dataset, with __getitem__ and __len__, or use "
+                "early_stopping=False."
             )
         tasks = FitTasks(self, X, y, self.max_iter)
         # Before there is a model Ctrl-C ends the fit, and after that only the training.
@@ -242,7 +242,7 @@ class NeuralSparseCoder(BaseSparseCoder):
         return self
 
     def _check_parameters(self) -> None:
-        # scikit-learn considers those of a fitted estimator checked in `partial_fit`.
+        # In `partial_fit`, scikit-learn skips the check for a fitted estimator.
         self._validate_params()
         self._description.check()
         for callback in self.callbacks or ():
@@ -504,7 +504,7 @@ class NeuralSparseCoder(BaseSparseCoder):
         """Draw codes from q(z given x).
 
         Draws are seeded by the fit and by the content of each row: the same call gives the same
-        draws, and the first draws of a longer call are those of a shorter one.
+        draws, and a longer call begins with the draws of a shorter one.
 
         Parameters
         ----------

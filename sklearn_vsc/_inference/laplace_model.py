@@ -28,9 +28,9 @@ from .row_coder import RowCoder
 
 # Rows whose bound is computed at once, in float64.
 _CHUNK_ROWS = 4096
-# Least noise variance, over the mean square of X: no fit is credited with less.
+# Lowest noise variance, relative to the mean square of X.
 _NOISE_FLOOR = 1e-12
-# Alpha, over the size of X, is no more than this, and no less than its inverse.
+# Alpha, relative to the size of X, is at most this, and at least its inverse.
 _PROPORTION = 1e50
 
 
@@ -38,8 +38,8 @@ _PROPORTION = 1e50
 class LassoModel:
     """A dictionary and a noise variance, with the lasso code as the posterior mode.
 
-    Around the code of a row stands a product of Laplace distributions, with the scales that
-    maximise the bound on log p(x).
+    The posterior of a row is a product of Laplace distributions around its code, with the scales
+    that maximise the bound on log p(x).
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class LassoModel:
 def check_alpha(alpha: float, size: float) -> None:
     """Check that ``alpha``, which carries the unit of X, is not out of proportion to it."""
     unit = size or 1.0
-    # A float: of float32 the bounds would overflow.
+    # In float32 the limits would overflow.
     if alpha and not unit / _PROPORTION <= float(alpha) <= unit * _PROPORTION:
         raise ValueError(
             f"alpha={alpha!r} is out of proportion to X, whose size is {size:.3g}: use "
@@ -161,7 +161,7 @@ def best_noise_variance(
     Parameters
     ----------
     blocks : iterable of (Tensor, Tensor)
-        Rows, NaN where nothing was observed, and their codes. Only sums of them are kept.
+        Rows, in which NaN is a missing entry, and their codes. Only sums are kept.
     dictionary : Tensor of shape (n_components, n_features)
         Atoms.
     alpha : float
@@ -170,7 +170,7 @@ def best_noise_variance(
     Returns
     -------
     noise_variance : float
-        Not below a floor in proportion to the mean square of the rows.
+        At least a floor that is proportional to the mean square of the rows.
     """
     V = dictionary.cpu().double()
     parts, energy = [], 0.0
@@ -190,7 +190,7 @@ def best_noise_variance(
 
 
 def _observed(X: NDArray) -> Tensor | None:
-    """Return which entries of X are not missing, None where all are there."""
+    """Return which entries of X are observed; None where all are."""
     missing = np.isnan(X)
     return torch.from_numpy(~missing) if missing.any() else None
 
@@ -210,6 +210,6 @@ def _highest_bound(statistics: CodeStatistics, alpha: float, power: float) -> fl
     lowest = math.log(_NOISE_FLOOR)
     if pull(lowest) <= 0:
         return floor
-    # At this end the pull is downwards, whatever the codes of a lasso.
+    # At this end the pull is downwards for any lasso codes.
     highest = math.log(8 * (1 + alpha**2 / unit))
     return unit * math.exp(brentq(pull, lowest, highest, xtol=1e-12))

@@ -1,4 +1,4 @@
-"""Codes of rows under a dictionary, by any of the algorithms that the package knows by name."""
+"""Codes of rows under a dictionary, by each of the named algorithms."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .._rows.user_warnings import warn_user
 from ..solvers.lasso.solve import default_tolerance, fastest_method, solve_lasso
 from ..solvers.lasso.stopping import LassoResult
 
-# Algorithms by name. scikit-learn has some of our names too, for coders of its own.
+# Algorithms by name. scikit-learn uses some of our names too, for its own coders.
 OURS = frozenset({"auto", "fista", "lasso_cd"})
 ALGORITHMS = OURS | {"lasso_lars", "lars", "omp", "threshold"}
-# Multiplications in the inner products of all atoms, below which these are not worth avoiding.
+# Below this number of multiplications, the inner products of all atoms are not worth avoiding.
 _MANY_PRODUCTS = 2**24
 
 
 @dataclass(frozen=True)
 class Precomputed:
-    """What a caller has computed beforehand; None: nothing.
+    """Arrays that a caller has computed beforehand, or None.
 
     Attributes
     ----------
@@ -36,9 +36,9 @@ class Precomputed:
     cov : ndarray of shape (n_components, n_rows)
         Inner products of atoms and rows.
     init : ndarray of shape (n_rows, n_components)
-        Codes that a lasso is solved from.
+        Initial codes of a lasso.
     copy_cov : bool
-        Whether ``cov`` must be left as it is.
+        Whether ``cov`` must not be changed.
     """
 
     gram: NDArray | None = None
@@ -47,7 +47,7 @@ class Precomputed:
     copy_cov: bool = True
 
     def of_rows(self, rows: NDArray, complete: bool) -> Precomputed:
-        """Return what holds for some of the rows, of which entries may be missing."""
+        """Return the arrays for some of the rows, which may have missing entries."""
         return Precomputed(
             gram=self.gram if complete else None,
             cov=self.cov[:, rows] if complete and self.cov is not None else None,
@@ -64,9 +64,9 @@ class RowCoder:
     algorithm : {'auto', 'fista', 'lasso_cd', 'lasso_lars', 'lars', 'omp', 'threshold'}
         The first three solve the lasso here, the others are scikit-learn's.
     descent : {'cd', 'search'}
-        Method of ``solve_lasso`` for what runs on a CPU.
+        Method of ``solve_lasso`` on a CPU.
     advice : str
-        What a user may do where codes did not converge.
+        What a user can do when codes do not converge.
     """
 
     algorithm: str
@@ -82,16 +82,16 @@ class RowCoder:
     advice: str = "Raise transform_max_iter or transform_tol."
 
     def codes(self, X: NDArray, dictionary: NDArray, known: Precomputed | None = None) -> NDArray:
-        """Return the codes of rows, warning of those that did not converge.
+        """Return the codes of rows; warn about rows that did not converge.
 
         Parameters
         ----------
         X : ndarray of shape (n_rows, n_features)
-            Rows to code, NaN where nothing was observed.
+            Rows to code; NaN is a missing entry.
         dictionary : ndarray of shape (n_components, n_features)
             Atoms, of any norm.
         known : Precomputed, optional
-            What need not be computed again.
+            Arrays that need not be computed again.
 
         Returns
         -------
@@ -112,7 +112,7 @@ class RowCoder:
         return solve_lasso(
             rows,
             dictionary,
-            # Beyond any residual's product with an atom, all are alike.
+            # Beyond the inner product of any residual and atom, all values are equivalent.
             min(float(self.alpha), torch.finfo(rows.dtype).max),
             method=self.method,
             code_init=start,
@@ -123,7 +123,7 @@ class RowCoder:
 
     @property
     def method(self) -> str:
-        """Method of ``solve_lasso`` that stands behind the name of the algorithm."""
+        """Method of ``solve_lasso`` for the algorithm."""
         if self.algorithm == "fista":
             return "fista"
         if self.algorithm == "auto" and fastest_method(resolve_device(self.device)) == "fista":
@@ -131,12 +131,12 @@ class RowCoder:
         return self.descent
 
     def tolerance(self, dtype: torch.dtype) -> float:
-        """Relative duality gap at which the code of a row is done."""
+        """Relative duality gap at which the code of a row has converged."""
         return default_tolerance(dtype) if self.tol is None else self.tol
 
     def to_rows(self, X: NDArray) -> Tensor:
         """Bring rows, atoms or codes to the device."""
-        # Nothing here writes to rows; those in a read-only memmap need not fit into memory.
+        # Nothing here writes to rows, so a read-only memmap need not fit into memory.
         return to_tensor(X, resolve_device(self.device), borrow=True)
 
     def _warn_unconverged(self, result: LassoResult) -> None:
@@ -150,7 +150,7 @@ class RowCoder:
             )
 
     def _by_scikit_learn(self, X: NDArray, dictionary: NDArray, known: Precomputed) -> NDArray:
-        """Code rows by scikit-learn; those with missing entries over what is observed of them."""
+        """Code rows by scikit-learn, incomplete ones by their observed entries."""
         if not np.isnan(X).any():
             return self._complete(X, dictionary, known).astype(X.dtype, copy=False)
         codes = np.empty((len(X), len(dictionary)), X.dtype)
@@ -190,24 +190,24 @@ class RowCoder:
         )
 
     def _n_nonzero(self, X: NDArray, dictionary: NDArray) -> int:
-        """Number of codes that 'omp' and 'lars' aim at."""
+        """Number of non-zero codes that 'omp' and 'lars' aim at."""
         if self.n_nonzero_coefs is None:
             return int(min(max(X.shape[1] / 10, 1), len(dictionary)))
         return self.n_nonzero_coefs
 
     def _few_rows(self, X: NDArray, dictionary: NDArray) -> bool:
-        """Whether preparations for all rows take most of the time, and can be avoided."""
+        """Whether computations shared by all rows take most of the time, and can be avoided."""
         n_components, n_features = dictionary.shape
         if n_components**2 * n_features < _MANY_PRODUCTS:
             return False
         if self.algorithm == "lasso_lars":
             return len(X) == 1
-        # Half of the inner products are the other half, and a step takes two passes.
+        # The inner products are symmetric, and a step takes two passes.
         few = 4 * self._n_nonzero(X, dictionary) * len(X) <= n_components
         return few and not self.positive
 
     def _for_few_rows(self, X: NDArray, dictionary: NDArray) -> NDArray:
-        """Do as `sparse_encode`, by the functions that it calls."""
+        """Do the same as `sparse_encode` by the functions that it calls."""
         shape = len(X), len(dictionary)
         if self.algorithm == "omp":
             n_nonzero = self._n_nonzero(X, dictionary)
@@ -240,7 +240,7 @@ class RowCoder:
 
 
 def check_features(X: Any, dictionary: NDArray) -> None:
-    """Refuse rows that are longer or shorter than the atoms."""
+    """Check that rows and atoms have the same number of features."""
     if X.shape[1] != dictionary.shape[1]:
         raise ValueError(
             "Dictionary and X have different numbers of features: dictionary.shape: "

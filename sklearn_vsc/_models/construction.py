@@ -94,7 +94,7 @@ class VariationalDescription(ModelDescription):
         Raises
         ------
         ValueError
-            Where this was asked for and there is no closed form.
+            Where 'exact' was asked for and there is no closed form.
         """
         if self.gradient not in ("auto", "exact"):
             return False

@@ -49,7 +49,7 @@ def muprop(log_prob: LogProb, logit: Tensor, argument: Tensor) -> Tensor:
     gates = _hard(argument)
     value = log_prob(gates)
     mean = torch.sigmoid(logit)
-    # One copy for each draw: f may hang on what else was drawn.
+    # One copy for each draw: f may depend on the other draws.
     at_mean, slope = _value_and_slope(log_prob, mean.expand_as(gates))
     taylor = at_mean + (slope * (gates - mean.detach())).sum(-1)
     # The baseline's own mean has a gradient, which is added back.
@@ -110,9 +110,9 @@ class NVILBaseline(nn.Module):
     def forward(self, signal: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the baseline leaves of the signal, and the squared error to regress."""
         predicted = self.output(torch.tanh(self.hidden(x))).squeeze(-1)
-        # The statistics are those of earlier batches: the signal must not explain itself.
+        # The statistics come from earlier batches: the signal must not explain itself.
         centre, size = self.centre.clone(), self.size.sqrt().clamp_min(1)
-        # In units of its size the error has a gradient like that of the model's own weights.
+        # Relative to its size, the error has a gradient similar to the gradients of the model.
         left = signal - centre - size * predicted.detach()
         regression = 0.5 * ((signal - centre) / size - predicted).square()
         if self.training:
@@ -123,7 +123,7 @@ class NVILBaseline(nn.Module):
 
     @torch.no_grad()
     def _note(self, mean: Tensor, square: Tensor) -> None:
-        """Move the running statistics towards those of a batch."""
+        """Move the running statistics towards the statistics of a batch."""
         self.n_seen += 1
         # A plain mean over the first batches, then one that forgets.
         share = torch.clamp(1 / self.n_seen, min=1 - _NVIL_DECAY)

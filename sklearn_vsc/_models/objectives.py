@@ -16,9 +16,9 @@ from ..solvers.missing import n_observed
 from . import gate_gradients
 from .bounds import OBJECTIVES, iwae
 
-# The noise variance is pulled up as the density goes through the last twentieth below that of the
-# prior, and at most to twice the value that the rows ask for: there the slope of the likelihood
-# balances the pull.
+# The noise variance is pulled up when the density is within a twentieth of the prior's density, and
+# at most to twice the value that the rows ask for: there the slope of the likelihood balances the
+# pull.
 _PULL_WIDTH = 0.05
 _FULL_PULL = 0.25
 SCORE_GRADIENTS = ("reinforce", "nvil", "muprop", "rebar")
@@ -65,10 +65,10 @@ class TrainingStep:
         Objective of each row, nats, to be maximised.
     parts : dict of str to Tensor of shape (n,)
         Parts of the objective of each row, outside any graph: ``log_likelihood`` and ``kl``
-        without its weight, whose difference 'elbo' and 'exact' are; for 'max_elbo' those of the
-        chosen draw; for 'iwae' those of the ELBO, which it exceeds; for 'code' ``log_likelihood``
-        and ``penalty``. ``density`` is the share of codes that are not zero, under the posterior
-        or in its draws, where codes can be zero.
+        without its weight, whose difference is the bound of 'elbo' and 'exact'; for 'max_elbo' the
+        parts of the chosen draw; for 'iwae' the parts of the ELBO, which this bound exceeds; for
+        'code' ``log_likelihood`` and ``penalty``. Where codes can be zero, ``density`` is the share
+        of codes that are not, under the posterior or in its draws.
     """
 
     bound: Tensor

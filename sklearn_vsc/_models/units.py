@@ -57,7 +57,7 @@ class Units:
         return rows * self.scale + torch.from_numpy(self.offset).to(rows)
 
     def log_density(self, log_density: NDArray, X: NDArray) -> NDArray:
-        """Return log densities of the rows of X, given those of the rows in model units."""
+        """Convert log densities of rows in model units to log densities of the rows of X."""
         return log_density - np.count_nonzero(~np.isnan(X), axis=1) * np.log(self.scale)
 
     def filled(self, rows: Tensor) -> Tensor:

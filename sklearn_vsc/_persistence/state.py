@@ -206,7 +206,7 @@ def _state_from(
 
 
 def _upgrade(state: dict[str, Any], kept: dict[str, Any]) -> None:
-    """Turn the attributes that version 0.1 wrote into those of today."""
+    """Convert the attributes that version 0.1 wrote to the current ones."""
     old = {"_offset": "offset", "_unit": "scale", "_fill": "fill", "_reads_mask": "reads_mask"}
     if "_units" in kept and "_offset" in state:
         state["_units"] = {new: state.pop(name) for name, new in old.items() if name in state}

@@ -285,14 +285,18 @@ def dataset_rows(dataset: Any, image_shape: Sequence[int] | None) -> RowSource:
     return of_kind(dataset, image_shape)
 
 
+def held_rows(X: Any) -> Any:
+    """Return the rows of a torch dataset as one array, and anything else as it is."""
+    return np.concatenate(list(dataset_rows(X, None).chunks())) if isinstance(X, Dataset) else X
+
+
 def refuse_dataset(X: Any) -> None:
     """Raise an error if X is a torch dataset, which only some methods accept."""
     if isinstance(X, Dataset):
         raise TypeError(
             f"X is a torch dataset, a {type(X).__name__}; here it must be an array. Only 'fit' and "
-            "'partial_fit' of ThresholdedVSC, SparseVAE and SCVAE accept datasets. Everywhere "
-            "else, pass the rows batch by batch as arrays; FISTADictionaryLearner learns from "
-            "them with 'partial_fit'."
+            "'partial_fit' accept datasets. Everywhere else, pass the rows batch by batch as "
+            "arrays."
         )
 
 

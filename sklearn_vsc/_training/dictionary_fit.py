@@ -33,23 +33,23 @@ from .dictionary_progress import (
 from .fit_tasks import FitTasks
 from .interruption import HeldInterrupts
 
-# Rows that the noise variance is estimated from, at most.
+# Maximum number of rows that the noise variance is estimated from.
 _NOISE_ROWS = 4096
-# Rows of the final look at the training rows coded at once, at least.
+# Minimum number of training rows coded at once after the fit.
 _CHUNK_ROWS = 1024
 # Iterations of a full-batch fit between two calls of the callback, as in scikit-learn.
 _CALLBACK_EVERY = 5
 
 
 class DictionaryFit:
-    """A fit of all rows, by full batches or mini-batches.
+    """A fit on all rows, by full batches or mini-batches.
 
     Parameters
     ----------
     options : LearningOptions
-        What is asked for.
+        Parameters of the fit.
     X : ndarray of shape (n_rows, n_features)
-        Training rows, NaN where nothing was observed.
+        Training rows; NaN is a missing entry.
     seed : int
         Seed of the first dictionary, the order of the rows and renewed atoms.
     """
@@ -66,10 +66,10 @@ class DictionaryFit:
         self.progress = FitProgress.before(dictionary)
 
     def run(self, interrupts: HeldInterrupts, tasks: FitTasks, fitted: Callable[[], Any]) -> None:
-        """Learn until the passes have converged or something ends them.
+        """Learn until a pass has converged, or a callback or Ctrl-C ends the fit.
 
-        ``fitted`` makes the estimator as if the fit had ended with the pass that is done, for
-        callbacks that ask for it.
+        ``fitted`` returns the estimator as if the fit had ended with the last pass, for callbacks
+        that ask for it.
         """
         epochs, max_iter = self._epochs, self.options.max_iter
         if self.options.verbose:
@@ -84,18 +84,18 @@ class DictionaryFit:
         )
 
     def few(self) -> LearnedDictionary:
-        """Look at some of the rows, at most as many as take a moment."""
+        """Do the same as `look` for a sample of the rows, which takes little time."""
         return self.look(few_rows(self.rows))
 
     def look(self, rows: Tensor) -> LearnedDictionary:
-        """Code training rows once more: use of the atoms and noise variance."""
+        """Code training rows once more, for the use of the atoms and the noise variance."""
         learned, lasso = self.progress.learned(), self.options.lasso
         every = math.ceil(len(rows) / _NOISE_ROWS)
         dictionary = lasso.to_rows(learned.components)
         n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
 
         def noise_blocks() -> Iterator[tuple[Tensor, Tensor]]:
-            # What all rows share in a solve grows with the square of the number of atoms.
+            # The computations that rows share grow with the square of the number of atoms.
             size = max(_CHUNK_ROWS, len(dictionary))
             for block in row_slices(len(rows), every * math.ceil(size / every)):
                 codes = lasso.lasso(rows[block], dictionary).codes
@@ -122,18 +122,18 @@ def take_step(
     Parameters
     ----------
     options : LearningOptions
-        What is asked for.
+        Parameters of the fit.
     X : ndarray of shape (n_rows, n_features)
-        Rows of one mini-batch, NaN where nothing was observed.
+        Rows of one mini-batch; NaN is a missing entry.
     seed : int
-        That of the first step; each step has a generator of its own.
+        Seed of the first step; each step has its own generator.
     before : LearnedDictionary or None
-        What was found in earlier steps or a fit.
+        Result of earlier steps or of a fit.
 
     Returns
     -------
     learned : LearnedDictionary
-        What is found now.
+        Result of this step.
     """
     start = time.perf_counter()
     if before is None:
@@ -146,7 +146,7 @@ def take_step(
         rows = lasso.to_rows(X.astype(before.components.dtype, copy=False))
         dictionary = lasso.to_rows(before.components)
         if options.dict_init is not None and before.n_steps == 0:
-            # A fit without a pass has left it as it was given.
+            # A fit without a pass does not change the dictionary.
             dictionary = normalise_atoms(
                 dictionary, positive=options.positive_dict, generator=generator
             )
@@ -170,7 +170,7 @@ def _with_rows(
     dictionary: Tensor,
     idle: Tensor,
 ) -> LearnedDictionary:
-    """Let the rows of a step count in the use of the atoms and the noise variance."""
+    """Add the rows of a step to the use of the atoms and the noise variance."""
     seen = learned.seen
     old = seen.noise_rows * forgetting(learned.n_steps - 1, len(rows))
     every = math.ceil(len(rows) / _NOISE_ROWS)
@@ -182,11 +182,11 @@ def _with_rows(
     return replace(learned, noise_variance=noise)
 
 
-# --- what a fit starts from
+# --- the start of a fit
 
 
 def coder_of_fit(algorithm: str, coder: RowCoder) -> Coder:
-    """Return the coder of a ``fit_algorithm``: of blocks of rows, while the dictionary changes."""
+    """Return the coder of a ``fit_algorithm``, for blocks of rows while the dictionary changes."""
     if algorithm != "lars":
         method = coder.method if algorithm == "auto" else algorithm
         return block_coder(method, coder.alpha, coder.max_iter, coder.positive)
@@ -200,9 +200,9 @@ def coder_of_fit(algorithm: str, coder: RowCoder) -> Coder:
 def _start(
     options: LearningOptions, X: NDArray, generator: torch.Generator, *, keep: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows, first dictionary, and the norms taken from its atoms.
+    """Return rows, the first dictionary, and the norms that its atoms were divided by.
 
-    ``keep``: a dictionary that no pass will change stays as it was given.
+    With ``keep``, a given dictionary that no pass will change is not normalised.
     """
     rows, positive, n_features = options.lasso.to_rows(X), options.positive_dict, X.shape[1]
     if options.dict_init is None:
@@ -219,14 +219,14 @@ def _start(
 
 
 def _checked(given: NDArray, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
-    """Return a copy of ``dict_init`` or ``code_init``, once its shape is right."""
+    """Return a copy of ``dict_init`` or ``code_init`` after a check of its shape."""
     with np.errstate(over="ignore", invalid="ignore"):
         array = check_array(
             given,
             dtype=dtype,
             input_name=name,
             copy=True,
-            # The shape is judged here: older versions do not name what has another.
+            # The shape is checked below: older versions do not name the parameter.
             ensure_2d=False,
             allow_nd=True,
             ensure_min_samples=0,
@@ -251,7 +251,7 @@ def _initial_codes(
         return SparseCodes(blocks, n_components, dictionary.dtype)
     shape = len(X), n_components
     codes = options.lasso.to_rows(_checked(options.code_init, "code_init", shape, X.dtype))
-    # What is taken from the norm of an atom goes to its codes.
+    # Atoms were divided by their norms; codes are multiplied by them.
     codes = codes * norms
     return SparseCodes.of(codes.clamp_min(0) if options.positive_code else codes, blocks)
 

@@ -1,4 +1,4 @@
-"""What a fit of a dictionary is asked for, how far it has come, and what it has found."""
+"""Parameters, progress and result of a fit of a dictionary."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LearningOptions:
-    """What a fit is asked for; its fields are parameters of `FISTADictionaryLearner`.
+    """Parameters of a fit; its fields are parameters of `FISTADictionaryLearner`.
 
-    Besides, ``block_coder`` codes blocks of rows while the dictionary is learned, by
-    ``fit_algorithm``, and ``lasso`` solves their lasso for ``alpha`` afterwards.
+    In addition, ``block_coder`` codes blocks of rows by ``fit_algorithm`` while the dictionary is
+    learned, and ``lasso`` solves their lasso for ``alpha`` afterwards.
     """
 
     n_components: int | None
@@ -50,13 +50,13 @@ class LearningOptions:
 
     @property
     def keeps_dictionary(self) -> bool:
-        """Whether ``dict_init`` stays as it was given."""
+        """Whether ``dict_init`` is not changed."""
         return self.dict_init is not None and self.max_iter == 0
 
 
 @dataclass
 class SeenRows:
-    """What ``partial_fit`` needs of the rows seen before."""
+    """State of ``partial_fit`` that depends on earlier rows."""
 
     code_gram: NDArray
     code_data: NDArray
@@ -64,13 +64,13 @@ class SeenRows:
     idle: NDArray
     n_uses: NDArray
     n_rows: int
-    # Rows that the noise variance rests on; old ones count less and less.
+    # Weight of the rows in the noise variance; old rows count less and less.
     noise_rows: float
 
 
 @dataclass(frozen=True)
 class LearnedDictionary:
-    """What a fit has found: the state of the estimator's fitted attributes.
+    """Result of a fit: the values of the fitted attributes.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ class LearnedDictionary:
     seen : SeenRows
         Sums over the rows.
     noise_variance : float
-        Where the mean bound of the rows is highest; NaN before they have been looked at.
+        Value at which the mean bound of the rows is highest; NaN before it is estimated.
     """
 
     components: NDArray
@@ -98,7 +98,7 @@ class LearnedDictionary:
 
 @dataclass
 class FitProgress:
-    """How far a fit has come: the last full pass and the record of all of them."""
+    """Progress of a fit: the last full pass, and a record of all passes."""
 
     epoch: Epoch
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -106,12 +106,12 @@ class FitProgress:
 
     @classmethod
     def before(cls, dictionary: Tensor) -> Self:
-        """Stand at the first dictionary."""
+        """Return the progress of a fit before its first pass."""
         statistics = Statistics.zeros_like(dictionary)
         return cls(Epoch(dictionary, ObjectiveSums(), statistics, 0, 0.0, False))
 
     def add(self, epoch: Epoch, n_rows: int) -> None:
-        """Take in a pass, unless the objective is lost."""
+        """Add a pass; raise an error where its objective is not finite."""
         number = len(self.history) + 1
         if not math.isfinite(epoch.loss):
             raise ValueError(
@@ -135,7 +135,7 @@ class FitProgress:
         before: Callable[[], None],
         after: Callable[[], bool],
     ) -> None:
-        """Take in passes until one has converged, or ``after`` or Ctrl-C ends it."""
+        """Add passes until one has converged, or ``after`` or Ctrl-C ends the fit."""
 
         def next_epoch() -> Epoch:
             before()
@@ -150,7 +150,7 @@ class FitProgress:
                 break
 
     def learned(self, before: SeenRows | None = None) -> LearnedDictionary:
-        """Return what the passes have found; rows seen before them count on."""
+        """Return the result of the passes, which continues the counts of earlier rows."""
         statistics, n_components = self.epoch.statistics, len(self.epoch.dictionary)
         seen = SeenRows(
             code_gram=to_numpy(statistics.code_gram),

@@ -80,12 +80,12 @@ def test_sklearn_checks(estimator, check):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_check_estimator_passes_whole():
+def test_check_estimator_passes():
     results = check_estimator(FISTADictionaryLearner())
     assert {result["status"] for result in results} <= {"passed", "skipped"}
 
 
-def test_takes_every_parameter_of_both_peers():
+def test_has_every_parameter_of_both_scikit_learn_classes():
     ours = inspect.signature(FISTADictionaryLearner).parameters
     for peer in (DictionaryLearning, MiniBatchDictionaryLearning):
         assert set(inspect.signature(peer).parameters) <= set(ours)
@@ -127,7 +127,7 @@ def test_positivity():
 
 
 @pytest.mark.parametrize(("n_components", "alpha"), [(64, 1.0), (32, 10.0)])
-def test_objective_is_as_low_as_that_of_scikit_learn(n_components, alpha):
+def test_objective_is_as_low_as_scikit_learns(n_components, alpha):
     X = load_digits().data[:300]
     common = {"alpha": alpha, "max_iter": 60, "random_state": 0}
     ours = FISTADictionaryLearner(n_components, **common).fit(X)
@@ -140,7 +140,7 @@ def test_objective_is_as_low_as_that_of_scikit_learn(n_components, alpha):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("fit_algorithm", ["auto", "fista", "cd", "lars"])
 def test_fit_algorithms_agree(fit_algorithm, data):
-    # From the same start each alternates over the same subproblems.
+    # All start from the same dictionary and alternate over the same subproblems.
     model = learner(fit_algorithm=fit_algorithm, max_iter=10).fit(data)
     reference = learner(fit_algorithm="lars", max_iter=10).fit(data)
     assert model.error_[-1] == pytest.approx(reference.error_[-1], rel=0.02)
@@ -165,7 +165,7 @@ def test_mini_batch_counts_steps_and_stops(data):
     assert whole.n_steps_ == 2
 
 
-def test_partial_fit_is_the_mini_batch_step(data):
+def test_partial_fit_does_a_mini_batch_step(data):
     batches = np.array_split(data, 6)
     model = learner()
     for batch in itertools.chain(batches, batches, batches):
@@ -184,7 +184,7 @@ def test_partial_fit_is_the_mini_batch_step(data):
 
 
 @pytest.mark.parametrize("batch_size", [None, 100])
-def test_partial_fit_goes_on_from_fit(data, batch_size):
+def test_partial_fit_continues_from_fit(data, batch_size):
     model = learner(batch_size=batch_size).fit(data)
     before = model.score(data)
     n_steps = model.n_steps_
@@ -217,8 +217,8 @@ def test_start_from_given_dictionary_and_codes(fitted, data):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("batch_size", [None, 50])
-def test_no_pass_keeps_a_given_dictionary(fitted, data, dtype, batch_size):
-    """Atoms of any norm and sign stay to the bit, and unused ones are nobody's fault."""
+def test_without_iterations_a_given_dictionary_is_kept(fitted, data, dtype, batch_size):
+    """Atoms of any norm and sign are kept to the last bit, and unused ones cause no warning."""
     given = np.vstack([fitted.components_ * np.geomspace(0.1, 10, 16)[:, None], np.zeros((9, 12))])
     given = given.astype(dtype)
     model = FISTADictionaryLearner(
@@ -228,13 +228,13 @@ def test_no_pass_keeps_a_given_dictionary(fitted, data, dtype, batch_size):
     np.testing.assert_array_equal(model.components_, given)
     assert model.components_.dtype == dtype and not np.shares_memory(model.components_, given)
     assert model.n_dead_ >= 9 > 0.2 * 25
-    # It is a model of the rows: dictionary, noise variance, prior.
+    # The result is a full model of the rows: dictionary, noise variance and prior.
     assert 0 < model.noise_variance_ < data.var()
     assert np.isfinite(model.score(data.astype(dtype)))
     codes = model.transform(data[:20].astype(dtype))
-    pull = (data[:20] - codes @ given) @ given.T
-    assert np.abs(pull).max() < 0.1 + 0.02
-    # Learning, which goes on from it, is over atoms of unit norm.
+    correlation = (data[:20] - codes @ given) @ given.T
+    assert np.abs(correlation).max() < 0.1 + 0.02
+    # Learning then continues from it, with atoms of unit norm.
     model.set_params(positive_dict=False).partial_fit(data.astype(dtype))
     np.testing.assert_allclose(np.linalg.norm(model.components_, axis=1), 1, rtol=1e-5)
 
@@ -307,7 +307,7 @@ def test_transform_reaches_the_optimum_of_lasso_cd(fitted, data, positive, algor
 @pytest.mark.filterwarnings("ignore:.*ended prematurely.*:RuntimeWarning")
 @pytest.mark.parametrize("algorithm", OURS_AND_THEIRS)
 @pytest.mark.parametrize("split_sign", [False, True])
-def test_every_coder_codes_and_decodes(fitted, data, algorithm, split_sign):
+def test_every_algorithm_codes_and_decodes(fitted, data, algorithm, split_sign):
     model = copy.deepcopy(fitted)
     model.set_params(transform_algorithm=algorithm, split_sign=split_sign)
     codes = model.transform(data)
@@ -319,7 +319,7 @@ def test_every_coder_codes_and_decodes(fitted, data, algorithm, split_sign):
         assert (codes >= 0).all()
     if algorithm in ("auto", "fista", "lasso_lars", "lasso_cd"):
         np.testing.assert_allclose(plain, fitted.transform(data), atol=1e-2)
-    # The score is that of the lasso code, whatever transform does.
+    # The score uses the lasso code, whatever transform does.
     np.testing.assert_array_equal(model.score_samples(data), fitted.score_samples(data))
 
 
@@ -347,7 +347,7 @@ def test_a_row_does_not_depend_on_its_neighbours(data, dtype):
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "fista", "lasso_cd"])
-def test_warns_where_codes_did_not_converge(fitted, data, monkeypatch, algorithm):
+def test_warns_if_codes_did_not_converge(fitted, data, monkeypatch, algorithm):
     monkeypatch.setattr(lasso, "_FINISH_STEPS", 0)
     model = copy.deepcopy(fitted)
     model.set_params(transform_max_iter=3, transform_algorithm=algorithm)
@@ -359,7 +359,7 @@ def test_warns_where_codes_did_not_converge(fitted, data, monkeypatch, algorithm
 # --------------------------------------------------------------- the model and its bound
 
 
-def test_score_is_interior_over_alpha():
+def test_the_best_score_is_at_an_interior_alpha():
     X = sparse_data(n_rows=500, noise=0.1)[0]
     grid = [0.003, 0.03, 0.1, 0.3, 3.0]
     with warnings.catch_warnings():
@@ -392,7 +392,7 @@ def test_unit_of_the_data_does_not_matter(scale, dtype):
     share, model = explained(X, 0.1)
     scaled_share, scaled = explained((scale * X).astype(dtype), scale * 0.1)
     assert scaled_share == pytest.approx(share, abs=1e-3)
-    # From the same dictionary the score moves exactly.
+    # With the same dictionary the score shifts exactly.
     options = {"dict_init": model.components_, "max_iter": 0}
     one = learner(**options).fit(X).score(X)
     other = learner(alpha=scale * 0.1, **options).fit((scale * X).astype(dtype))
@@ -410,8 +410,8 @@ def test_score_is_the_mean_of_float64_bounds(fitted, data):
     assert fitted.score(data) == pytest.approx(fitted.score_samples(data).mean())
 
 
-def test_score_is_below_the_evidence_of_importance_sampling(fitted, data):
-    """The mean of importance weights is p(x): its log must not be below the bound."""
+def test_score_is_below_the_evidence_by_importance_sampling(fitted, data):
+    """The mean importance weight is p(x): its log must not be below the bound."""
     X = data[:5]
     draws = fitted.sample_posterior(X, n_draws=20_000)
     posterior = fitted.posterior(X)
@@ -428,7 +428,7 @@ def test_score_is_below_the_evidence_of_importance_sampling(fitted, data):
     assert np.all(peak + np.log(np.exp(log_weight - peak).mean(0)) > bound)
 
 
-def test_posterior_moments_are_those_of_its_draws(fitted, data):
+def test_posterior_moments_match_its_draws(fitted, data):
     X = data[:4]
     posterior = fitted.posterior(X)
     draws = fitted.sample_posterior(X, n_draws=40_000)
@@ -438,7 +438,7 @@ def test_posterior_moments_are_those_of_its_draws(fitted, data):
     error = 5 * posterior.std / math.sqrt(len(draws))
     np.testing.assert_array_less(np.abs(draws.mean(0) - posterior.mean), error)
     np.testing.assert_allclose(draws.std(0), posterior.std, rtol=0.05)
-    # Mean absolute deviation tells a Laplace law from others.
+    # The mean absolute deviation distinguishes a Laplace distribution from others.
     deviation = np.abs(draws - posterior.mean).mean(0)
     np.testing.assert_allclose(deviation, posterior.std / math.sqrt(2), rtol=0.05)
     np.testing.assert_array_equal(draws[:3], fitted.sample_posterior(X, n_draws=40_000)[:3])
@@ -529,7 +529,7 @@ def test_zero_alpha_codes_but_has_no_score(data):
         model.score(data)
 
 
-def test_lost_objective_is_an_error_and_an_earlier_fit_survives(fitted, data):
+def test_non_finite_objective_is_an_error_and_an_earlier_fit_survives(fitted, data):
     model = copy.deepcopy(fitted)
     huge = (data * 1e25).astype(np.float32)
     with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"values of at most .*scale X"):
@@ -539,14 +539,14 @@ def test_lost_objective_is_an_error_and_an_earlier_fit_survives(fitted, data):
 
 
 @pytest.mark.parametrize("batch_size", [None, 100])
-def test_lost_objective_of_a_first_fit_leaves_no_fit(data, batch_size):
+def test_non_finite_objective_of_a_first_fit_leaves_no_fit(data, batch_size):
     model = learner(batch_size=batch_size)
     with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"values of at most .*scale X"):
         model.fit((data * 1e25).astype(np.float32))
     assert set(vars(model)) == set(model.get_params())
 
 
-def test_lost_objective_of_a_partial_fit_changes_nothing(data):
+def test_non_finite_objective_of_a_partial_fit_changes_nothing(data):
     model = learner().partial_fit(data.astype(np.float32))
     before = copy.deepcopy(model)
     with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"epoch 2.*Scale X down"):
@@ -558,7 +558,7 @@ def test_lost_objective_of_a_partial_fit_changes_nothing(data):
 
 
 @pytest.mark.parametrize("batch_size", [None, 100])
-def test_interrupted_fit_stays_at_the_last_full_epoch(data, batch_size):
+def test_interrupted_fit_keeps_the_last_full_epoch(data, batch_size):
     def interrupt(call):
         if call.get("ii") == 5 or call.get("i") == 20:
             raise KeyboardInterrupt

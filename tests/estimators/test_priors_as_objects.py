@@ -1,4 +1,4 @@
-"""Priors as objects: those of the package are the named ones, and a user's own are trained."""
+"""Priors as objects: the package's match the named priors, and user-defined ones can be trained."""
 
 import copy
 import json
@@ -39,11 +39,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*used by no training row")
 each_class = pytest.mark.parametrize("estimator_class", [ThresholdedVSC, SparseVAE])
 
 
-# --- a family of a user's
+# --- a user-defined family
 
 
 class StudentT(LatentFamily):
-    """Student's t prior, Gaussian posterior: a KL from draws."""
+    """Student's t prior with a Gaussian posterior; the KL is estimated from draws."""
 
     def __init__(self, df=5.0, *, prior_scale=1.0):
         self.df = df
@@ -118,14 +118,14 @@ class NormalPosterior(LatentPosterior):
 
 
 class OwnPosterior(NormalPosterior):
-    """The same, which says that it cannot detach its parameters."""
+    """The same posterior, which says that it cannot detach its parameters."""
 
     def detached(self):
         raise NotImplementedError
 
 
 class NotDetachable(StudentT):
-    """The same, with a posterior that has no ``detached``."""
+    """The same family, with a posterior that has no ``detached``."""
 
     def posterior(self, heads):
         q = super().posterior(heads)
@@ -133,7 +133,7 @@ class NotDetachable(StudentT):
 
 
 class OwnGaussian(StudentT):
-    """Gaussian prior and posterior, with the closed KL."""
+    """Gaussian prior and posterior, with a closed-form KL."""
 
     has_closed_kl = True
 
@@ -151,14 +151,14 @@ class OwnGaussian(StudentT):
 
 
 class ClosedPosterior(NormalPosterior):
-    """Gaussian codes whose prior is Gaussian."""
+    """Gaussian codes with a Gaussian prior."""
 
     def kl(self, draws=None):
         q = distributions.Normal(self.loc, self.scale)
         return distributions.kl_divergence(q, self.family.prior(self.loc))
 
 
-# --- named priors and the objects that they stand for
+# --- named priors and the equivalent objects
 
 SPIKES = {"prior": "spike_slab", "density": 0.2, "prior_scale": 1.5, "slab": "laplace"}
 
@@ -174,7 +174,7 @@ def gamma(**changed):
 GAMMA = {"density": 0.2, "threshold_shape": 4.0, "prior_scale": 1.5}
 FIXED = {"threshold": 0.6, "threshold_prior": None}
 PAIRS = {
-    # Objects, parameters that name the same family, and parameters that both have.
+    # The class, the object, the parameters that name the same family, and shared parameters.
     "gaussian": (SparseVAE, Continuous(), {"prior": "gaussian"}, {}),
     "laplace": (SparseVAE, Continuous("laplace", prior_scale=0.7), {"prior_scale": 0.7}, {}),
     "laplace exact": (SparseVAE, Continuous("laplace"), {}, {"decoder": "linear"}),
@@ -211,7 +211,12 @@ PAIRS = {
         SPIKES,
         {"gradient": "straight_through"},
     ),
-    "spikes told": (SparseVAE, spikes(), SPIKES, {"gradient": "straight_through"}),
+    "spikes, parameter": (
+        SparseVAE,
+        spikes(),
+        SPIKES,
+        {"gradient": "straight_through"},
+    ),
     **{
         f"spikes {gradient}": (SparseVAE, spikes(), SPIKES, {"gradient": gradient, "n_draws": 2})
         for gradient in SCORE_GRADIENTS
@@ -236,7 +241,7 @@ PAIRS = {
         GAMMA | {"threshold_kl_weight": 0.5},
         {"gradient": "straight_through", "noise_warmup": 0.5},
     ),
-    "gamma told": (
+    "gamma, parameter": (
         ThresholdedVSC,
         gamma(training_kl="base"),
         GAMMA | {"kl": "base"},
@@ -256,12 +261,12 @@ PAIRS = {
 @pytest.fixture(params=PAIRS)
 def pair(request):
     estimator_class, prior, named, shared = PAIRS[request.param]
-    quiet = {"score_draws": 4} | TINY | shared
-    return estimator_class(prior=prior, **quiet), estimator_class(**(quiet | named))
+    common = {"score_draws": 4} | TINY | shared
+    return estimator_class(prior=prior, **common), estimator_class(**(common | named))
 
 
 @pytest.mark.filterwarnings("ignore:.*do not apply to training", "ignore:.*decodes to values")
-def test_objects_fit_as_the_names_of_the_same_family(pair):
+def test_objects_fit_like_the_names_of_the_same_family(pair):
     ours, named = (estimator.fit(X) for estimator in pair)
     weights = named.module_.state_dict()
     assert ours.module_.state_dict().keys() == weights.keys()
@@ -276,19 +281,19 @@ def test_objects_fit_as_the_names_of_the_same_family(pair):
         assert ours.threshold_ == named.threshold_
 
 
-def test_objects_of_one_class_serve_the_other():
-    """A spike and slab is a prior of ThresholdedVSC, and thresholds are one of SparseVAE."""
-    quiet = TINY | {"decoder": "linear", "gradient": "exact"}
-    thresholded = ThresholdedVSC(prior=spikes(), **quiet).fit(X)
-    sparse = SparseVAE(prior=spikes(), **quiet).fit(X)
+def test_each_class_takes_the_priors_of_the_other():
+    """ThresholdedVSC takes a spike-and-slab prior, and SparseVAE takes a thresholded one."""
+    common = TINY | {"decoder": "linear", "gradient": "exact"}
+    thresholded = ThresholdedVSC(prior=spikes(), **common).fit(X)
+    sparse = SparseVAE(prior=spikes(), **common).fit(X)
     assert_array_equal(thresholded.transform(X), sparse.transform(X))
     assert math.isnan(thresholded.threshold_)
-    one, other = ThresholdedVSC(prior=gamma(), **quiet), SparseVAE(prior=gamma(), **quiet)
+    one, other = ThresholdedVSC(prior=gamma(), **common), SparseVAE(prior=gamma(), **common)
     assert_array_equal(one.fit(X).transform(X), other.fit(X).transform(X))
 
 
 def test_gates_of_integrated_thresholds_learn_by_score_functions():
-    """They are those of a spike and slab, whose temperature REBAR's control variate has."""
+    """These are the gates of a spike and slab, whose temperature REBAR's control variate uses."""
     for gradient in SCORE_GRADIENTS:
         model = SparseVAE(prior=gamma(), gradient=gradient, n_draws=2, **TINY).fit(X)
         assert np.isfinite(model.score(X))
@@ -300,7 +305,7 @@ def test_gates_of_integrated_thresholds_learn_by_score_functions():
 
 @each_class
 @pytest.mark.parametrize("make", [spikes, gamma, StudentT])
-def test_the_object_is_left_as_it_is(estimator_class, make):
+def test_the_object_is_left_unchanged(estimator_class, make):
     prior = make()
     prior.temperature = 3.0
     before = copy.deepcopy(vars(prior))
@@ -308,7 +313,7 @@ def test_the_object_is_left_as_it_is(estimator_class, make):
     model.fit(X).partial_fit(X).transform(X)
     assert model.prior is prior and model.module_.family is not prior
     assert vars(prior) == before
-    # The copy of relaxed gates has cooled.
+    # In the copy, training has lowered the temperature of relaxed gates.
     if make is not StudentT:
         assert model.module_.family.temperature == 0.5
 
@@ -326,7 +331,7 @@ def test_auto_keeps_the_gradient_of_the_object():
         assert model.module_.family.gradient == gradient
 
 
-# --- scikit-learn's manners
+# --- scikit-learn's conventions
 
 
 @each_class
@@ -350,7 +355,7 @@ def test_parameters_and_clones(estimator_class):
     ],
 )
 def test_search_over_names_and_objects(estimator_class, priors):
-    # Parameters of named priors do not disturb objects.
+    # Parameters of named priors do not affect objects.
     grid = {"prior": priors, "density": [0.1, 0.3]}
     search = GridSearchCV(estimator_class(**TINY), grid, cv=2, error_score="raise").fit(X)
     scores = search.cv_results_["mean_test_score"].reshape(2, len(priors))
@@ -378,7 +383,7 @@ def test_search_over_names_and_objects(estimator_class, priors):
 def test_repr(prior, text):
     assert repr(prior) == text
     assert repr(SparseVAE(prior=prior)) == f"SparseVAE(prior={text})"
-    assert repr(eval(text)) == text  # the arguments are those of the constructor
+    assert repr(eval(text)) == text  # it is a valid call of the constructor
 
 
 def test_repr_of_a_family_that_keeps_its_arguments_elsewhere():
@@ -391,16 +396,16 @@ def test_repr_of_a_family_that_keeps_its_arguments_elsewhere():
         Hidden(4.0).arguments()
 
 
-def test_arguments_are_the_given_ones_after_use():
-    """A threshold that follows from the density is no argument."""
+def test_arguments_are_unchanged_after_use():
+    """A threshold that follows from the density is not an argument."""
     prior = gamma()
     assert prior.threshold > 0 and prior.arguments()["threshold"] is None
 
 
-# --- a user's own family
+# --- training a user-defined family
 
 
-def test_the_family_of_this_file_is_right():
+def test_the_family_of_this_file_is_correct():
     family = StudentT(5.0)
     codes = family.sample_prior((20_000,), torch.Generator().manual_seed(0), torch.float64)
     assert stats.kstest(codes, stats.t(5).cdf).pvalue > 1e-3
@@ -416,7 +421,7 @@ def test_the_family_of_this_file_is_right():
 @pytest.mark.parametrize("gradient", ["auto", "gumbel_softmax"])
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
 @pytest.mark.parametrize("make", [StudentT, NotDetachable])
-def test_own_families_train(estimator_class, decoder, gradient, objective, make):
+def test_user_defined_families_train(estimator_class, decoder, gradient, objective, make):
     options = {"decoder": decoder, "gradient": gradient, "objective": objective, "n_draws": 2}
     options |= {"max_iter": 20, "learning_rate_init": 0.02, "score_draws": 8}
     model = estimator_class(prior=make(), **(TINY | options))
@@ -429,21 +434,21 @@ def test_own_families_train(estimator_class, decoder, gradient, objective, make)
     assert model.sample(4).shape == (4, 8)
 
 
-def test_own_families_with_a_closed_kl_are_trained_exactly():
-    """The same model as a named Gaussian prior, which trains and scores without draws."""
-    quiet = TINY | {"decoder": "linear", "gradient": "exact", "max_iter": 4}
-    ours, named = (SparseVAE(prior=prior, **quiet).fit(X) for prior in (OwnGaussian(), "gaussian"))
+def test_user_defined_families_with_a_closed_kl_are_trained_exactly():
+    """The model is that of a named Gaussian prior, which trains and scores without draws."""
+    common = TINY | {"decoder": "linear", "gradient": "exact", "max_iter": 4}
+    ours, named = (SparseVAE(prior=prior, **common).fit(X) for prior in (OwnGaussian(), "gaussian"))
     np.testing.assert_allclose(ours.score_samples(X), named.score_samples(X), rtol=1e-9)
     with pytest.raises(ValueError, match=r"closed form, which prior=StudentT\(\) does not have"):
-        SparseVAE(prior=StudentT(), **quiet).fit(X)
+        SparseVAE(prior=StudentT(), **common).fit(X)
 
 
-def test_doubly_reparameterised_where_the_posterior_can_be_detached():
-    """A dataclass of tensors is detached without a method of its own; others train as before."""
-    quiet = TINY | {"objective": "iwae", "n_draws": 4, "score_draws": 4}
+def test_doubly_reparameterised_if_the_posterior_can_be_detached():
+    """A dataclass of tensors needs no ``detached`` of its own; others train as before."""
+    common = TINY | {"objective": "iwae", "n_draws": 4, "score_draws": 4}
 
     def codes(prior, gradient):
-        model = SparseVAE(prior=prior, gradient_of_bound=gradient, **quiet)
+        model = SparseVAE(prior=prior, gradient_of_bound=gradient, **common)
         return model.fit(X).transform(X)
 
     standard = codes(StudentT(), "standard")
@@ -471,11 +476,11 @@ def test_detached_is_the_same_distribution_without_gradients(family):
 
 
 def test_detached_does_not_guess():
-    """Parameters inside other objects would keep their gradient unseen."""
+    """Parameters inside other objects would silently keep their gradients."""
 
     @dataclass(frozen=True)
     class Nested(NormalPosterior):
-        law: distributions.Distribution
+        distribution: distributions.Distribution
 
     q = Nested(StudentT(), torch.zeros(1, 1), torch.ones(1, 1), distributions.Normal(0.0, 1.0))
     with pytest.raises(NotImplementedError, match="Nested has no 'detached': return the same"):
@@ -490,7 +495,7 @@ def test_detached_does_not_guess():
 
 
 @each_class
-def test_learning_goes_on_with_an_own_family(estimator_class):
+def test_training_continues_with_a_user_defined_family(estimator_class):
     model = estimator_class(prior=StudentT(), **(TINY | {"max_iter": 3}))
     model.partial_fit(X).partial_fit(X)
     assert model.n_iter_ == 2
@@ -499,7 +504,7 @@ def test_learning_goes_on_with_an_own_family(estimator_class):
     assert warm.fit(X).n_iter_ == 4 and warm.score(X) != first
 
 
-# --- parameters that do not go together
+# --- incompatible parameters
 
 
 @pytest.mark.parametrize(
@@ -584,12 +589,12 @@ def test_refused_combinations_of_thresholded(prior, params, message):
         (lambda: Continuous(posterior=3), "posterior must be one of .* got 3"),
     ],
 )
-def test_families_refuse_wrong_arguments(make, message):
+def test_families_refuse_invalid_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-# --- pickle, and files without it
+# --- pickle, and files that do not use it
 
 
 @each_class
@@ -631,7 +636,7 @@ def test_families_of_the_package_are_saved(estimator_class, prior, decoder, tmp_
 
 
 @each_class
-def test_own_families_are_given_to_load_again(estimator_class, tmp_path):
+def test_user_defined_families_are_passed_to_load(estimator_class, tmp_path):
     model = estimator_class(prior=StudentT(4.0), score_draws=4, **TINY).fit(X)
     model.save(tmp_path / "model")
     prior = StudentT(4.0)
@@ -667,7 +672,7 @@ def test_superfluous_objects_are_refused(estimator_class, tmp_path):
             load(tmp_path / "model", prior=gamma())
 
 
-def test_subclasses_of_the_packages_families_are_own_classes(tmp_path):
+def test_subclasses_of_the_packages_families_are_user_defined(tmp_path):
     class SpikeSlab_(SpikeSlab):  # noqa: N801
         pass
 
@@ -682,7 +687,7 @@ def test_subclasses_of_the_packages_families_are_own_classes(tmp_path):
 
 @pytest.mark.parametrize("prior", [spikes(), StudentT()])
 def test_changed_and_replaced_objects_are_not_saved(prior, tmp_path):
-    """The file would describe another model than the one that was trained."""
+    """The file would describe a different model from the one that was trained."""
     model = SparseVAE(prior=copy.deepcopy(prior), **TINY).fit(X)
     model.prior.prior_scale = 7.0
     with pytest.raises(ValueError, match="'prior' has been replaced since fit, or changed"):
@@ -690,12 +695,12 @@ def test_changed_and_replaced_objects_are_not_saved(prior, tmp_path):
     model.set_params(prior="laplace")
     with pytest.raises(ValueError, match="'prior' has been replaced since fit, or changed"):
         model.save(tmp_path / "model")
-    # An equal one makes the same model.
+    # An equal object gives the same model.
     model.set_params(prior=copy.deepcopy(prior)).save(tmp_path / "model")
 
 
 def _tampered(folder, written):
-    """Write another prior into a file, with a right checksum."""
+    """Write another prior into a file, with a correct checksum."""
     config, tensors = read_folder(folder)
     config["parameters"]["prior"] = written
     write_folder(folder, config, tensors)
@@ -722,20 +727,20 @@ def _tampered(folder, written):
             {"object": {"class": "SpikeSlab", "arguments": {"density": {"code": "1"}}}},
             "cannot be a SpikeSlab of these arguments",
         ),
-        # Another family than the weights are of, or none at all.
+        # A family that does not match the weights, or not a family at all.
         ({"object": {"class": "Continuous", "arguments": {}}}, "module_.heads"),
         ({"object": {"class": "GaussianLikelihood", "arguments": {}}}, "The 'prior' parameter of"),
         ({"dict": {"module": "prior"}}, "The 'prior' parameter of"),
     ],
 )
-def test_made_up_objects_are_refused(written, message, tmp_path):
+def test_tampered_objects_are_refused(written, message, tmp_path):
     SparseVAE(prior=spikes(), **TINY).fit(X).save(tmp_path / "model")
     _tampered(tmp_path / "model", written)
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "model")
 
 
-def test_files_hold_the_arguments_in_plain_sight(tmp_path):
+def test_files_hold_the_arguments_in_readable_form(tmp_path):
     for prior in (spikes(), StudentT(4.0)):
         SparseVAE(prior=prior, **TINY).fit(X).save(tmp_path / "model")
         config = json.loads((tmp_path / "model" / "config.json").read_text())

@@ -35,12 +35,12 @@ def scvae(n_components=16, **params):
 
 @pytest.fixture(scope="module")
 def images():
-    """A fit of images and the images."""
+    """A model fitted to images, and the images."""
     return SCVAE(**IMAGES).fit(DIGITS[:60]), DIGITS[:60].reshape(-1, 1, 8, 8)
 
 
 def latents_of(model, X):
-    """Latent vectors, amplitudes and unit atoms of rows, as arrays."""
+    """Latent vectors and amplitudes of rows, and atoms of unit norm, as arrays."""
     module = model.module_
     with torch.no_grad():
         latents = module.latents(model._units.to_model(X, torch.device("cpu")).double())
@@ -87,14 +87,14 @@ def test_codes_are_those_of_a_lasso_on_latent_vectors():
     for latent, amplitude in zip(latents[:, 0], amplitudes[:, 0], strict=True):
         expected = lasso.fit(atoms.T, latent).coef_
         assert_allclose(amplitude, expected, atol=2e-3 * np.abs(expected).max())
-    # Codes are amplitudes in one unit.
+    # Codes are amplitudes in a common unit.
     codes = model.transform(DIGITS[:20])
     assert_array_equal(codes != 0, amplitudes[:, 0] != 0)
     ratio = (amplitudes[:, 0] / np.where(codes == 0, 1, codes))[codes != 0]
     assert_allclose(ratio, ratio[0], rtol=1e-6)
 
 
-def test_thresholds_of_the_coder_are_alpha_and_stay():
+def test_thresholds_of_the_coder_stay_at_alpha():
     model = scvae(alpha=0.7).fit(DIGITS)
     assert_allclose(model.module_.heads.thresholds.detach(), 0.7, rtol=1e-5)
 
@@ -110,7 +110,7 @@ def test_every_atom_is_used():
 
 
 @pytest.mark.filterwarnings("default")
-def test_idle_atoms_turn_to_what_is_coded_worst():
+def test_idle_atoms_are_turned_to_the_largest_residuals():
     module = scvae(max_iter=2).fit(DIGITS).module_.float().train()
     x, generator = torch.randn(5, 64), torch.Generator()
     module.n_idle_rows.zero_()
@@ -136,7 +136,7 @@ def test_idle_atoms_turn_to_what_is_coded_worst():
     assert (module.n_idle_rows[idle] <= 5).all()
 
 
-def test_dead_atoms_are_warned_of_with_a_cure():
+def test_warning_about_dead_atoms_suggests_a_remedy():
     with pytest.warns(UserWarning, match="lower n_components or alpha"):
         model = scvae(alpha=50.0).fit(DIGITS)
     assert model.n_dead_ > 3 and np.isfinite(model.score(DIGITS))
@@ -149,7 +149,7 @@ def test_mean_and_map_are_the_code_and_draws_lie_around_it():
     assert_array_equal(model.set_params(transform_method="mean").transform(DIGITS), codes)
     posterior = model.posterior(DIGITS)
     assert (posterior.inclusion == 1).all()
-    # One scale for each atom, whatever the row.
+    # Each atom has one scale, the same for all rows.
     assert_allclose(posterior.std, np.broadcast_to(posterior.std[0], codes.shape))
     assert len(np.unique(posterior.std[0])) == 16
     assert (model.sample_posterior(DIGITS, 2) != 0).all()
@@ -159,7 +159,7 @@ def test_mean_and_map_are_the_code_and_draws_lie_around_it():
 
 
 def log_evidence(model, X):
-    """Log p(x) by quadrature, of one code with a Laplace prior of scale one."""
+    """Log p(x) by quadrature, for one code with a Laplace prior of scale one."""
     panels = np.linspace(-40, 40, 4001)
     nodes, weights = np.polynomial.legendre.leggauss(5)
     half = (panels[1] - panels[0]) / 2
@@ -192,7 +192,7 @@ def test_score_is_below_log_p_and_close(likelihood):
     assert_allclose(tighter.mean(), truth.mean(), atol=0.1)
 
 
-def test_score_is_the_bound_of_the_laws_that_it_names():
+def test_score_is_the_bound_of_the_documented_distributions():
     model = scvae(4, score_draws=4000, max_iter=10).fit(DIGITS)
     X = DIGITS[:3]
     posterior, s2 = model.posterior(X), model.noise_variance_
@@ -234,7 +234,7 @@ def test_no_gradient_of_the_scales_reaches_the_networks():
     assert moved == {"log_spread", "decoder.log_unit", "likelihood.log_noise_variance"}
 
 
-def test_training_trains_scales_by_the_bound_and_the_decoder_by_code_and_draws():
+def test_scales_train_on_the_bound_and_the_decoder_on_codes_and_draws():
     module = scvae(max_iter=2).fit(DIGITS).module_.float()
     x = torch.randn(5, 64)
 
@@ -262,7 +262,7 @@ def test_training_trains_scales_by_the_bound_and_the_decoder_by_code_and_draws()
         assert_allclose(trained[name], halves[name], rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_penalty_that_warms_up_has_its_value_and_less_slope():
+def test_warm_up_of_the_penalty_changes_its_gradient_but_not_its_value():
     module = scvae(max_iter=2).fit(DIGITS).module_.float()
     x, bounds, slopes = torch.randn(5, 64), [], []
     for weight in (0.0, 0.5, 1.0):
@@ -277,7 +277,7 @@ def test_penalty_that_warms_up_has_its_value_and_less_slope():
     assert not np.allclose(slopes[0], slopes[2], rtol=0.01)
 
 
-def test_attention_shares_a_weight_of_one_and_is_detached():
+def test_attention_weights_sum_to_one_and_are_detached():
     module = scvae(max_iter=1).fit(DIGITS).module_
     distance = torch.rand(5, 7, requires_grad=True)
     weights = module._position_weights(distance)
@@ -312,7 +312,7 @@ class Doubled(nn.Module):
         return 2 * self.linear(x)
 
 
-def test_networks_of_ones_own():
+def test_user_defined_networks():
     torch.manual_seed(0)
     model = scvae(encoder=Doubled(64, 7), decoder=Doubled(5, 64), latent_size=5).fit(DIGITS)
     assert isinstance(model.module_.decoder.network, Doubled)
@@ -353,7 +353,7 @@ def test_bad_parameters_are_named(name, value):
         ({"likelihood": "bernoulli"}, r"needs X in \[0, 1\]"),
     ],
 )
-def test_what_does_not_go_together(params, message):
+def test_incompatible_parameters_are_refused(params, message):
     with pytest.raises(ValueError, match=message):
         SCVAE(**params).fit(DIGITS)
 
@@ -361,7 +361,7 @@ def test_what_does_not_go_together(params, message):
 # -------------------------------------------------------------------------------- images
 
 
-def test_images_in_grids_out(images):
+def test_images_give_grids_of_codes(images):
     model, X = images
     assert model.grid_shape_ == (2, 2)
     grid = model.transform_grid(X)
@@ -380,14 +380,14 @@ def test_images_in_grids_out(images):
     assert model.sample_posterior(X[:4], 2).shape == (2, 4, 24)
 
 
-def test_images_with_axes_train_as_flat_rows(images):
+def test_images_with_axes_train_like_flat_rows(images):
     model, X = images
     other = clone(model).fit(X)
     assert_array_equal(other.transform(X), model.transform(X))
     assert other.score(X[:9]) == model.score(X[:9])
 
 
-def test_an_image_does_not_depend_on_those_beside_it(images):
+def test_an_image_does_not_depend_on_other_images(images):
     model, X = images
     assert_allclose(model.transform(X[3:5]), model.transform(X)[3:5], atol=1e-9)
     assert_allclose(model.score_samples(X[3:5]), model.score_samples(X[:9])[3:5], rtol=1e-9)
@@ -396,7 +396,7 @@ def test_an_image_does_not_depend_on_those_beside_it(images):
 def test_each_position_codes_its_own_part_of_the_image(images):
     model, X = images
     changed = X.copy()
-    # Far from the last position, but for what normalisation spreads.
+    # Far from the last position, which it only reaches through normalisation.
     changed[:, :, :1, :1] += 8
     moved = np.abs(model.transform_grid(changed) - model.transform_grid(X)).sum((0, 3))
     assert moved[0, 0] > 3 * moved[1, 1]

@@ -1,4 +1,4 @@
-"""Sparse codes with a dictionary that is given: scikit-learn's codes, without its restrictions."""
+"""Sparse coding with a given dictionary: scikit-learn's codes, without its restrictions."""
 
 import copy
 import inspect
@@ -33,7 +33,7 @@ ALGORITHMS = THEIRS + LASSO
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 each_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
-# scikit-learn's coders warn of dependent atoms in ways of their own.
+# scikit-learn's coders have their own warnings about dependent atoms.
 pytestmark = pytest.mark.filterwarnings("ignore:.*dependence in the dictionary.*:RuntimeWarning")
 
 
@@ -63,7 +63,7 @@ def objective(X, codes, dictionary, alpha):
 
 
 def ricker_wavelets(n_samples, n_components, widths):
-    """Wavelets at evenly spaced places; neighbours are nearly collinear."""
+    """Wavelets at evenly spaced positions; neighbours are nearly collinear."""
     x = np.arange(n_samples)
     parts = []
     for width in widths:
@@ -81,7 +81,7 @@ def ricker_wavelets(n_samples, n_components, widths):
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("alpha", [None, 0.1, 2.0])
 @pytest.mark.parametrize("algorithm", ["lasso_lars", "lasso_cd", "threshold"])
-def test_codes_of_a_penalty_are_scikit_learns(algorithm, alpha, positive, seed):
+def test_codes_for_a_penalty_match_scikit_learn(algorithm, alpha, positive, seed):
     # Fewer atoms than features: then scikit-learn's descent converges too.
     X, dictionary = problem(n_components=12, seed=seed)
     params = {
@@ -99,14 +99,14 @@ def test_codes_of_a_penalty_are_scikit_learns(algorithm, alpha, positive, seed):
         X, dictionary, algorithm=algorithm, alpha=alpha, positive=positive, max_iter=10_000
     )
     if seed != 1:
-        # To the default tolerance of the duality gap.
+        # Up to the default tolerance of the duality gap.
         assert_allclose(encoded, theirs, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("n_nonzero", [None, 1, 4])
 @pytest.mark.parametrize("algorithm", ["omp", "lars"])
-def test_codes_of_a_number_are_scikit_learns(algorithm, n_nonzero, seed):
+def test_codes_for_a_number_of_nonzeros_match_scikit_learn(algorithm, n_nonzero, seed):
     X, dictionary = problem(seed=seed)
     params = {
         "transform_algorithm": algorithm,
@@ -124,7 +124,7 @@ def test_codes_of_a_number_are_scikit_learns(algorithm, n_nonzero, seed):
     assert_allclose(encoded, split, rtol=1e-10, atol=1e-10)
 
 
-def test_parameters_and_defaults_are_scikit_learns():
+def test_parameters_and_defaults_match_scikit_learn():
     for ours, theirs in (
         (SparseCoder, decomposition.SparseCoder),
         (sparse_encode, decomposition.sparse_encode),
@@ -159,14 +159,14 @@ def test_precomputed_products_are_used(algorithm, n_jobs):
     found = sparse_encode(X, DICTIONARY, gram=gram, cov=cov, **params)
     assert_allclose(found, expected, atol=1e-10)
     assert_array_equal(cov, kept)
-    # Other products are other problems: they are not computed anew.
+    # Wrong products give different codes, which shows that they are not recomputed.
     other = sparse_encode(X, DICTIONARY, gram=gram, cov=2 * cov, copy_cov=False, **params)
     assert np.abs(other - expected).max() > 0.1
 
 
 @pytest.mark.parametrize("algorithm", LASSO)
-def test_codes_to_start_from(algorithm):
-    """Of two atoms that are the same, the one that the code starts with stays in use."""
+def test_initial_codes(algorithm):
+    """Of two identical atoms, the one that the initial code uses stays in use."""
     twice = np.vstack([DICTIONARY[:1], DICTIONARY[:1]])
     row = 3 * DICTIONARY[:1]
     solved = sparse_encode(row, twice, algorithm=algorithm, alpha=0.1).sum()
@@ -181,13 +181,13 @@ def test_codes_to_start_from(algorithm):
 
 
 def assert_optimal(X, codes, dictionary, alpha, rtol=1e-7, positive=False):
-    """The conditions of Karush, Kuhn and Tucker, for atoms of any norm."""
-    pull = np.where(np.isnan(X), 0, X - codes @ dictionary) @ dictionary.T
+    """Check the Karush-Kuhn-Tucker conditions, for atoms of any norm."""
+    correlation = np.where(np.isnan(X), 0, X - codes @ dictionary) @ dictionary.T
     scale = rtol * np.abs(np.nan_to_num(X) @ dictionary.T).max()
-    assert (pull if positive else np.abs(pull)).max() <= alpha + scale
+    assert (correlation if positive else np.abs(correlation)).max() <= alpha + scale
     on = codes != 0
     assert on.any()
-    assert_allclose(pull[on], alpha * np.sign(codes[on]), atol=scale)
+    assert_allclose(correlation[on], alpha * np.sign(codes[on]), atol=scale)
 
 
 @pytest.mark.parametrize("algorithm", LASSO)
@@ -204,7 +204,7 @@ def test_lasso_is_solved_for_atoms_of_any_norm(algorithm, missing):
 @pytest.mark.parametrize("widths", [(30,), (3, 10, 30, 100)])
 @each_dtype
 def test_lasso_of_nearly_collinear_atoms(widths, positive, dtype):
-    """scikit-learn's descent does not get there; ours ends at the optimum."""
+    """scikit-learn's descent stops before the optimum; ours reaches it."""
     dictionary = ricker_wavelets(256, 84, widths)
     signal = np.where(np.arange(256) < 64, 3.0, -1.0)[None] * [[1.0], [0.3], [-2.0]]
     alpha = 0.1
@@ -260,13 +260,13 @@ def test_without_a_penalty_the_fit_is_least_squares():
 
 
 @pytest.mark.parametrize("algorithm", LASSO)
-def test_a_large_penalty_leaves_nothing(algorithm):
+def test_a_large_penalty_gives_zero_codes(algorithm):
     alpha = np.abs(X @ DICTIONARY.T).max()
     assert not sparse_encode(X, DICTIONARY, algorithm=algorithm, alpha=alpha * 1.0001).any()
     assert sparse_encode(X, DICTIONARY, algorithm=algorithm, alpha=alpha * 0.99).any()
 
 
-def test_unfinished_codes_warn():
+def test_codes_that_did_not_converge_warn():
     coder = SparseCoder(
         DICTIONARY, transform_algorithm="fista", transform_alpha=1e-3, transform_max_iter=0
     )
@@ -281,7 +281,7 @@ def test_unfinished_codes_warn():
 
 @pytest.mark.parametrize("algorithm", ["omp", "lars"])
 def test_greedy_codes_without_a_gram_matrix(algorithm, monkeypatch):
-    """Few rows have the codes of many rows, by fewer inner products."""
+    """A few rows get the same codes as many rows, with fewer inner products."""
     rows, dictionary = problem(n_components=200, n_features=30)
     params = {"algorithm": algorithm, "n_nonzero_coefs": 2}
     expected = decomposition.sparse_encode(rows[:1], dictionary, **params)
@@ -317,7 +317,7 @@ def test_least_angle_regression_of_one_row(positive, dtype, monkeypatch):
 @pytest.mark.parametrize("positive", [False, True])
 @each_dtype
 def test_lasso_without_a_gram_matrix(positive, dtype, monkeypatch):
-    """Few rows have the exact codes that many rows have."""
+    """A few rows get the same exact codes as many rows."""
     rows, dictionary = problem(n_components=300, n_features=30)
     coder = SparseCoder(
         dictionary, transform_algorithm="lasso_cd", transform_alpha=2.0, positive_code=positive
@@ -339,14 +339,14 @@ def test_lasso_without_a_gram_matrix(positive, dtype, monkeypatch):
     assert_optimal(rows[:9], found, dictionary, 2.0, rtol, positive)
     coder.transform(rows)
     assert calls == [9]
-    # A search that does not end leaves the rows to descent.
+    # Rows whose search does not finish are left to coordinate descent.
     monkeypatch.setattr(solve, "search_from_zero", lambda X, V, *_, **__: X @ V.T)
     assert_allclose(coder.transform(rows[:9]), found, atol=1e-9 if dtype == np.float64 else 1e-4)
 
 
 @each_algorithm
 @each_dtype
-def test_a_row_does_not_depend_on_the_rows_beside_it(algorithm, dtype):
+def test_a_row_does_not_depend_on_other_rows(algorithm, dtype):
     rows = with_missing(X).astype(dtype)
     coder = SparseCoder(DICTIONARY, transform_algorithm=algorithm, transform_alpha=0.5)
     codes = coder.transform(rows)
@@ -355,12 +355,12 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(algorithm, dtype):
         assert_allclose(coder.transform(rows[pick]), codes[pick], atol=tolerance)
 
 
-# ------------------------------------------------------------------------- what is missing
+# ------------------------------------------------------------------------- missing entries
 
 
 @each_algorithm
-def test_missing_entries_do_not_count(algorithm):
-    """A row with missing entries has the codes of the shorter row under shorter atoms."""
+def test_missing_entries_are_ignored(algorithm):
+    """A row with missing entries has the code of its observed features alone."""
     rows = with_missing(X)
     params = {"alpha": 0.5, "n_nonzero_coefs": 2, "algorithm": algorithm}
     codes = sparse_encode(rows, DICTIONARY, **params)
@@ -380,8 +380,8 @@ def test_missing_entries_do_not_count(algorithm):
     assert np.isfinite(filled).all()
 
 
-def test_missing_entries_beside_precomputed_products():
-    """Rows without missing entries use the products; they cannot hold for the others."""
+def test_missing_entries_with_precomputed_products():
+    """Complete rows use the products, which do not hold for the others."""
     rows = with_missing(X)
     gram, cov = DICTIONARY @ DICTIONARY.T, DICTIONARY @ rows.T
     whole = ~np.isnan(rows).any(1)
@@ -425,7 +425,7 @@ def test_stateless(algorithm, dtype):
     assert_allclose(rows, codes @ DICTIONARY, rtol=1e-3, atol=1e-3)
 
 
-def test_the_dictionary_is_what_was_given():
+def test_the_dictionary_is_kept_as_given():
     given = DICTIONARY.copy()
     given.flags.writeable = False
     coder = SparseCoder(given).fit(X)
@@ -436,12 +436,12 @@ def test_the_dictionary_is_what_was_given():
     assert whole.components_.dtype == np.float64
     assert whole.transform(np.ones((2, 3))).shape == (2, 2)
     assert SparseCoder(np.float32(given)).components_.dtype == np.float32
-    # It may be exchanged at any time.
+    # It can be replaced at any time.
     assert coder.set_params(dictionary=given[:5]).transform(X).shape == (30, 5)
 
 
 @pytest.mark.parametrize("bad", [[[1, np.nan]], [[np.inf, 1]], [1, 2], np.zeros((0, 3)), "text"])
-def test_bad_dictionaries_are_named(bad):
+def test_bad_dictionaries_are_refused(bad):
     for call in (SparseCoder(bad).transform, SparseCoder(bad).fit, lambda X: sparse_encode(X, bad)):
         with pytest.raises(ValueError, match=r"dictionary|Expected 2D array|Found array with 0"):
             call(np.ones((2, 2)))
@@ -537,7 +537,7 @@ def test_copies_give_the_same_codes(tmp_path):
         assert_array_equal(other.transform(X), codes)
 
 
-def test_a_dictionary_alone_is_no_model():
+def test_a_dictionary_alone_is_not_a_model():
     coder = SparseCoder(DICTIONARY).fit(X)
     for name in ("score", "score_samples", "posterior", "sample_posterior", "sample"):
         assert not hasattr(coder, name)
@@ -545,7 +545,7 @@ def test_a_dictionary_alone_is_no_model():
     assert not hasattr(coder, "noise_variance_")
     with pytest.raises(TypeError, match="posterior_collapse needs"):
         posterior_collapse(coder, X)
-    # With a noise variance, which needs rows, it is one: the same codes, and a score.
+    # A noise variance, estimated from rows, makes it a model: the same codes, and a score.
     learner = FISTADictionaryLearner(dict_init=DICTIONARY, alpha=0.5, max_iter=0).fit(X)
     assert_allclose(
         learner.transform(X),
@@ -610,7 +610,7 @@ def test_without_dispatch_numpy_comes_out():
 
 # ------------------------------------------------------------------------- scikit-learn's checks
 
-# Rows of scikit-learn's checks have as many features as it says for its own class.
+# Dictionaries that match the number of features in each of scikit-learn's checks.
 _instances = pytest.importorskip("sklearn.utils._test_common.instance_generator")
 _CHECKED = _instances.PER_ESTIMATOR_CHECK_PARAMS[decomposition.SparseCoder]
 _USUAL = _instances.INIT_PARAMS[decomposition.SparseCoder]

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training 
 DIGITS = load_digits().data[:300]
 SMALL = {"max_iter": 3, "hidden_layer_sizes": (8,), "random_state": 0}
 
-# Each prior with each posterior that goes with it.
+# Each prior with each compatible posterior.
 PRIORS = {
     "gaussian": {"prior": "gaussian"},
     "gaussian_laplace": {"prior": "gaussian", "posterior_family": "laplace"},
@@ -88,26 +88,26 @@ def test_default_passes_check_estimator():
 # ----------------------------------------------------------------------------- the bound
 
 
-def prior_law(model):
-    """Nodes and weights of the prior of one code away from zero, and its mass at zero."""
+def prior_quadrature(model):
+    """Quadrature nodes and weights of one code's prior away from zero, and its mass at zero."""
     spikes = model.prior == "spike_slab"
-    law = {"gaussian": stats.norm, "laplace": stats.laplace, "cauchy": stats.cauchy}[
+    distribution = {"gaussian": stats.norm, "laplace": stats.laplace, "cauchy": stats.cauchy}[
         model.slab if spikes else model.prior
     ]
-    # Panels in the logarithm of the code, far out; a Laplace law has its kink at the end of one.
-    reach = 15 if law is stats.cauchy else 6
+    # Far out the panels are logarithmic; the kink of a Laplace density lies between two panels.
+    reach = 15 if distribution is stats.cauchy else 6
     x, w = np.polynomial.legendre.leggauss(10)
     panels = np.arange(-2 * reach, 2 * reach)[:, None]
     t = (0.5 * (panels + (x + 1) / 2)).ravel()
     nodes = np.sinh(t)
-    weights = np.tile(w / 4, len(panels)) * np.cosh(t) * law.pdf(nodes)
+    weights = np.tile(w / 4, len(panels)) * np.cosh(t) * distribution.pdf(nodes)
     on = model.density if spikes else 1.0
     return model.prior_scale * nodes, on * weights, 1 - on
 
 
 def log_evidence(model, X):
-    """Log p(x) of a model of one or two codes, from what it says of itself in public."""
-    nodes, weights, zero = prior_law(model)
+    """Log p(x) of a model with one or two codes, from its public interface."""
+    nodes, weights, zero = prior_quadrature(model)
     nodes, weights = np.append(nodes, 0.0), np.append(weights, zero)
     nodes, weights = nodes[weights > 1e-40], weights[weights > 1e-40]
     n_codes = len(model.components_)
@@ -132,10 +132,10 @@ def standard_error(values):
 
 
 @each_prior
-def test_quadrature_of_the_tests_own_prior_is_right(prior):
+def test_quadrature_of_the_prior_is_correct(prior):
     model = SparseVAE(prior_scale=0.7, **PRIORS[prior])
-    nodes, weights, zero = prior_law(model)
-    # A Cauchy law has one millionth of its mass beyond a million.
+    nodes, weights, zero = prior_quadrature(model)
+    # A Cauchy distribution has one millionth of its mass beyond a million.
     assert weights.sum() + zero == pytest.approx(1, rel=1e-6)
     slab = prior.endswith("laplace") if model.prior == "spike_slab" else model.prior == "laplace"
     if model.prior != "cauchy":
@@ -147,7 +147,7 @@ def test_quadrature_of_the_tests_own_prior_is_right(prior):
 
 def bound_data(n_components, noise=0.6):
     X = make_sparse_coded(300, n_components, 4, density=0.6, noise=noise, random_state=0)[0]
-    # Within reach of a tanh.
+    # Within the range of a tanh.
     return 0.95 * X / np.abs(X).max()
 
 
@@ -177,7 +177,7 @@ def test_score_is_a_bound_on_log_evidence(prior, decoder, n_components):
     model.set_params(score_method="iwae")
     before = model.set_params(score_draws=1).score_samples(X)
     if prior != "cauchy" or decoder == "mlp":
-        # One draw has the ELBO as its mean, or that of the gates where slabs integrate out.
+        # With one draw the mean is the ELBO, or the collapsed ELBO where slabs integrate out.
         one = elbo
         if decoder == "linear" and prior == "spike_slab":
             model.set_params(score_method="collapsed_elbo", score_draws=300)
@@ -190,7 +190,7 @@ def test_score_is_a_bound_on_log_evidence(prior, decoder, n_components):
         rise = tighter - before
         assert rise.mean() > -3 * standard_error(rise)
         before = tighter
-    # Slowest where the tails of the posterior are lighter than those of the prior.
+    # Convergence is slowest where the posterior has lighter tails than the prior.
     left = evidence.mean() - tighter.mean()
     assert left < (0.5 if "cauchy_" in prior else 0.3) * (evidence.mean() - elbo.mean())
 
@@ -198,7 +198,7 @@ def test_score_is_a_bound_on_log_evidence(prior, decoder, n_components):
 @pytest.mark.parametrize("prior", ["gaussian", "laplace", "cauchy_gaussian", "spike_slab"])
 @pytest.mark.parametrize("decoder", ["linear", "mlp"])
 def test_bernoulli_score_bounds_the_probability_of_binary_rows(prior, decoder):
-    """Of all rows of four coins the exact probabilities sum to one: a mass, not a density."""
+    """The exact probabilities of all binary rows sum to one: a mass, not a density."""
     X = (bound_data(2, noise=0.1) > 0).astype(float)
     model = vae(
         2,
@@ -215,14 +215,14 @@ def test_bernoulli_score_bounds_the_probability_of_binary_rows(prior, decoder):
     assert np.exp(evidence).sum() == pytest.approx(1, rel=1e-5)
     elbo = model.set_params(score_draws=1000).score_samples(rows)
     iwae = model.set_params(score_method="iwae", score_draws=4000).score_samples(rows)
-    # What is left is the error of the draws.
+    # The tolerance is for the Monte Carlo error.
     assert (elbo < evidence + 0.15).all() and elbo.mean() < evidence.mean()
     assert (iwae > elbo - 0.15).all() and iwae.mean() > elbo.mean()
     assert evidence.mean() - iwae.mean() < 0.5 * (evidence.mean() - elbo.mean())
     assert np.isnan(model.noise_variance_)
 
 
-def test_digits_as_coins():
+def test_binary_digits():
     X = (DIGITS > 7).astype(float)
     model = vae(
         10, prior="laplace", likelihood="bernoulli", hidden_layer_sizes=(64,), max_iter=80
@@ -235,19 +235,19 @@ def test_digits_as_coins():
     # One sigmoid, not two.
     assert rows.min() < 1e-3 and rows.max() > 1 - 1e-3
     assert set(np.unique(model.sample(50))) == {0.0, 1.0}
-    # Better than pixels that know nothing of each other.
+    # Better than independent pixels.
     p = (X.mean(0) * len(X) + 1) / (len(X) + 2)
     alone = (X @ np.log(p) + (1 - X) @ np.log1p(-p)).mean()
     assert scores.mean() > alone + 2
-    # A probability has no unit: no log of the unit is taken off, and the mean of draws agrees.
+    # A probability has no unit, so no score subtracts the log of a unit.
     assert model.set_params(score_method="iwae").score(X) > scores.mean()
 
 
-# Orthonormal atoms: each code meets its own projection of the row, in any dimension.
+# Orthonormal atoms: each code sees only its own projection of the row, in any dimension.
 
 
 def marginal(model, y, sigma):
-    """Density of y = z + sigma e for a code z of the prior, exact."""
+    """Exact density of y = z + sigma e for a code z from the prior."""
     scale, spikes = model.prior_scale, model.prior == "spike_slab"
     name = model.slab if spikes else model.prior
     if name == "gaussian":
@@ -266,13 +266,13 @@ def marginal(model, y, sigma):
 @each_prior
 def test_score_bounds_the_evidence_of_orthonormal_atoms(prior):
     if prior == "cauchy":
-        pytest.skip("No linear decoder goes with a Cauchy posterior.")
+        pytest.skip("A Cauchy posterior does not work with a linear decoder.")
     n_codes, n_features = 6, 8
     X = make_sparse_coded(300, n_codes, n_features, density=0.5, noise=0.3, random_state=0)[0] + 2
     model = vae(n_codes, encoder="mlp", decoder="linear", n_refine=0, **PRIORS[prior]).fit(X)
     decoder, likelihood = model.module_.decoder, model.module_.likelihood
     with torch.no_grad():
-        # The nearest dictionary with orthogonal atoms of one length.
+        # The nearest dictionary with orthogonal atoms of equal length.
         left, _, right = torch.linalg.svd(decoder.weight, full_matrices=False)
         decoder.weight.copy_(0.8 * left @ right)
     likelihood.set_noise_variance(0.4)
@@ -298,16 +298,16 @@ def test_score_bounds_the_evidence_of_orthonormal_atoms(prior):
         bound = model.set_params(score_method="iwae", score_draws=n_draws).score_samples(X)
         assert bound.mean() < evidence.mean() + 4 * standard_error(bound - evidence)
         means.append(bound.mean())
-    # With the slabs integrated out few draws are enough, and more of them change only the noise.
+    # With the slabs integrated out, a few draws suffice, and more change only the noise.
     assert np.all(np.diff(means) > [0, 0, -0.02])
     assert evidence.mean() - means[-1] < 0.3 * (evidence.mean() - means[0])
     if prior == "spike_slab":
-        # The family holds the exact posterior, and one sweep finds it.
+        # The family contains the exact posterior, and one sweep finds it.
         exact = model.set_params(score_method="elbo", n_refine=1).score_samples(X)
         assert_allclose(exact, evidence, rtol=1e-9)
 
 
-def test_spike_and_slab_against_all_its_supports():
+def test_spike_and_slab_against_a_sum_over_all_supports():
     """With a Gaussian slab p(x) is a sum of normal densities, one for each set of open gates."""
     n_codes = 6
     X = make_sparse_coded(
@@ -326,7 +326,7 @@ def test_spike_and_slab_against_all_its_supports():
     evidence = special.logsumexp(terms, axis=0)
     elbo = model.score_samples(X)
     assert (elbo <= evidence + 1e-9).all()
-    # No loose bound either.
+    # Nor is the bound loose.
     assert evidence.mean() - elbo.mean() < 1
     means = [elbo.mean()]
     for n_draws in (5, 50, 3000):
@@ -358,7 +358,7 @@ def pca_vae(**params):
     ids=["exact", "drawn", "scaled"],
 )
 def test_gaussian_prior_and_linear_decoder_are_probabilistic_pca(params):
-    """Training reaches the model of highest likelihood, less the gap of a diagonal posterior."""
+    """Training reaches the maximum likelihood, minus the gap of a diagonal posterior."""
     X = pca_data()
     model = pca_vae(**params).fit(X)
     loading = model.prior_scale * model.components_
@@ -374,9 +374,9 @@ def test_gaussian_prior_and_linear_decoder_are_probabilistic_pca(params):
     best = PCA(3).fit(X)
     assert best.score(X) - gap - 0.05 < bound.mean() < best.score(X)
     assert model.noise_variance_ == pytest.approx(best.noise_variance_, rel=0.02)
-    # Along the principal axes the gap is zero, so that the bound turns the dictionary there.
+    # The gap is zero along the principal axes, so the bound rotates the dictionary to them.
     assert gap < 0.02
-    # With more draws the bound closes what gap there is.
+    # With more draws the bound closes the remaining gap.
     tight = model.set_params(score_method="iwae", score_draws=100).score(X)
     assert tight == pytest.approx(evidence.mean(), abs=0.01)
 
@@ -401,7 +401,7 @@ def test_codes_of_probabilistic_pca_are_those_of_the_exact_posterior():
 def test_samples_have_the_moments_of_the_model(prior):
     X = make_sparse_coded(400, 3, 5, density=0.4, noise=0.3, random_state=1)[0] + 2
     model = vae(3, decoder="linear", prior_scale=0.7, **PRIORS[prior]).fit(X)
-    nodes, weights, _ = prior_law(model)
+    nodes, weights, _ = prior_quadrature(model)
     covariance = weights @ nodes**2 * model.components_.T @ model.components_
     covariance += model.noise_variance_ * np.eye(5)
     rows = model.sample(60_000)
@@ -418,7 +418,7 @@ def test_samples_of_a_cauchy_prior_have_its_tails():
     model = vae(1, prior="cauchy", posterior_family="gaussian", decoder="linear").fit(X)
     rows = model.sample(100_000)
     k = np.argmax(np.abs(model.components_[0]))
-    # Far beyond the noise a row is its code.
+    # Rows far above the noise level show their code.
     codes = (rows[:, k] - model.intercept_[k]) / model.components_[0, k]
     far = np.abs(codes) > 100 * max(1, model.noise_variance_**0.5 / abs(model.components_[0, k]))
     reach = np.abs(codes)[far].min()
@@ -458,7 +458,7 @@ def test_spike_and_slab_codes_have_exact_zeros():
     draws = model.sample_posterior(DIGITS[:20], n_draws=2000)
     error = np.sqrt(q.inclusion * (1 - q.inclusion) / 2000)[:20]
     assert (np.abs((draws != 0).mean(0) - q.inclusion[:20]) <= 5 * error + 1 / 2000).all()
-    # In single precision too.
+    # The same holds in single precision.
     single = vae(12, prior="spike_slab", decoder="linear").fit(DIGITS.astype(np.float32))
     drawn = single.sample_posterior(DIGITS.astype(np.float32), n_draws=5)
     assert drawn.dtype == np.float32 and 0.2 < np.mean(drawn == 0) < 1
@@ -466,7 +466,7 @@ def test_spike_and_slab_codes_have_exact_zeros():
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "laplace", "laplace_laplace", "cauchy_laplace"])
-def test_codes_without_an_atom_are_never_zero(prior):
+def test_codes_without_an_atom_at_zero_are_never_zero(prior):
     model = vae(**PRIORS[prior]).fit(DIGITS)
     posterior = model.posterior(DIGITS)
     assert_array_equal(model.transform(DIGITS), posterior.mean)
@@ -474,7 +474,7 @@ def test_codes_without_an_atom_are_never_zero(prior):
     assert (model.transform(DIGITS) != 0).all() and (model.sample_posterior(DIGITS) != 0).all()
 
 
-def test_cauchy_codes_have_a_middle_but_no_spread():
+def test_cauchy_codes_have_a_median_but_no_variance():
     X = bound_data(2)
     model = vae(2, **PRIORS["cauchy"]).fit(X)
     posterior = model.posterior(X)
@@ -494,14 +494,14 @@ def test_transform_methods_do_what_they_say(prior):
     drawn = model.set_params(transform_method="sample").transform(DIGITS)
     draws = model.sample_posterior(DIGITS, n_draws=6)
     assert_array_equal(drawn, draws[0])
-    # The KL is the same for all draws, so the best of them is the one that decodes best.
+    # The KL is the same for all draws, so the best draw is the one that decodes best.
     errors = [np.sum((DIGITS - model.inverse_transform(z)) ** 2, axis=1) for z in draws]
     best = draws[np.argmin(errors, axis=0), np.arange(len(DIGITS))]
     assert_array_equal(model.set_params(transform_method="max_elbo").transform(DIGITS), best)
 
 
-def test_best_draw_of_a_cauchy_prior_weighs_its_own_density():
-    """Its KL has no closed form, so that each draw's log ratio counts."""
+def test_best_draw_of_a_cauchy_prior_accounts_for_its_density():
+    """The KL has no closed form, so each draw's log ratio counts."""
     X = bound_data(2)
     model = vae(2, n_draws=6, transform_method="max_elbo", **PRIORS["cauchy_gaussian"]).fit(X)
     draws, q = model.sample_posterior(X, n_draws=6), model.posterior(X)
@@ -524,11 +524,11 @@ def test_output_activation_bounds_rows_in_units_of_x(activation, low, high, deco
     codes = np.random.RandomState(0).normal(0, 1e3, size=(200, 8))
     for rows in (model.inverse_transform(model.transform(X)), model.inverse_transform(codes)):
         assert (rows >= low - 1e-6).all() and (rows <= high + 1e-6).all()
-    # The bounds are reached, so they are not those of something narrower.
+    # The bounds are reached, so the range is not narrower than stated.
     assert rows.min() < low + 0.01 and rows.max() > high - 0.01
     # Only the mean is bounded: samples have noise on them.
     assert np.isfinite(model.sample(10)).all()
-    # The dictionary is that of a decoder that is not linear.
+    # The dictionary is that of a nonlinear decoder.
     assert not hasattr(model, "intercept_")
     codes = model.transform(X)
     assert_allclose(
@@ -546,7 +546,7 @@ def test_codes_of_zero_decode_to_the_mean_row_at_first(activation, decoder):
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
-def test_rows_out_of_reach_are_warned_of(activation):
+def test_rows_out_of_range_cause_a_warning(activation):
     model = vae(output_activation=activation, max_iter=2)
     for call in (model.fit, model.partial_fit):
         with pytest.warns(UserWarning, match=rf"{activation}.* X goes from .* to 16.*'identity'"):
@@ -557,7 +557,7 @@ def test_rows_out_of_reach_are_warned_of(activation):
             clone(model).fit(below)
 
 
-def test_activation_of_the_identity_changes_nothing():
+def test_identity_activation_changes_nothing():
     plain, named = vae(max_iter=3).fit(DIGITS), vae(max_iter=3, output_activation="identity")
     assert_array_equal(named.fit(DIGITS).score_samples(DIGITS), plain.score_samples(DIGITS))
     X = DIGITS / 16
@@ -568,7 +568,7 @@ def test_activation_of_the_identity_changes_nothing():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_score_of_a_bounded_decoder_is_the_density_of_x(dtype):
-    """In units of X, from its own codes and noise."""
+    """In units of X, computed from the model's own codes and noise."""
     X = (0.2 + 0.6 * DIGITS / 16).astype(dtype)
     model = vae(4, prior="gaussian", output_activation="sigmoid", score_draws=16).fit(X)
     q = model.posterior(X)
@@ -588,7 +588,7 @@ TINY = {"max_iter": 2, "hidden_layer_sizes": (6,), "random_state": 0, "batch_siz
 
 
 def refusal(params):
-    """What fit says of parameters that do not go together, or None."""
+    """Pattern of the error that fit raises for incompatible parameters, or None."""
     prior, posterior = params["prior"], params["posterior_family"]
     spikes = prior == "spike_slab"
     if posterior == "auto":
@@ -650,7 +650,7 @@ def check_combination(**params):
 each_objective = pytest.mark.parametrize("objective", ["elbo", "max_elbo", "iwae"])
 each_decoder = pytest.mark.parametrize("decoder", ["linear", "mlp"])
 each_likelihood = pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-# The exact gradient warns that it makes no draws, whether or not it is then refused.
+# The exact gradient warns that it uses no draws, whether or not it is then refused.
 no_draws = pytest.mark.filterwarnings("ignore:gradient='exact' trains:UserWarning")
 
 
@@ -719,14 +719,14 @@ def test_every_activation_trains_or_is_refused(activation, likelihood):
         )
 
 
-def test_bounded_decoder_of_ones_own_takes_a_cauchy_posterior():
+def test_user_defined_bounded_decoder_allows_a_cauchy_posterior():
     bounded = nn.Sequential(nn.Linear(4, 24), nn.Tanh())
     model = SparseVAE(4, prior="cauchy", decoder=bounded, **TINY).fit(GREY)
     assert np.isfinite(model.score(GREY))
 
 
 @pytest.mark.parametrize("params", [{"n_draws": 2}, {"objective": "iwae"}])
-def test_exact_gradient_warns_of_draws_that_it_does_not_make(params):
+def test_exact_gradient_warns_about_unused_draws(params):
     model = SparseVAE(4, decoder="linear", gradient="exact", **params, **TINY)
     for call in (model.fit, model.partial_fit):
         with pytest.warns(UserWarning, match="gradient='exact' trains"):
@@ -748,7 +748,7 @@ def test_parameters_choose_the_objective():
     for bound, doubly in [("auto", True), ("dreg", True), ("standard", False)]:
         found = objective_of(objective="iwae", n_draws=3, gradient_of_bound=bound)
         assert found == Objective("iwae", 3, doubly_reparameterised=doubly)
-    # What is there for gates alone does not reach codes without gates.
+    # Options for gates do not affect codes without gates.
     assert objective_of(gradient="rebar") == Objective("elbo")
 
 
@@ -764,7 +764,7 @@ def test_auto_is_exact_where_it_applies():
     assert_array_equal(components(prior="spike_slab", n_draws=2), relaxed)
 
 
-def test_settings_of_training_matter():
+def test_training_settings_matter():
     def means(**params):
         defaults = {"prior": "spike_slab", "decoder": "linear", "n_draws": 2}
         return SparseVAE(4, **(defaults | params), **TINY).fit(GREY).posterior(GREY).mean
@@ -800,8 +800,8 @@ def test_settings_of_training_matter():
 
 @pytest.mark.parametrize("gradient", ["gumbel_softmax", "straight_through"])
 @pytest.mark.parametrize("objective", ["elbo", "max_elbo", "iwae"])
-def test_drawn_gates_learn_by_every_objective(objective, gradient):
-    """Neither all on nor all off, as where the gates do not hear of the prior."""
+def test_sampled_gates_learn_with_every_objective(objective, gradient):
+    """Gates are not all on or all off, as they would be if the prior did not affect them."""
     drawn = {"objective": objective, "gradient": gradient, "n_draws": 5, "max_iter": 80}
     model = vae(16, prior="spike_slab", decoder="linear", **drawn).fit(DIGITS)
     empty = -32 * (1 + np.log(2 * np.pi * DIGITS.var(0).mean()))
@@ -815,12 +815,12 @@ def test_recovers_a_known_dictionary():
     params = {"decoder": "linear", "learning_rate_init": 2e-2, "batch_size": 50, "max_iter": 40}
     spikes = vae(10, prior="spike_slab", density=0.15, hidden_layer_sizes=(64,), **params)
     models = [clone(spikes).set_params(random_state=seed).fit(X) for seed in (0, 1)]
-    # The score, which knows no truth, picks the best. Reached: 0.97.
+    # The score, which does not use the truth, picks the best fit. Observed: 0.97.
     best = models[np.argmax([model.score(X) for model in models])]
     assert match(best.components_, atoms) > 0.93
     assert 0.05 < np.mean(best.transform(X) != 0) < 0.3
     assert best.noise_variance_ < 2 * 0.05**2
-    # The codes' true law is nearer to a spike and slab than to one without an atom.
+    # The true codes are closer to a spike and slab than to a prior without an atom at zero.
     other = vae(10, hidden_layer_sizes=(64,), **params).fit(X)
     assert best.score(X) > other.score(X) + 1
 
@@ -841,19 +841,19 @@ def test_every_prior_learns(prior, objective):
     X = 0.05 + 0.9 * (DIGITS / 16)
     params = PRIORS[prior] | {"n_draws": 3, "objective": objective, "max_iter": 60}
     model = vae(10, **params).fit(X)
-    # Reached: 0.4 and more.
+    # Observed: 0.4 and above.
     assert explained(model, X) > 0.25
     if prior != "cauchy":
-        # The far draws of a Cauchy posterior cost more than they are worth.
+        # Outlying draws of a Cauchy posterior cost more than the codes gain.
         alone = stats.norm(X.mean(0), X.std()).logpdf(X).sum(1).mean()
         assert model.score(X) > alone + 5
 
 
-# ------------------------------------------------------------- the same again, and copies
+# ------------------------------------------------------------ reproducibility and copies
 
 
 @each_prior
-def test_same_seed_same_model_and_copies_answer_alike(prior):
+def test_same_seed_gives_same_model_and_copies_agree(prior):
     model = SparseVAE(4, **PRIORS[prior], **TINY).fit(GREY)
     again = clone(model).fit(GREY)
     other = clone(model).set_params(random_state=1).fit(GREY)
@@ -870,7 +870,7 @@ def test_same_seed_same_model_and_copies_answer_alike(prior):
 
 
 @pytest.mark.parametrize("gradient", ["gumbel_softmax", "nvil", "rebar"])
-def test_training_goes_on_and_stops_early(gradient):
+def test_training_continues_and_stops_early(gradient):
     params = {"prior": "spike_slab", "gradient": gradient, "warm_start": True}
     model = SparseVAE(4, early_stopping=True, **params, **TINY).fit(GREY)
     assert "valid_loss" in model.history_[0]
@@ -879,10 +879,10 @@ def test_training_goes_on_and_stops_early(gradient):
     assert np.isfinite(model.score(GREY))
 
 
-def test_nvil_baseline_is_part_of_the_model_alone_where_it_is_used():
-    for gradient, there in [("nvil", True), ("rebar", False)]:
+def test_nvil_baseline_is_in_the_model_only_where_it_is_used():
+    for gradient, used in [("nvil", True), ("rebar", False)]:
         model = SparseVAE(4, prior="spike_slab", gradient=gradient, **TINY).fit(GREY)
-        assert (model.module_.gate_baseline is not None) == there
+        assert (model.module_.gate_baseline is not None) == used
 
 
 def test_score_uses_kl_weight_one_and_hard_gates():
@@ -938,7 +938,7 @@ def test_bad_pairs_of_temperatures_are_named(temperature):
             call(GREY)
 
 
-def test_coins_need_rows_in_the_unit_interval():
+def test_bernoulli_needs_rows_in_the_unit_interval():
     model = SparseVAE(likelihood="bernoulli", **TINY)
     with pytest.raises(ValueError, match=r"likelihood='bernoulli' needs X in \[0, 1\]; got"):
         model.fit(DIGITS)

@@ -53,7 +53,7 @@ def match(learned, true):
 
 @pytest.fixture(scope="module")
 def fitted():
-    """Its codes are neither all zero nor all non-zero."""
+    """A model whose codes are neither all zero nor all non-zero."""
     return vsc().fit(DIGITS)
 
 
@@ -86,21 +86,21 @@ def test_default_passes_check_estimator():
 # ----------------------------------------------------------------------------- the bound
 
 
-def prior_law(model, prior, gamma_shape):
-    """Nodes, weights and probability of zero of the code's prior, by quadrature.
+def prior_quadrature(model, prior, gamma_shape):
+    """Quadrature nodes and weights of the code's prior, and its probability of zero.
 
-    The base density, and the law of the threshold, come from scipy.
+    The base density and the distribution of the threshold come from scipy.
     """
     base = stats.laplace if prior == "laplace" else stats.norm
     if gamma_shape is None:
         thresholds, weights = np.array([model.threshold_]), np.ones(1)
     else:
-        law = stats.gamma(gamma_shape, scale=model.threshold_ / gamma_shape)
+        gamma = stats.gamma(gamma_shape, scale=model.threshold_ / gamma_shape)
         x, w = np.polynomial.legendre.leggauss(100)
-        end = law.ppf(1 - 1e-13)
+        end = gamma.ppf(1 - 1e-13)
         thresholds = end * (x + 1) / 2
-        weights = end * w / 2 * law.pdf(thresholds)
-    # Panels of one width; the slab has its kink at the end of one.
+        weights = end * w / 2 * gamma.pdf(thresholds)
+    # Panels of equal width; the kink of the slab lies between two panels.
     x, w = np.polynomial.legendre.leggauss(40)
     panels, width = np.arange(-60, 60)[:, None], 0.5 * model.prior_scale
     nodes = (width * (panels + (x + 1) / 2)).ravel()
@@ -110,10 +110,10 @@ def prior_law(model, prior, gamma_shape):
 
 
 def log_evidence(model, X, prior, gamma_shape, likelihood="gaussian"):
-    """Log p(x) of a model of one code, from what it says of itself in public."""
-    nodes, weights, zero = prior_law(model, prior, gamma_shape)
+    """Log p(x) of a model with one code, from its public interface."""
+    nodes, weights, zero = prior_quadrature(model, prior, gamma_shape)
     means = model.inverse_transform(np.append(nodes, 0.0)[:, None])
-    # Far out in the tails of the prior weights, and the odds of a coin, are zero.
+    # Far out in the tails, prior weights and Bernoulli probabilities are zero.
     log_prior = special.xlogy(1, np.append(weights, zero))
     if likelihood == "gaussian":
         s2 = model.noise_variance_
@@ -128,12 +128,14 @@ def log_evidence(model, X, prior, gamma_shape, likelihood="gaussian"):
 @pytest.mark.parametrize("prior", PRIORS)
 @pytest.mark.parametrize("gamma_shape", [None, 2.0])
 @pytest.mark.parametrize(
-    "params", [{}, {"decoder": "mlp"}, {"likelihood": "bernoulli"}], ids=["linear", "mlp", "coins"]
+    "params",
+    [{}, {"decoder": "mlp"}, {"likelihood": "bernoulli"}],
+    ids=["linear", "mlp", "bernoulli"],
 )
 def test_score_is_a_bound_on_log_evidence(prior, gamma_shape, params):
     X = make_sparse_coded(300, 1, 8, density=0.4, noise=0.3, random_state=0)[0]
     likelihood = params.get("likelihood", "gaussian")
-    # Equal rows would share their draws, and errors would not average out.
+    # Equal rows would share their draws, and their errors would not average out.
     X = np.unique(X > 0.2, axis=0).astype(float) if likelihood == "bernoulli" else 3 * X + 7
     model = vsc(
         1,
@@ -160,7 +162,7 @@ def test_score_is_a_bound_on_log_evidence(prior, gamma_shape, params):
 
     model.set_params(score_method="iwae")
     before = model.set_params(score_draws=1).score_samples(X)
-    # One draw has the ELBO as its mean.
+    # With one draw the mean is the ELBO.
     error = (before - elbo).std() / len(X) ** 0.5
     assert abs((before - elbo).mean()) < 4 * error
     for n_draws in (8, 64, 3000):
@@ -192,7 +194,7 @@ def test_gaussian_codes_without_threshold_are_probabilistic_pca():
     assert (evidence - bound).mean() < gap + 0.05
     tight = model.set_params(score_method="iwae", score_draws=100).score(X)
     assert bound.mean() < tight < evidence.mean() + 0.01
-    # Nor is any model of this kind better than that of highest likelihood.
+    # No model of this kind is better than the maximum likelihood.
     best = PCA(3).fit(X)
     assert best.score(X) - 0.3 < bound.mean() < best.score(X)
     assert model.noise_variance_ == pytest.approx(best.noise_variance_, rel=0.05)
@@ -229,7 +231,7 @@ def test_density_sets_the_threshold(prior, threshold_prior, density):
     model = vsc(2, prior=prior, threshold_prior=threshold_prior, density=density, prior_scale=0.7)
     model.set_params(max_iter=1).fit(DIGITS)
     shape = None if threshold_prior is None else model.threshold_shape
-    _, weights, zero = prior_law(model, prior, shape)
+    _, weights, zero = prior_quadrature(model, prior, shape)
     assert 1 - zero == pytest.approx(density, rel=1e-6)
     assert weights.sum() == pytest.approx(density, rel=1e-5)
     if threshold_prior is None:
@@ -244,14 +246,14 @@ def test_density_sets_the_threshold(prior, threshold_prior, density):
 def test_samples_have_the_moments_of_the_model(prior, threshold_prior):
     X = make_sparse_coded(400, 3, 5, density=0.4, noise=0.3, random_state=1)[0] + 2
     model = vsc(3, prior=prior, threshold_prior=threshold_prior, density=0.3).fit(X)
-    nodes, weights, _ = prior_law(model, prior, None if threshold_prior is None else 3.0)
+    nodes, weights, _ = prior_quadrature(model, prior, None if threshold_prior is None else 3.0)
     variance = weights @ nodes**2
     covariance = variance * model.components_.T @ model.components_
     covariance += model.noise_variance_ * np.eye(5)
     rows = model.sample(60_000)
     scale = np.sqrt(np.diag(covariance))
     assert (np.abs(rows.mean(0) - model.intercept_) < 5 * scale / len(rows) ** 0.5).all()
-    # Codes are heavy-tailed: the error of a product is taken from the draws themselves.
+    # Codes are heavy-tailed: the error of a product is estimated from the draws themselves.
     centred = rows - model.intercept_
     products = centred[:, :, None] * centred[:, None, :]
     error = products.std(0) / len(rows) ** 0.5
@@ -292,7 +294,7 @@ def test_fixed_noise_variance_is_in_units_of_x(value, dtype):
 
 
 def test_learned_noise_variance_is_the_best_for_the_training_rows():
-    # The unrolled encoder reads the noise variance, and the best posterior hangs on it.
+    # The unrolled encoder reads the noise variance, and the best posterior depends on it.
     fitted = vsc(encoder="mlp", n_refine=0).fit(DIGITS)
     best = fitted.score(DIGITS)
     likelihood = fitted.module_.likelihood
@@ -326,13 +328,13 @@ def test_transform_methods_do_what_they_say(threshold_prior):
     drawn = model.set_params(transform_method="sample").transform(DIGITS)
     draws = model.sample_posterior(DIGITS, n_draws=6)
     assert_array_equal(drawn, draws[0])
-    # The KL is the same for all draws, so the best of them is the one that decodes best.
+    # The KL is the same for all draws, so the best draw is the one that decodes best.
     errors = [np.sum((DIGITS - model.inverse_transform(z)) ** 2, axis=1) for z in draws]
     best = draws[np.argmin(errors, axis=0), np.arange(len(DIGITS))]
     assert_array_equal(model.set_params(transform_method="max_elbo").transform(DIGITS), best)
 
 
-def test_fixed_threshold_gives_zeros_as_often_as_its_law_says():
+def test_fixed_threshold_gives_zeros_as_often_as_its_inclusion_says():
     model = vsc(threshold_prior=None, prior="gaussian", threshold=0.4).fit(DIGITS)
     draws = model.sample_posterior(DIGITS[:20], n_draws=2000)
     inclusion = model.posterior(DIGITS[:20]).inclusion
@@ -351,7 +353,7 @@ def test_offset_of_the_data_does_not_matter():
 
 
 def test_nearly_constant_rows_are_not_blown_up():
-    # A seventh of a unit is not a binary fraction: the mean of equal rows is off by rounding.
+    # One seventh is not a binary fraction, so the mean of equal rows has a rounding error.
     X = np.full((7, 5), 1 / 7)
     model = vsc(2, max_iter=2).fit(X)
     assert model.noise_variance_ > 1e-12
@@ -359,8 +361,8 @@ def test_nearly_constant_rows_are_not_blown_up():
     assert_allclose(model.inverse_transform(model.transform(X)), X, rtol=0.5)
 
 
-def test_unit_is_that_of_all_rows():
-    # More rows than one chunk of the sum holds, the last one far off.
+def test_unit_comes_from_all_rows():
+    # More rows than one chunk of the sum holds, and the last one is an outlier.
     X = np.ones((4097, 2)) * np.array([[1.0], [-1.0]] * 2048 + [[50.0]])
     model = vsc(1, max_iter=1, batch_size=4097).fit(X)
     assert model._units.scale == pytest.approx(X.std())
@@ -433,7 +435,7 @@ def test_auto_is_exact_where_it_applies():
     assert_array_equal(published, components(gradient="straight_through", kl="base"))
 
 
-def test_settings_of_training_matter():
+def test_training_settings_matter():
     reference = ThresholdedVSC(5, gradient="straight_through", **SMALL).fit(DIGITS).components_
     for params in (
         {"gradient": "subgradient"},
@@ -476,7 +478,7 @@ def test_published_settings_run():
     assert model.noise_variance_ == pytest.approx(0.01 * 64 / 2)
     assert model.threshold_ == 0.25
     assert np.isfinite(model.score(X))
-    # Objective of the paper: base laws, straight-through, the best of twenty draws.
+    # Objective of the paper: base distributions, straight-through, the best of twenty draws.
     assert model.module_.family.training_kl == "base"
     assert model._describe().objective == Objective("max_elbo", n_draws=20, kl_weight=1.0)
 
@@ -491,7 +493,7 @@ def test_output_activation_bounds_rows_in_units_of_x(activation, low, decoder):
         assert (rows >= low - 1e-6).all() and (rows <= 1 + 1e-6).all()
     assert rows.min() < low + 0.01 and rows.max() > 0.99
     assert_allclose(model.inverse_transform(np.zeros((1, 12)))[0], X.mean(0), atol=0.3 * (1 - low))
-    # Its ELBO has no closed form; the dictionary is that of a decoder that is not linear.
+    # The ELBO has no closed form; the dictionary is that of a nonlinear decoder.
     assert model._describe().objective.bound == "elbo"
     assert not hasattr(model, "intercept_")
     with pytest.warns(UserWarning, match=f"output_activation='{activation}' decodes to values in"):
@@ -504,7 +506,7 @@ def test_decoder_penalty_shrinks_the_atoms():
 
 
 @pytest.mark.parametrize("params", [{}, {"decoder": "mlp"}, {"prior": "gaussian"}])
-def test_coins(params):
+def test_bernoulli_likelihood(params):
     X = (DIGITS > 7).astype(np.float64)
     model = vsc(likelihood="bernoulli", objective="max_elbo", n_draws=5, **params).fit(X)
     assert np.isnan(model.noise_variance_)
@@ -513,7 +515,7 @@ def test_coins(params):
     assert set(np.unique(model.sample(50))) == {0.0, 1.0}
     scores = model.set_params(score_method="iwae").score_samples(X)
     assert (scores < 0).all()
-    # Better than pixels that know nothing of each other.
+    # Better than independent pixels.
     p = (X.mean(0) * len(X) + 1) / (len(X) + 2)
     alone = (X @ np.log(p) + (1 - X) @ np.log1p(-p)).mean()
     assert scores.mean() > alone + 0.3
@@ -530,19 +532,19 @@ def test_recovers_a_known_dictionary():
     chance = match(np.random.RandomState(1).normal(size=atoms.shape), atoms)
     start = match(X[np.flatnonzero(codes.any(1))[:10]], atoms)
     assert chance < 0.5 and start < 0.8
-    # Reached: 0.99, 0.91 and 1.00. The score, which knows no truth, picks the best.
+    # Observed: 0.99, 0.91 and 1.00. The score, which does not use the truth, picks the best.
     assert np.mean(matches) > 0.9
     best = models[np.argmax([model.score(X) for model in models])]
     assert match(best.components_, atoms) > 0.98
     assert 0.05 < np.mean(best.transform(X) != 0) < 0.3
-    # Above the truth: it stops where codes are as dense as the prior.
+    # It ends above the truth, where codes are as dense as the prior.
     assert best.noise_variance_ < 4 * 0.02**2
 
 
 def test_default_explains_digits():
     model = ThresholdedVSC(32, random_state=0).fit(DIGITS)
     codes = model.transform(DIGITS)
-    # Reached: 0.79 with 11 % of the codes.
+    # Observed: 0.79 with 11 % of the codes.
     assert explained(model, DIGITS, codes) > 0.65
     assert 0.02 < np.mean(codes != 0) < 0.3
     assert model.n_dead_ == 0
@@ -587,7 +589,7 @@ def test_exact_gradient_beats_relaxed_gates_beat_straight_through():
     ids=["mlp", "elbo", "max_elbo", "iwae", "gaussian"],
 )
 def test_relaxed_gates_make_sparse_codes_that_explain(params):
-    """Straight-through inclusions stay at the prior's, or leave it: no code is on, or all are."""
+    """Straight-through inclusions stay at the prior's, or end with no code on or all codes on."""
     relaxed, through = (
         vsc(32, max_iter=50, gradient=gradient, **params).fit(DIGITS)
         for gradient in ("gumbel_softmax", "straight_through")
@@ -672,14 +674,14 @@ def test_gamma_thresholds_need_a_positive_mean():
         ({"prior": "gaussian"}, "threshold_prior='gamma'"),
     ],
 )
-def test_exact_gradient_names_what_stands_in_its_way(params, obstacle):
+def test_exact_gradient_names_the_obstacle(params, obstacle):
     model = ThresholdedVSC(5, gradient="exact", **params, **SMALL)
     with pytest.raises(ValueError, match=re.escape(obstacle)):
         model.fit(DIGITS / 16)
 
 
 @pytest.mark.parametrize("params", [{"n_draws": 2}, {"objective": "iwae"}])
-def test_exact_gradient_warns_of_draws_that_it_does_not_make(params):
+def test_exact_gradient_warns_about_unused_draws(params):
     model = ThresholdedVSC(5, gradient="exact", **params, **SMALL)
     for call in (model.fit, model.partial_fit):
         with pytest.warns(UserWarning, match="gradient='exact' trains"):
@@ -687,7 +689,7 @@ def test_exact_gradient_warns_of_draws_that_it_does_not_make(params):
 
 
 @pytest.mark.parametrize("X", [DIGITS, DIGITS / 16 - 0.01])
-def test_coins_need_rows_in_the_unit_interval(X):
+def test_bernoulli_needs_rows_in_the_unit_interval(X):
     model = ThresholdedVSC(5, likelihood="bernoulli", **SMALL)
     for call in (model.fit, model.partial_fit):
         with pytest.raises(ValueError, match=r"likelihood='bernoulli' needs X in \[0, 1\]; got"):
@@ -698,21 +700,21 @@ def test_coins_need_rows_in_the_unit_interval(X):
             call(X)
 
 
-def test_many_dead_atoms_are_warned_of():
+def test_many_dead_atoms_cause_a_warning():
     with pytest.warns(UserWarning, match=r"of 40 atoms are used by no training row\. Train longer"):
         model = ThresholdedVSC(40, encoder="mlp", n_refine=0, **SMALL).fit(DIGITS)
     assert model.n_dead_ > 8
 
 
-def test_integrand_of_the_tests_own_prior_is_right():
-    class Law:
+def test_quadrature_of_the_prior_is_correct():
+    class Model:
         threshold_, prior_scale = 0.9, 1.2
 
-    nodes, weights, zero = prior_law(Law, "laplace", 3.0)
+    nodes, weights, zero = prior_quadrature(Model, "laplace", 3.0)
     rate = 3.0 / 0.9
     assert zero == pytest.approx(1 - (1 + 1 / (rate * 1.2)) ** -3.0, rel=1e-9)
     assert weights.sum() == pytest.approx(1 - zero, rel=1e-4)
-    _, weights, zero = prior_law(Law, "gaussian", None)
+    _, weights, zero = prior_quadrature(Model, "gaussian", None)
     tail = integrate.quad(stats.norm(scale=1.2).pdf, 0.9, np.inf)[0]
     assert weights.sum() == pytest.approx(2 * tail, rel=1e-9)
     assert zero == pytest.approx(1 - 2 * tail, rel=1e-9)
@@ -721,7 +723,7 @@ def test_integrand_of_the_tests_own_prior_is_right():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_answers_as_the_cpu_does():
+def test_cuda_agrees_with_the_cpu():
     model = vsc(device="cuda").fit(DIGITS)
     assert next(model.module_.parameters()).device.type == "cpu"
     there = model.transform(DIGITS), model.score_samples(DIGITS), model.sample_posterior(DIGITS, 3)

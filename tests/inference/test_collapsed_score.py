@@ -1,4 +1,4 @@
-"""Scores of supports alone through the estimators: `score_method='collapsed_elbo'` and 'iwae'."""
+"""Collapsed scores through the estimators: `score_method='collapsed_elbo'` and 'iwae'."""
 
 import copy
 import itertools
@@ -45,7 +45,7 @@ def scores(model, method, n_draws=64, rows=ROWS):
 
 
 def log_joint(model, gates):
-    """Log p(x, S) of the rows for one support, from what the model says of itself in public."""
+    """Log p(x, S) of the rows for one support, from the model's public interface."""
     loading = SCALE * gates[:, None] * model.components_
     covariance = loading.T @ loading + model.noise_variance_ * np.eye(5)
     density = stats.multivariate_normal(model.intercept_, covariance).logpdf(ROWS + 3)
@@ -60,15 +60,15 @@ def test_bounds_are_in_order_below_the_evidence(fitted):
     )
     assert (elbo <= evidence + 1e-9).all()
     assert elbo.mean() < collapsed.mean() < evidence.mean()
-    # Of the same draws, the log of the mean weight and the mean of the logs.
+    # With the same draws: the mean of the log weights, and the log of the mean weight.
     assert (collapsed <= iwae + 1e-9).all() and collapsed.mean() < iwae.mean()
     error = (iwae - evidence).std() / len(iwae) ** 0.5
     assert iwae.mean() < evidence.mean() + 4 * error
     assert_allclose(scores(fitted, "iwae", 3000).mean(), evidence.mean(), atol=0.1)
 
 
-def test_scores_are_of_the_first_draws_of_the_posterior(fitted):
-    """In the units of X, whatever those of the model are."""
+def test_scores_use_the_first_draws_of_the_posterior(fitted):
+    """In the units of X, whatever the units of the model."""
     on = fitted.posterior(ROWS + 3).inclusion
     supports = fitted.sample_posterior(ROWS + 3, 8) != 0
     log_q = stats.bernoulli(on).logpmf(supports).sum(-1)
@@ -84,17 +84,17 @@ def test_scores_are_of_the_first_draws_of_the_posterior(fitted):
 
 
 @pytest.mark.parametrize("method", ["collapsed_elbo", "iwae"])
-def test_a_score_does_not_depend_on_the_rows_beside_it(fitted, method, monkeypatch):
+def test_a_score_does_not_depend_on_other_rows(fitted, method, monkeypatch):
     together = scores(fitted, method)
     assert_allclose(scores(fitted, method, rows=ROWS[::-1]), together[::-1], rtol=1e-6)
     assert_allclose(scores(fitted, method, rows=ROWS[7:9]), together[7:9], rtol=1e-6)
-    # Nor on how many rows memory holds at once.
+    # Nor does it depend on how many rows are held in memory at once.
     monkeypatch.setattr(_arrays, "NUMBERS_AT_ONCE", 64 * N_CODES * 13)
     assert_allclose(scores(fitted, method), together, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_it_may_be_asked_for_at_fit(dtype):
+def test_the_method_may_be_set_before_fit(dtype):
     model = SparseVAE(
         prior="spike_slab", decoder="linear", score_method="collapsed_elbo", n_refine=2, **TINY
     )
@@ -117,14 +117,14 @@ REFUSED = "score_method='collapsed_elbo' does not go with {}: .*prior='spike_sla
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
-def test_what_does_not_collapse_is_refused_by_name(obstacle):
+def test_models_that_do_not_collapse_are_refused_by_name(obstacle):
     rows = (X - X.min()) / (X.max() - X.min())
     model = SparseVAE(score_method="collapsed_elbo", **OBSTACLES[obstacle], **TINY)
     for call in (model.fit, model.partial_fit):
         with pytest.raises(ValueError, match=REFUSED.format(obstacle)):
             call(rows)
     assert not hasattr(model, "module_")
-    # And at the score, where it is asked for later.
+    # The same at score, if the method is set later.
     model.set_params(score_method="iwae").fit(rows).set_params(score_method="collapsed_elbo")
     with pytest.raises(ValueError, match=REFUSED.format(obstacle)):
         model.score(rows)

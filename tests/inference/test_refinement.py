@@ -54,7 +54,7 @@ def test_training_with_refinement_gives_a_better_model(plain):
     assert error < plain_error
 
 
-def test_codes_posterior_and_draws_are_of_the_refined_law():
+def test_codes_moments_and_draws_come_from_the_refined_posterior():
     model = ThresholdedVSC(n_refine=4, **TRAINING).fit(X[:200])
     rows = X[200:230]
     q = model.posterior(rows)
@@ -72,7 +72,7 @@ def test_codes_posterior_and_draws_are_of_the_refined_law():
     ids=["thresholded", "spike_slab"],
 )
 def test_draws_for_codes_leave_posteriors_refined(model):
-    """More draws would have trained another model, but this one is trained."""
+    """With more draws training would have differed, but this model is already trained."""
     model = clone(model).set_params(**SHORT).fit(X[:200])
     codes, score = model.transform(X[:50]), model.score(X[:50])
     unrefined = copy.deepcopy(model).set_params(n_refine=0).score(X[:50])
@@ -91,8 +91,8 @@ def test_a_model_trained_on_draws_stays_unrefined_with_one_draw():
 
 
 @pytest.mark.filterwarnings("ignore:.*atoms are used")
-def test_sampled_training_has_one_rate_whatever_is_refined_later():
-    """Only refined posteriors bear the higher rate of the dictionary."""
+def test_learning_rates_of_sampled_training_ignore_later_refinement():
+    """Only refined posteriors tolerate the dictionary's higher learning rate."""
     fits = [
         SparseVAE(prior="spike_slab", decoder="linear", n_draws=2, n_refine=n_refine, **SHORT).fit(
             X[:200]
@@ -110,7 +110,7 @@ def test_sampled_training_has_one_rate_whatever_is_refined_later():
         SparseVAE(prior="laplace", decoder="linear", n_refine=2, max_iter=1),
     ],
 )
-def test_models_without_free_gates_say_so(model):
+def test_models_without_free_gates_are_refused(model):
     with pytest.raises(ValueError, match="n_refine=2 needs a linear decoder"):
         model.fit(X[:50])
 
@@ -122,7 +122,7 @@ def test_models_without_free_gates_say_so(model):
     ids=["thresholded", "spike_slab"],
 )
 def test_the_encoder_learns_from_its_own_bound(model):
-    """Refinement leaves the encoder's gradient as it is, that of its gates included."""
+    """Refinement leaves the encoder's gradient unchanged, including that of its gates."""
     model = clone(model).set_params(max_iter=30).fit(X[:200])
     module, rows = model.module_.float(), torch.randn(20, 64, generator=torch.Generator())
     encoder = [*module.encoder.parameters(), *module.heads.parameters()]
@@ -143,7 +143,7 @@ def test_codes_of_a_refined_model_are_no_denser_than_its_prior():
         assert np.mean(model.transform(X) != 0) < 1.25 * density
 
 
-def test_the_prior_s_density_does_not_bind_where_the_data_are_sparser():
+def test_the_density_of_the_prior_does_not_bind_if_the_data_are_sparser():
     rows, *_ = make_sparse_coded(
         2000, n_features=20, n_components=20, density=0.05, noise=0.05, random_state=0
     )

@@ -40,7 +40,7 @@ def test_gaussian_log_density_is_normalised():
 
 
 def test_gaussian_expectation_of_the_log_density():
-    """It needs the expected squared error alone."""
+    """It depends only on the expected squared error."""
     likelihood, x = _gaussian(0.3), _normal(1, 5)
     mean, deviation = _normal(1, 5, seed=1), 0.4
     outputs = mean + deviation * _normal(200_000, 1, 5, seed=2)
@@ -53,8 +53,8 @@ def test_gaussian_expectation_of_the_log_density():
     )
 
 
-def test_gaussian_log_density_moves_with_the_unit():
-    """Rows in another unit: D log c less, if the noise has that unit too."""
+def test_gaussian_log_density_shifts_with_the_unit():
+    """Another unit subtracts D log c, if the noise has that unit too."""
     x, output, c = _normal(4, 6), _normal(4, 6, seed=1), 1e3
     moved = _gaussian(0.3 * c**2).log_prob(c * x, c * output)
     assert_allclose(moved, _gaussian(0.3).log_prob(x, output) - 6 * math.log(c), rtol=1e-12)
@@ -112,7 +112,7 @@ def test_bernoulli_probabilities_sum_to_one():
     assert_allclose(log_probs.exp().sum(), 1, rtol=1e-13)
 
 
-def test_bernoulli_of_grey_rows_is_the_cross_entropy():
+def test_bernoulli_log_probability_of_fractional_rows_is_the_cross_entropy():
     x, log_odds = torch.sigmoid(_normal(4, 6)), _normal(4, 6, seed=1)
     p = torch.sigmoid(log_odds)
     expected = (x * p.log() + (1 - x) * (1 - p).log()).sum(-1)
@@ -120,7 +120,7 @@ def test_bernoulli_of_grey_rows_is_the_cross_entropy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bernoulli_is_finite_at_certain_odds(dtype):
+def test_bernoulli_is_finite_at_extreme_odds(dtype):
     log_odds = torch.tensor([[-1e3, 1e3, 1e3]], dtype=dtype, requires_grad=True)
     log_prob = BernoulliLikelihood().log_prob(
         torch.tensor([[0.0, 1.0, 0.0]], dtype=dtype), log_odds

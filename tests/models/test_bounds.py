@@ -24,19 +24,19 @@ def test_values_against_the_definitions(log_weights):
         assert objective(log_weights).shape == (4,)
 
 
-def test_one_draw_leaves_nothing_to_combine(log_weights):
+def test_bounds_of_one_draw_are_its_weight(log_weights):
     for objective in OBJECTIVES.values():
         assert_allclose(objective(log_weights[:1]), log_weights[0], rtol=1e-14)
 
 
 def test_equal_weights_give_that_weight():
-    """An exact posterior: every bound is the log evidence."""
+    """With an exact posterior every bound is the log evidence."""
     for objective in OBJECTIVES.values():
         assert_allclose(objective(torch.full((7, 2), -3.25)), -3.25, rtol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [-1e4, 1e4])
-def test_nothing_under_or_overflows(log_weights, shift):
+def test_nothing_underflows_or_overflows(log_weights, shift):
     for objective in OBJECTIVES.values():
         moved = objective(log_weights + shift)
         assert moved.isfinite().all()
@@ -56,7 +56,7 @@ def test_order_of_the_bounds(values):
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.lists(st.floats(-20, 20), min_size=3, max_size=6))
 def test_more_draws_tighten_the_importance_weighted_bound(values):
-    """The mean over subsets of draws never exceeds that of all (Burda et al. 2016, Theorem 1)."""
+    """The mean over subsets never exceeds the bound of all draws (Burda et al. 2016, Theorem 1)."""
     log_weights = torch.tensor(values, dtype=torch.float64)[:, None]
     n = len(values)
     means = [
@@ -67,7 +67,7 @@ def test_more_draws_tighten_the_importance_weighted_bound(values):
     assert all(b >= a - 1e-9 for a, b in pairwise(means))
 
 
-def test_gradients_are_the_draws_shares(log_weights):
+def test_gradients_are_the_shares_of_the_draws(log_weights):
     """Equal shares, the best draw alone, and normalised weights."""
     n_draws, n_rows = log_weights.shape
     log_weights.requires_grad_()
@@ -83,7 +83,7 @@ def test_gradients_are_the_draws_shares(log_weights):
         assert_allclose(gradient, shares, rtol=1e-12)
 
 
-def test_softmax_weighted_mean_is_no_bound(log_weights):
+def test_softmax_weighted_mean_is_not_a_bound(log_weights):
     """It exceeds the importance-weighted bound by KL(shares || uniform), up to log J."""
     shares = log_weights.softmax(0)
     weighted = (shares * log_weights).sum(0)

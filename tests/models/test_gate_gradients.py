@@ -1,4 +1,4 @@
-"""Estimators of gradients through binary gates, against gradients in closed form."""
+"""Gradient estimators for binary gates, compared with closed-form gradients."""
 
 import math
 from itertools import product
@@ -30,7 +30,7 @@ def _normal(*shape, seed=0):
 
 
 def _z(sample, expected=0.0):
-    """Standard errors by which the means over the first axis are off."""
+    """Deviation of the means over the first axis, in standard errors."""
     error = sample.mean(0) - expected
     return (error / (sample.std(0) / math.sqrt(len(sample)))).abs()
 
@@ -39,7 +39,7 @@ def _z(sample, expected=0.0):
 
 
 class RowHeads(nn.Module):
-    """Heads of each row, as leaves."""
+    """Heads of each row, as leaf tensors."""
 
     def __init__(self, heads):
         super().__init__()
@@ -50,7 +50,7 @@ class RowHeads(nn.Module):
 
 
 class RowDecoder(LinearDecoder):
-    """A dictionary for each row, as leaves."""
+    """A dictionary for each row, as leaf tensors."""
 
     def forward(self, code):
         return torch.einsum("...nk,nkd->...nd", code, self.weight) + self.bias
@@ -63,7 +63,7 @@ N_COMPONENTS, N_FEATURES, N_ROWS = 3, 5, 50_000
 
 
 def _row_model(family, n_rows=N_ROWS, baseline=None):
-    """Heads around one setting, so that rows differ, and one dictionary."""
+    """Heads scattered around one setting, so that rows differ, and one dictionary."""
     heads = 0.7 * _normal(1, 3, N_COMPONENTS, seed=1) + 0.3 * _normal(n_rows, 3, N_COMPONENTS)
     decoder = RowDecoder(_normal(N_COMPONENTS, N_FEATURES, seed=2).expand(n_rows, -1, -1).clone())
     decoder.bias = nn.Parameter(torch.zeros(N_FEATURES))
@@ -78,14 +78,14 @@ def _rows(n_rows=N_ROWS):
 
 
 def _row_gradients(model, objective, x, kl_weight=1.0, seed=0):
-    """Gradients of the bound of each row for its heads and its dictionary."""
+    """Gradients of each row's bound with respect to its heads and its dictionary."""
     bound = training_bound(model, x, objective, _generator(seed), kl_weight=kl_weight)
     leaves = [model.heads.heads, model.decoder.weight]
     return torch.autograd.grad(bound.sum(), leaves)
 
 
 def _differences(gradient, n_draws, *, temperature=0.5, baseline=None, slab="gaussian", **options):
-    """Estimates less the closed-form gradient of each row: location, scale, log-odds, atoms."""
+    """Estimates minus the closed-form gradient of each row: location, scale, log-odds, atoms."""
     score = gradient in SCORE_GRADIENTS
     family = SpikeSlab(slab, density=0.3, gradient="score" if score else gradient)
     family.temperature = temperature
@@ -94,7 +94,7 @@ def _differences(gradient, n_draws, *, temperature=0.5, baseline=None, slab="gau
     estimate = _row_gradients(model, objective, x, **options)
     exact = _row_gradients(model, Objective("exact"), x, **options)
     heads, atoms = (e - t for e, t in zip(estimate, exact, strict=True))
-    # What is tested is no gradient of zero, and not lost in noise.
+    # The gradient under test is not zero, and not lost in noise.
     for name, of_rows in zip(("heads", "atoms"), exact, strict=True):
         size = of_rows.mean(0).square().mean().sqrt()
         error = {"heads": heads, "atoms": atoms}[name].std(0).max() / math.sqrt(N_ROWS)
@@ -124,7 +124,7 @@ def trained_baseline():
 
 
 def _assert_unbiased(differences):
-    """Each coordinate within four standard errors of zero: 24 of them, one in 16 000 beyond."""
+    """Each of 24 coordinates is within four standard errors of zero: one in 16 000 is not."""
     for name, of_rows in differences.items():
         z = _z(of_rows)
         assert (z < 4).all(), f"{name}: {z.max():.1f} standard errors"
@@ -163,7 +163,7 @@ def test_relaxed_gates_are_biased(gradient, n_draws):
     """More draws do not help: the mean itself is off."""
     differences = _differences(gradient, n_draws)
     assert _z(differences["logit"]).min() > 10
-    # Straight-through draws are hard: what does not pass the gate is unbiased.
+    # Straight-through draws are hard: gradients that do not pass the gate are unbiased.
     path = torch.cat([differences["loc"], differences["scale"]], dim=1)
     if gradient == "straight_through":
         assert _z(path).max() < 4 and _z(differences["atoms"]).max() < 4
@@ -171,7 +171,7 @@ def test_relaxed_gates_are_biased(gradient, n_draws):
         assert _z(path).max() > 10 and _z(differences["atoms"]).max() > 10
 
 
-def test_relaxed_gates_harden_into_smaller_biases():
+def test_harder_relaxed_gates_have_smaller_biases():
     warm, cold = (
         _differences("gumbel_softmax", 1, temperature=t)["atoms"].mean(0).abs().mean()
         for t in (1.0, 0.2)
@@ -179,8 +179,8 @@ def test_relaxed_gates_harden_into_smaller_biases():
     assert cold < 0.5 * warm
 
 
-# --- one gate of probability 0.3, f(g) = (g - 0.45)^2: the gradient for the log-odds is
-#     0.3 * 0.7 * (f(1) - f(0)) = 0.021, and relaxed gates get even its sign wrong
+# --- one gate of probability 0.3, f(g) = (g - 0.45)^2: the gradient with respect to the log-odds
+#     is 0.3 * 0.7 * (f(1) - f(0)) = 0.021, and relaxed gates get even its sign wrong
 
 TOY_N, TOY_EXACT, TOY_TEMPERATURE = 400_000, 0.0210, 0.5
 
@@ -227,7 +227,7 @@ def test_toy_is_biased_with_relaxed_gates(gradient):
     logit, noise, _ = _toy()
     family = SpikeSlab(gradient=gradient)
     family.temperature = TOY_TEMPERATURE
-    # A slab of one: the code is the gate.
+    # With a slab of one the code is the gate.
     one = torch.ones(TOY_N, 1, dtype=torch.float64)
     draws = SpikeSlabPosterior(family, one, one, logit).rsample(Noise(0 * noise, noise))
     (found,) = torch.autograd.grad(_toy_function(draws.code).sum(), logit)
@@ -239,13 +239,13 @@ def test_toy_is_biased_with_relaxed_gates(gradient):
     assert _z(found, TOY_EXACT).item() > 20
 
 
-# --- several gates and any function: the mean is a sum over all gates
+# --- several gates and any function: the mean is a sum over all gate values
 
 LOGITS = (-1.5, 0.4, 2.0)
 
 
 def _bumpy(gates):
-    """No polynomial of low order; between the gates it is defined too."""
+    """Not a polynomial of low order; also defined between zero and one."""
     weight = torch.tensor([[1.0, -2.0], [0.7, 1.5], [-1.2, 0.4]], dtype=torch.float64)
     hidden = gates @ weight
     return torch.exp(-(hidden[..., 0] - 0.3).square()) + 2 * torch.sin(2 * hidden[..., 1])
@@ -306,7 +306,7 @@ def test_rebar_without_its_control_variate_is_reinforce():
 
 
 def test_rebar_redraws_the_noise_behind_the_gate():
-    """Given the gate, both arguments have one distribution and lead to the same gate."""
+    """Given the gate, both arguments have the same distribution and lead to the same gate."""
     seen = []
 
     def function(gates):
@@ -324,7 +324,7 @@ def test_rebar_redraws_the_noise_behind_the_gate():
             one, two = relaxed[0, at, k], again[0, at, k]
             error = math.sqrt((one.var() + two.var()) / at.sum())
             assert abs(one.mean() - two.mean()) < 4 * error
-            # A draw of its own, not the same one again.
+            # An independent draw, not the same one again.
             assert abs(np.corrcoef(one, two)[0, 1]) < 5 / math.sqrt(at.sum())
 
 
@@ -381,18 +381,18 @@ def _variance(name, n_draws, function, n_rows=20_000):
     return found.var(0)
 
 
-def test_leave_one_out_baseline_takes_a_constant_off():
-    """Far from zero, f times the score is mostly noise, which the other draws know."""
+def test_leave_one_out_baseline_removes_a_constant():
+    """Far from zero, f times the score is mostly noise, which the other draws predict."""
 
     def shifted(gates):
         return 10 + _bumpy(gates)
 
     alone, together = _variance("reinforce", 1, shifted), _variance("reinforce", 4, shifted)
-    # As many independent draws would have a quarter of the variance.
+    # Four independent draws would have a quarter of the variance.
     assert (together < 0.2 * alone / 4).all()
 
 
-def test_leave_one_out_estimate_does_not_see_a_constant():
+def test_leave_one_out_estimate_ignores_a_constant():
     inputs = _inputs(100, 3)
     found = [
         torch.autograd.grad(_estimate("reinforce", inputs, f).sum(), inputs[0])[0]
@@ -403,7 +403,7 @@ def test_leave_one_out_estimate_does_not_see_a_constant():
 
 @pytest.mark.parametrize("n_draws", [1, 3])
 def test_muprop_of_a_linear_function_has_no_variance(n_draws):
-    """Its Taylor baseline is then exact, also where the function differs from draw to draw."""
+    """The Taylor baseline is then exact, even if the function differs from draw to draw."""
     slope = _normal(n_draws, 50, 3)
 
     def linear(gates):
@@ -415,7 +415,7 @@ def test_muprop_of_a_linear_function_has_no_variance(n_draws):
     assert_allclose(found, slope.sum(0) * on * (1 - on), rtol=1e-10, atol=1e-13)
 
 
-def test_rebar_has_less_noise_than_reinforce_where_gates_decide_much():
+def test_rebar_has_less_noise_than_reinforce_where_gates_matter_much():
     def shifted(gates):
         return 3 * gates.sum(-1) - gates.sum(-1).square()
 
@@ -427,7 +427,7 @@ def test_rebar_has_less_noise_than_reinforce_where_gates_decide_much():
 
 
 def test_regression_leaves_the_models_gradient_alone():
-    """The estimate is that of the signal less a number; the baseline learns by its own error."""
+    """The estimate uses the signal minus a number; the baseline learns from its own error."""
     logit, argument, _ = _inputs(300, 2)
     baseline, x = NVILBaseline(4, _generator()).double(), _normal(300, 4)
     with torch.no_grad():
@@ -446,7 +446,7 @@ def test_regression_leaves_the_models_gradient_alone():
     left = _bumpy(gates) - 0.7 - math.sqrt(2.5) * predicted
     assert_allclose(found, (left[..., None] * (gates - on)).sum(0), rtol=1e-9, atol=1e-12)
 
-    # What is maximised holds minus half the squared error, in units of the signal's size.
+    # The objective includes minus half the squared error, in units of the signal's size.
     square = 0.5 * ((_bumpy(gates) - 0.7) / math.sqrt(2.5) - baseline_output(baseline, x)).square()
     expected = torch.autograd.grad(-square.sum(), parameters)
     for one, other in zip(of_baseline, expected, strict=True):
@@ -457,8 +457,8 @@ def baseline_output(baseline, x):
     return baseline.output(torch.tanh(baseline.hidden(x))).squeeze(-1)
 
 
-def test_baseline_learns_the_rows_signal():
-    """Of rows that it has not seen it takes most of the signal's variance off."""
+def test_baseline_learns_the_signal_of_the_rows():
+    """On rows that it has not seen, it removes most of the signal's variance."""
     baseline = NVILBaseline(4, _generator())
     optimizer = torch.optim.Adam(baseline.parameters(), lr=1e-2)
 
@@ -478,11 +478,11 @@ def test_baseline_learns_the_rows_signal():
     assert left.var() < 0.2 * signal.var()
 
 
-def test_baseline_keeps_running_statistics_of_training_alone():
+def test_baseline_updates_running_statistics_only_in_training():
     baseline, x = NVILBaseline(4, _generator()).double(), _normal(100, 4)
     signal = 5 + 2 * _normal(3, 100, seed=1)
     left, _ = baseline(signal, x)
-    # The first batch is judged by what was known before it: nothing.
+    # The first batch uses the statistics from before it, which remove nothing.
     assert_allclose(left, signal)
     assert baseline.centre == pytest.approx(signal.mean().item())
     kept = baseline.centre.clone(), baseline.size.clone()
@@ -496,7 +496,7 @@ def test_baseline_keeps_running_statistics_of_training_alone():
     assert baseline.size == pytest.approx(4, rel=0.1)
 
 
-def test_baseline_draws_from_its_generator_alone():
+def test_baseline_uses_only_its_own_generator():
     state = torch.get_rng_state()
     first, second = NVILBaseline(4, _generator()), NVILBaseline(4, _generator())
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""The model's bounds against ground truths: one latent in closed form, and orthonormal atoms."""
+"""The model's bounds against exact values: one latent in closed form, and orthonormal atoms."""
 
 import math
 from itertools import pairwise
@@ -21,7 +21,7 @@ from sklearn_vsc.networks import LinearDecoder
 
 
 class FixedHeads(nn.Module):
-    """Stands for a network: the same posterior for each row."""
+    """Stands in for a network: the same posterior for each row."""
 
     def __init__(self, heads):
         super().__init__()
@@ -52,8 +52,8 @@ def _draws(posterior, n_draws, seed=0):
     return posterior.rsample(posterior.noise(n_draws, torch.Generator().manual_seed(seed)))
 
 
-# --- one latent: thresholded Laplace prior of scale 0.6 and threshold 0.5; posterior of location
-#     0.3, scale 0.7, threshold 0.4; atom a, row x, noise of standard deviation 0.5
+# --- one latent: thresholded Laplace prior with scale 0.6 and threshold 0.5; posterior with
+#     location 0.3, scale 0.7, threshold 0.4; atom a, row x, noise with standard deviation 0.5
 
 ATOM, ROW = (1.0, -0.5, 0.8), (0.9, -0.4, 0.3)
 LOC, SCALE, THRESHOLD, PRIOR_SCALE, PRIOR_THRESHOLD, SIGMA = 0.3, 0.7, 0.4, 0.6, 0.5, 0.5
@@ -73,12 +73,12 @@ IWAE = {
 
 
 def _gamma_rate(threshold, scale):
-    """Rate of the Gamma that the fixed threshold stands for."""
+    """Rate of the Gamma prior with the same inclusion as the fixed threshold."""
     return 1 / (scale * math.expm1(threshold / (scale * GAMMA_SHAPE)))
 
 
 def _head_of(value, centre):
-    """Inverse of the bounded exponential that reads a positive parameter from a head."""
+    """Inverse of the bounded exponential that turns a head into a positive parameter."""
     reach = 10.0 if value < centre else 3.0
     return reach * math.atanh(math.log(value / centre) / reach)
 
@@ -108,7 +108,7 @@ def _row(n=1):
 
 @pytest.fixture(scope="module")
 def log_weights():
-    """Two million exact log weights of the fixture, and those with the KL for the ratio."""
+    """Two million exact log weights of the fixture, and those with the KL in place of the ratio."""
     n_rows = 2000
     model, x = _fixture_model(), _row(n_rows)
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_fixture_weights_are_unbiased(log_weights):
 
 
 def test_fixture_importance_weighted_bounds(log_weights):
-    """As many draws as published, from one set of weights."""
+    """The numbers of draws of the reference values, from one set of weights."""
     exact, _ = log_weights
     means = []
     for n_draws, (expected, error) in IWAE.items():
@@ -207,13 +207,13 @@ def test_fixture_importance_weighted_bounds(log_weights):
     assert LOG_P - means[-1] < 1e-3
 
 
-def test_fixture_best_draw_and_softmax_weights_bound_nothing(log_weights):
-    """Both exceed the log evidence: objectives to train with, never scores."""
+def test_fixture_best_draw_and_softmax_weights_are_not_bounds(log_weights):
+    """Both exceed the log evidence: they are objectives for training, never scores."""
     exact, smoothed = (weights.T.reshape(-1, 100).T for weights in log_weights)
     best, weighted = bounds.max_elbo(exact), (exact.softmax(0) * exact).sum(0)
     assert abs(best.mean() - -1.602) < 4 * math.hypot(_standard_error(best), 5e-4)
     assert abs(weighted.mean() - -2.2316) < 4 * math.hypot(_standard_error(weighted), 5e-4)
-    # With the KL for the ratio, as in training, they exceed it further.
+    # With the KL in place of the ratio, as in training, they exceed it further.
     for values in (best, weighted, bounds.max_elbo(smoothed)):
         assert values.mean() > LOG_P + 20 * _standard_error(values)
 
@@ -232,17 +232,17 @@ def _slope(z):
 
 def _slab_mean(function):
     """Mean over the slab of the posterior, Laplace(LOC, SCALE)."""
-    law = stats.laplace(LOC, SCALE)
+    slab = stats.laplace(LOC, SCALE)
     parts = [(-np.inf, LOC), (LOC, np.inf)]
     return sum(
-        integrate.quad(lambda z: law.pdf(z) * function(z), a, b, epsrel=1e-12)[0] for a, b in parts
+        integrate.quad(lambda z: slab.pdf(z) * function(z), a, b, epsrel=1e-12)[0] for a, b in parts
     )
 
 
 def _exact_gradients():
-    """Derivatives of E log p(x given z) for location, scale and threshold.
+    """Derivatives of E log p(x given z) with respect to location, scale and threshold.
 
-    Besides the path, the scale and the threshold move mass between spike and slab.
+    Besides the pathwise term, the scale and the threshold move mass between spike and slab.
     """
     activity = math.exp(-THRESHOLD / SCALE)
     gap = _slab_mean(_log_likelihood) - _log_likelihood(0.0)
@@ -306,7 +306,7 @@ CLOSED = {
 
 @pytest.mark.parametrize("make", CLOSED.values(), ids=CLOSED)
 def test_exact_objective_gradient_against_finite_differences(make):
-    """Of posterior, dictionary, intercept and noise variance, all at once."""
+    """Checks posterior, dictionary, intercept and noise variance all at once."""
     family, generator = make(), torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -342,7 +342,7 @@ def test_exact_objective_gradient_against_finite_differences(make):
 
 
 class ProjectionHeads(nn.Module):
-    """Location heads from projections on the atoms, the rest constant."""
+    """Location heads from projections on the atoms; the other heads are constant."""
 
     def __init__(self, atoms, prior_scale, rest):
         super().__init__()
@@ -354,7 +354,7 @@ class ProjectionHeads(nn.Module):
 
 
 def _log_evidence_orthonormal(family, x, atoms, sigma):
-    """Exact, in any number of latents: one convolution for each atom, noise for what is left."""
+    """Exact for any number of latents: one convolution for each atom, noise for the remainder."""
     projections = x @ atoms.T
     activity, scale = family.prior_inclusion, family.prior_scale
     if family.base == "laplace":
@@ -370,14 +370,14 @@ def _log_evidence_orthonormal(family, x, atoms, sigma):
 def test_convolutions_by_quadrature():
     for y in (-2.0, 0.0, 0.4, 3.0):
         gauss = stats.norm(y, 0.3)
-        for found, law, threshold in [
+        for found, base, threshold in [
             (_laplace_gauss(y, 0.7, 0.3), stats.laplace(scale=0.7), 0.0),
             (_tail_gauss(y, 0.9, 0.7, 0.3), stats.norm(scale=0.7), 0.9),
         ]:
             parts = sorted({-9.0, 0.0, y - 1, y, y + 1, 9.0})
             expected = sum(
                 integrate.quad(
-                    lambda z, law=law, t=threshold, g=gauss: law.pdf(abs(z) + t) * g.pdf(z), a, b
+                    lambda z, base=base, t=threshold, g=gauss: base.pdf(abs(z) + t) * g.pdf(z), a, b
                 )[0]
                 for a, b in pairwise(parts)
             )
@@ -393,7 +393,7 @@ def test_bounds_of_orthonormal_atoms(make):
     x = code @ atoms + sigma * rng.normal(size=(3, 4))
     log_p = _log_evidence_orthonormal(family, x, atoms, sigma)
 
-    # Not far from the true posterior, and wider, so that weights have a variance.
+    # Close to the true posterior but wider, so that the weights vary.
     rest = [0.8] if family.gamma_shape is None else [0.3, 0.0, 1.0]
     heads = ProjectionHeads(torch.from_numpy(atoms), family.prior_scale, rest)
     model = _model(family, heads, torch.from_numpy(atoms), sigma**2)
@@ -431,7 +431,7 @@ FAMILIES = THRESHOLDED | {
 
 
 def _random_model(make, noise_variance=0.5, seed=0):
-    """Three latents, four features, correlated atoms, an intercept; and two rows."""
+    """A model of three latents and four features, correlated atoms, an intercept; and two rows."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -464,8 +464,8 @@ def test_closed_expectations_against_draws(make):
             assert (error < 0.02 * closed.abs()).all()
 
 
-def test_bounds_move_with_the_unit_of_the_rows():
-    """Rows, atoms and noise in another unit: D log c less, whatever the posterior."""
+def test_bounds_shift_with_the_unit_of_the_rows():
+    """Another unit for rows, atoms and noise subtracts D log c, whatever the posterior."""
     c = 1e3
     model, x = _random_model(CLOSED["laplace_gamma"])
     posterior = model.posterior(x)
@@ -517,8 +517,8 @@ def test_drawn_objective_has_the_mean_of_the_exact_one(make):
 
 
 @pytest.mark.parametrize("make", THRESHOLDED.values(), ids=THRESHOLDED)
-def test_weights_hold_the_kl_of_the_model_whatever_training_uses(make):
-    """The published objective's KL is for training alone: scores bound the thresholded model."""
+def test_weights_use_the_kl_of_the_model_whatever_training_uses(make):
+    """The published objective's KL is only for training: scores bound the thresholded model."""
     model, x = _random_model(make)
     posterior = model.posterior(x)
     draws = _draws(posterior, 3)
@@ -530,7 +530,7 @@ def test_weights_hold_the_kl_of_the_model_whatever_training_uses(make):
     assert_allclose(weights.detach(), expected.detach(), rtol=1e-12)
 
 
-def test_which_likelihoods_are_closed():
+def test_which_likelihoods_have_a_closed_form():
     family, linear = CLOSED["laplace"](), LinearDecoder(torch.ones(3, 4))
     gaussian, bernoulli = GaussianLikelihood(), BernoulliLikelihood()
     for decoder, likelihood, closed in [
@@ -556,7 +556,7 @@ def test_decode_gives_the_mean_of_the_rows():
 
 
 def test_bernoulli_weights_bound_the_probability_of_binary_rows():
-    """Four coins: the probabilities of all rows sum to one, and each bound stays below its own."""
+    """The probabilities of all binary rows sum to one, and each ELBO is below its IWAE bound."""
     family = Thresholded("laplace", prior_scale=1.0, threshold=0.5)
     weight = _tensor([[1.5, -2.0, 0.5, 1.0]])
     heads = FixedHeads(_tensor([[[0.3], [0.1]]]))
@@ -577,7 +577,7 @@ def test_bernoulli_weights_bound_the_probability_of_binary_rows():
 
 
 def test_heads_start_near_the_prior():
-    """And draw their weights from the generator they are given."""
+    """They draw their weights from the given generator."""
     state = torch.get_rng_state()
     heads = Heads(6, 2, 5, torch.Generator().manual_seed(0))
     again = Heads(6, 2, 5, torch.Generator().manual_seed(0))

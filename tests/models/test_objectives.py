@@ -1,4 +1,4 @@
-"""Gradients of the importance-weighted bound, and objectives as means of one another."""
+"""Gradients of the importance-weighted bound, and objectives that agree on average."""
 
 import math
 
@@ -39,13 +39,13 @@ def _normal(*shape, seed=0):
 
 
 def _z(sample, expected=0.0):
-    """Standard errors by which the means over the first axis are off."""
+    """Deviation of the means over the first axis, in standard errors."""
     error = sample.mean(0) - expected
     return (error / (sample.std(0) / math.sqrt(len(sample)))).abs()
 
 
 class RowHeads(nn.Module):
-    """Heads of each row, as leaves: gradients of single draws, whose mean and error are known."""
+    """Heads of each row as leaf tensors: their gradients give a mean and a standard error."""
 
     def __init__(self, heads):
         super().__init__()
@@ -71,7 +71,7 @@ IWAE = {
 
 
 def _gradients(model, x, objective, kl_weight=1.0, seed=0):
-    """Values of the bounds, and their gradients for heads and decoder."""
+    """Values of the bounds, and their gradients with respect to heads and decoder."""
     bound = training_bound(model, x, objective, _generator(seed), kl_weight=kl_weight)
     parameters = [model.heads.heads, *model.decoder.parameters()]
     heads, *decoder = torch.autograd.grad(bound.sum(), parameters)
@@ -86,7 +86,7 @@ def _gradients(model, x, objective, kl_weight=1.0, seed=0):
 def test_doubly_reparameterised_gradient_has_the_mean_of_the_standard_one(
     prior, posterior, kl_weight
 ):
-    """Of the encoder by z-test, of the decoder to the last digit: there it is the same."""
+    """Tests the encoder's gradient by z-test, the decoder's to rounding: there both are equal."""
     n_rows = 20_000
     # A bounded decoder, so that Cauchy draws have a likelihood with moments.
     decoder = nn.Sequential(LinearDecoder(_normal(2, 3, seed=1)), nn.Tanh())
@@ -102,20 +102,20 @@ def test_doubly_reparameterised_gradient_has_the_mean_of_the_standard_one(
     standard, doubled = by_heads
     difference = doubled - standard
     assert (_z(difference) < 4).all()
-    # The test is not blind: the mean stands out of the noise that is left.
+    # The test has power: the mean stands out from the remaining noise.
     error = difference.std(0) / math.sqrt(n_rows)
     assert standard.mean(0).abs().max() > 10 * error.max()
 
 
 def _conjugate(n_rows, loc_off=0.0, scale_off=1.0):
-    """Orthogonal atoms and Gaussian codes, with the exact posterior or one beside it."""
+    """Orthogonal atoms and Gaussian codes, with the exact posterior or one near it."""
     noise_variance = 0.5
     weight = 1.3 * torch.linalg.qr(_normal(4, 2, seed=1))[0].T.contiguous()
     x = _normal(1, 2, seed=2) @ weight + 0.6 * _normal(1, 4, seed=3)
     precision = weight.square().sum(1) / noise_variance + 1
     loc = x @ weight.T / noise_variance / precision + loc_off
     scale = scale_off * precision.rsqrt()
-    # The inverse of how heads are read.
+    # The inverse of the map from heads to location and scale.
     heads = torch.stack([loc, (10 * torch.atanh(scale.log() / 10)).expand_as(loc)], dim=1)
     decoder = LinearDecoder(weight)
     model = _model(Continuous(), heads.repeat(n_rows, 1, 1), decoder, noise_variance)
@@ -141,7 +141,7 @@ def test_exact_posterior_makes_every_bound_the_evidence(n_draws):
         value = training_bound(model, x, Objective(bound, n_draws), _generator(), kl_weight=1.0)
         if bound in ("iwae", "exact"):
             assert_allclose(value.detach(), evidence, rtol=1e-12)
-    # With the KL for the log ratio draws differ; their mean is the evidence.
+    # With the KL in place of the log ratio, draws differ; their mean is the evidence.
     model, x, _ = _conjugate(5000)
     value = training_bound(model, x, Objective("elbo", n_draws), _generator(), kl_weight=1.0)
     assert _z(value.detach(), evidence) < 4
@@ -155,18 +155,18 @@ def _signal_to_noise(doubly, n_draws):
 
 
 def test_signal_of_the_doubly_reparameterised_gradient_does_not_fade():
-    """The standard one's falls as the root of the number of draws, the other's rises with it."""
+    """The standard one's falls as the square root of the number of draws; this one's rises."""
     standard, doubled = (
         [_signal_to_noise(doubly, n_draws) for n_draws in (2, 16, 128)] for doubly in (False, True)
     )
-    # Means of 2000 rows are off by 0.022 standard deviations.
+    # Means over 2000 rows have an error of 0.022 standard deviations.
     assert standard[-1] < 0.4 * standard[0]
     assert doubled[0] > 2 * standard[0]
     assert doubled[1] > 1.5 * doubled[0] and doubled[2] > 1.5 * doubled[1]
 
 
 def test_one_draw_doubly_reparameterised_sticks_to_the_landing():
-    """With one draw the weight is one: the path alone, without the density's own gradient."""
+    """With one draw the weight is one: only the pathwise gradient remains."""
     model, x, _ = _conjugate(50, 0.3, 1.5)
     objective = Objective("iwae", 1, doubly_reparameterised=True)
     _, found, _ = _gradients(model, x, objective, seed=4)
@@ -179,7 +179,7 @@ def test_one_draw_doubly_reparameterised_sticks_to_the_landing():
     assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_without_the_log_ratio_nothing_is_reparameterised_twice():
+def test_without_the_log_ratio_both_gradients_agree():
     model, x, _ = _conjugate(50, 0.3, 1.5)
     (_, standard, _), (_, doubled, _) = (
         _gradients(model, x, objective, kl_weight=0.0) for objective in IWAE.values()
@@ -188,7 +188,7 @@ def test_without_the_log_ratio_nothing_is_reparameterised_twice():
 
 
 def test_bounds_without_gradients():
-    """As validation asks for them."""
+    """As validation computes them."""
     model, x, _ = _conjugate(50, 0.3, 1.5)
     with torch.no_grad():
         values = [
@@ -198,7 +198,7 @@ def test_bounds_without_gradients():
     assert torch.equal(*values)
 
 
-# --- objectives as means of one another
+# --- objectives that agree on average
 
 
 FAMILIES = {f"{prior}, {q}": Continuous(prior, q) for prior, q in PAIRS if prior != "cauchy"} | {
@@ -224,7 +224,7 @@ def test_exact_objective_is_the_mean_of_the_drawn_one(family, kl_weight):
         drawn = training_bound(model, x, Objective("elbo", 2), _generator(), kl_weight=kl_weight)
     assert exact.std() < 1e-12
     assert _z(drawn, exact[0]) < 4.5
-    # The closed form holds each row's KL, and the KL has the weight it is given.
+    # The closed form contains each row's KL, with the given weight.
     posterior = model.posterior(x)
     expected = model.expected_log_likelihood(x, posterior) - kl_weight * posterior.kl().sum(-1)
     assert_allclose(exact, expected.detach(), rtol=1e-12)
@@ -244,7 +244,7 @@ def test_surrogates_have_the_value_of_the_drawn_objective(gates, n_draws):
     assert_allclose(surrogate.detach(), drawn.detach(), rtol=1e-12)
 
 
-def test_relaxed_gates_are_hard_where_nothing_is_learned():
+def test_relaxed_gates_are_hard_when_nothing_is_learned():
     model, x = _linear_model(SpikeSlab(density=0.3, gradient="gumbel_softmax"), 300)
     hard, _ = _linear_model(SpikeSlab(density=0.3, gradient="score"), 300)
     relaxed = training_bound(model, x, Objective("elbo"), _generator(), kl_weight=1.0).detach()
@@ -261,16 +261,16 @@ DATA = np.random.RandomState(0).normal(size=(200, 6))
 SMALL = {"max_iter": 6, "hidden_layer_sizes": (8,), "random_state": 0, "batch_size": 50}
 
 
-def _spy(monkeypatch, note):
-    """Note something of each call of the training bound."""
-    noted, bound = [], LatentVariableModel.training_step
+def _spy(monkeypatch, observe):
+    """Record something about each training step."""
+    recorded, bound = [], LatentVariableModel.training_step
 
     def spy(model, *args, **kwargs):
-        noted.append(note(model, *args, **kwargs))
+        recorded.append(observe(model, *args, **kwargs))
         return bound(model, *args, **kwargs)
 
     monkeypatch.setattr(LatentVariableModel, "training_step", spy)
-    return noted
+    return recorded
 
 
 @pytest.mark.parametrize("gradient", ["gumbel_softmax", "straight_through", "rebar"])
@@ -278,7 +278,7 @@ def test_temperature_goes_from_its_first_to_its_last_value(monkeypatch, gradient
     seen = _spy(monkeypatch, lambda model, *_, **__: model.family.temperature)
     model = SparseVAE(3, prior="spike_slab", gradient=gradient, temperature=(2.0, 0.1), **SMALL)
     model.fit(DATA)
-    # 4 steps an epoch, 24 in all: equal ratios.
+    # 4 steps per epoch, 24 in total: a geometric sequence.
     assert_allclose(seen, np.geomspace(2.0, 0.1, 24), rtol=1e-12)
     seen.clear()
     model.partial_fit(DATA)
@@ -293,7 +293,7 @@ def test_constant_temperature(monkeypatch, temperature):
     assert_allclose(seen, 0.7, rtol=1e-14)
 
 
-def test_validation_is_judged_at_the_last_temperature(monkeypatch):
+def test_validation_uses_the_last_temperature(monkeypatch):
     seen = _spy(monkeypatch, lambda model, *_, **__: (model.training, model.family.temperature))
     params = {"prior": "spike_slab", "gradient": "gumbel_softmax", "temperature": (2.0, 0.1)}
     SparseVAE(3, early_stopping=True, **params, **SMALL).fit(DATA)
@@ -307,7 +307,7 @@ def test_validation_is_judged_at_the_last_temperature(monkeypatch):
 @pytest.mark.parametrize("objective", ["elbo", "iwae"])
 @pytest.mark.parametrize("prior", ["laplace", "spike_slab"])
 def test_kl_warm_up_reaches_every_objective(monkeypatch, prior, objective):
-    """Also the doubly reparameterised one."""
+    """Including the doubly reparameterised one."""
     seen = _spy(monkeypatch, lambda *_, **kwargs: kwargs["kl_weight"])
     params = {"prior": prior, "objective": objective, "n_draws": 3, "kl_weight": 0.5}
     warm = SparseVAE(3, kl_warmup=0.5, **params, **SMALL).fit(DATA)

@@ -31,7 +31,7 @@ def test_it_learns_digits(estimator):
     residual = X[400:] - model.inverse_transform(code)
     assert 0.05 < np.mean(code != 0) < 0.6
     assert np.sum(residual**2) < 0.4 * np.sum((X[400:] - X[:400].mean(0)) ** 2)
-    # Codes that are all zero: the best noise alone.
+    # The score if all codes are zero: the best noise variance alone.
     power = np.mean((X[:400] - X[:400].mean(0)) ** 2)
     nothing = -32 * np.log(2 * np.pi * power) - np.sum(
         (X[400:] - X[:400].mean(0)) ** 2, 1
@@ -42,7 +42,7 @@ def test_it_learns_digits(estimator):
 
 
 @each
-def test_it_is_unrolled_as_often_as_asked(estimator):
+def test_n_unrolled_is_the_number_of_steps(estimator):
     more = clone(estimator).set_params(n_unrolled=3, max_iter=1).fit(X)
     assert more.module_.encoder.coder.n_unrolled == 3
     one = clone(estimator).set_params(n_unrolled=1, max_iter=1).fit(X)
@@ -72,7 +72,7 @@ def test_every_family_and_objective_learns(estimator):
 
 
 @each
-def test_training_goes_on(estimator):
+def test_training_continues(estimator):
     model = clone(estimator).set_params(max_iter=5, warm_start=True).fit(X)
     before = model.score(X)
     module = model.module_
@@ -94,13 +94,13 @@ def test_types_and_units_of_rows():
     assert_allclose(scaled.transform(1024 * X), wide.transform(X), rtol=1e-3, atol=1e-3)
 
 
-def test_the_generator_starts_the_same_decoder():
-    """The encoder draws nothing."""
+def test_the_same_seed_starts_the_same_decoder():
+    """The encoder draws no random numbers."""
     model, again = (ThresholdedVSC(**SHORT).fit(X) for _ in range(2))
     assert_array_equal(model.components_, again.components_)
 
 
-def _make_wild(weight, kind):
+def _make_degenerate(weight, kind):
     with torch.no_grad():
         if kind == "norms":
             weight *= torch.logspace(-3, 3, len(weight))[:, None]
@@ -112,9 +112,9 @@ def _make_wild(weight, kind):
 
 @each
 @pytest.mark.parametrize("kind", ["norms", "equal", "zero"])
-def test_wild_dictionaries_code_and_train(estimator, kind):
+def test_degenerate_dictionaries_code_and_train(estimator, kind):
     model = clone(estimator).set_params(max_iter=1).fit(X[:200].astype(np.float32))
-    _make_wild(model.module_.decoder.weight, kind)
+    _make_degenerate(model.module_.decoder.weight, kind)
     rows = X[200:230].astype(np.float32)
     assert np.isfinite(model.score_samples(rows)).all()
     assert np.isfinite(model.transform(rows)).all()

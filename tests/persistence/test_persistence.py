@@ -1,4 +1,4 @@
-"""Saved, loaded and pickled estimators are the estimators that they were, to the last bit."""
+"""Estimators that were saved and loaded, or pickled, are unchanged to the last bit."""
 
 import copy
 import io
@@ -72,7 +72,7 @@ SETTINGS = {
     "vae-cauchy": SparseVAE(
         K, **NET, prior="cauchy", output_activation="sigmoid", transform_method="sample"
     ),
-    "vae-coins": SparseVAE(
+    "vae-bernoulli": SparseVAE(
         K,
         **NET | {"random_state": np.random.RandomState(1)},
         likelihood="bernoulli",
@@ -92,7 +92,7 @@ _FITS: dict = {}
 
 
 def fitted(setting, dtype=np.float64):
-    """A fit that is made once, and handed out as a copy."""
+    """A fit that is made once and returned as a copy."""
     key = setting, dtype
     if key not in _FITS:
         _FITS[key] = copy.deepcopy(SETTINGS[setting]).fit(X.astype(dtype))
@@ -105,7 +105,7 @@ def saved(model, folder, **modules):
 
 
 def assert_same(one, other, where="estimator"):
-    """Equal in type, in value to the last bit, and in all that hangs on them."""
+    """Check that types, values to the last bit, and all attributes are equal."""
     assert type(one) is type(other), where
     if isinstance(one, np.random.RandomState):
         one, other = one.get_state(legacy=False), other.get_state(legacy=False)
@@ -121,7 +121,7 @@ def assert_same(one, other, where="estimator"):
     elif isinstance(one, dict):
         assert one.keys() == other.keys(), where
         for key in one:
-            # torch counts what it hands out: ids, not values.
+            # torch numbers its hooks: ids, not values.
             if not str(key).endswith("_hooks"):
                 assert_same(one[key], other[key], f"{where}.{key}")
     elif isinstance(one, (list, tuple)):
@@ -131,16 +131,14 @@ def assert_same(one, other, where="estimator"):
     elif isinstance(one, float):
         assert struct.pack("d", one) == struct.pack("d", other), where
     elif (hasattr(one, "__dict__") and not callable(one)) or isinstance(one, nn.Module):
-        parts = [
-            {k: v for k, v in vars(part).items() if k not in NOT_OF_A_FIT} for part in (one, other)
-        ]
+        parts = [{k: v for k, v in vars(part).items() if k not in CACHED} for part in (one, other)]
         assert_same(*parts, where)
     else:
         assert one == other, where
 
 
-# What families work out when they are asked.
-NOT_OF_A_FIT = ("prior_inclusion", "prior_variance", "slab_scale")
+# Properties that families compute on first use.
+CACHED = ("prior_inclusion", "prior_variance", "slab_scale")
 
 
 def assert_same_answers(one, other, rows):
@@ -155,7 +153,7 @@ def assert_same_answers(one, other, rows):
     assert_array_equal(other.sample_posterior(rows, 3), draws, strict=True)
     assert other.score(rows) == one.score(rows)
     if one.random_state is not None:
-        # A RandomState is drawn from each time, and both go on alike.
+        # Each call draws from a RandomState, and both must stay in the same state.
         for _ in range(2):
             assert_array_equal(other.sample(4), one.sample(4), strict=True)
 
@@ -167,18 +165,18 @@ def assert_same_answers(one, other, rows):
     "setting, dtype",
     [*((setting, np.float32) for setting in SETTINGS), *((name, np.float64) for name in FOUR)],
 )
-def test_what_is_loaded_is_what_was_saved(setting, dtype, tmp_path):
+def test_a_loaded_estimator_equals_the_saved_one(setting, dtype, tmp_path):
     model = fitted(setting, dtype)
     before = copy.deepcopy(model)
     again = saved(model, tmp_path / "model")
-    # Saving leaves the estimator as it was, and loading needs no generator but its own.
+    # Saving leaves the estimator unchanged, and loading uses no generator except its own.
     assert_same(model, before)
     assert_same(again, model)
     assert_same_answers(model, again, NEW.astype(dtype))
 
 
 @each_setting
-def test_learning_goes_on_alike(setting, tmp_path):
+def test_training_continues_identically(setting, tmp_path):
     model = fitted(setting)
     again = saved(model, tmp_path / "model")
     for step in range(2):
@@ -201,15 +199,17 @@ def forget_durations(*models):
 
 
 @each_class
-def test_a_fit_of_rows_with_holes_reads_them_as_before(setting, tmp_path):
-    holes, new = X.copy(), NEW.copy()
-    holes[::2, 5] = new[:, 20] = np.nan
-    estimator = clone(SETTINGS[setting]).fit(holes)
+def test_a_fit_on_incomplete_rows_treats_them_as_before(setting, tmp_path):
+    incomplete, new = X.copy(), NEW.copy()
+    incomplete[::2, 5] = new[:, 20] = np.nan
+    estimator = clone(SETTINGS[setting]).fit(incomplete)
     again = saved(estimator, tmp_path / "model")
     for rows in (NEW, new):
         assert_same(estimator.transform(rows), again.transform(rows))
         assert_same(estimator.score(rows), again.score(rows))
-    assert_same(estimator.partial_fit(holes).components_, again.partial_fit(holes).components_)
+    assert_same(
+        estimator.partial_fit(incomplete).components_, again.partial_fit(incomplete).components_
+    )
 
 
 def test_a_grid_of_codes(tmp_path):
@@ -223,7 +223,7 @@ def test_a_grid_of_codes(tmp_path):
 
 
 @each_class
-def test_saved_after_partial_fit_alone(setting, tmp_path):
+def test_saving_after_partial_fit_alone(setting, tmp_path):
     model = clone(SETTINGS[setting]).partial_fit(X[:20]).partial_fit(X[20:40])
     again = saved(model, tmp_path / "model")
     forget_durations(model.partial_fit(X[40:]), again.partial_fit(X[40:]))
@@ -231,7 +231,7 @@ def test_saved_after_partial_fit_alone(setting, tmp_path):
 
 
 @each_class
-def test_a_fit_anew_is_the_same_too(setting, tmp_path):
+def test_refitting_gives_the_same_result(setting, tmp_path):
     model = fitted(setting)
     again = saved(model, tmp_path / "model")
     forget_durations(model.fit(NEW), again.fit(NEW))
@@ -239,19 +239,19 @@ def test_a_fit_anew_is_the_same_too(setting, tmp_path):
 
 
 @each_class
-def test_a_random_state_stays_one_object_in_all_its_places(setting, tmp_path):
+def test_a_shared_random_state_stays_shared(setting, tmp_path):
     model = clone(SETTINGS[setting]).set_params(random_state=np.random.RandomState(5)).fit(X)
     again = saved(model, tmp_path / "model")
     shared = [name for name, value in vars(model).items() if value is model.random_state]
     assert shared == [name for name, value in vars(again).items() if value is again.random_state]
     assert (setting == "fista") == (shared == ["random_state"])
     assert_same_answers(model, again, NEW)
-    # Neither draws from the other's.
+    # The two estimators do not share it.
     assert again.random_state is not model.random_state
 
 
 @each_class
-def test_names_and_output_of_frames(setting, tmp_path):
+def test_feature_names_and_output_of_frames(setting, tmp_path):
     table = pd.DataFrame(X).add_prefix("pixel")
     model = clone(SETTINGS[setting]).set_output(transform="pandas").fit(table)
     again = saved(model, tmp_path / "model")
@@ -278,7 +278,7 @@ def test_loading_leaves_global_generators_alone(setting, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["vsc", "vae-exact", "vae-nvil", "scvae"])
-def test_parameters_set_after_fit_are_kept_and_the_model_stays(setting, tmp_path):
+def test_parameters_set_after_fit_are_kept_and_the_model_is_unchanged(setting, tmp_path):
     model = fitted(setting)
     changes = {"n_components": 3, "noise_variance": 0.3, "hidden_layer_sizes": (4, 4)}
     changes |= {"latent_size": 2} if setting == "scvae" else {"prior_scale": 2.0, "density": 0.3}
@@ -291,7 +291,7 @@ def test_parameters_set_after_fit_are_kept_and_the_model_stays(setting, tmp_path
     assert_same(saved(again, tmp_path / "model"), model)
 
 
-# ------------------------------------------------------------------------ modules of the user's
+# ------------------------------------------------------------------------ user-defined modules
 
 
 class Squeezing(nn.Module):
@@ -308,7 +308,7 @@ class Squeezing(nn.Module):
         return self.norm(torch.relu(self.first(x))) + self.tied(x)
 
 
-def test_modules_are_given_again(tmp_path):
+def test_modules_are_passed_to_load(tmp_path):
     torch.manual_seed(0)
     encoder, decoder = Squeezing(), nn.Sequential(nn.Linear(K, 64), nn.Sigmoid())
     model = SparseVAE(K, **NET, encoder=encoder, decoder=decoder, warm_start=True).fit(X)
@@ -387,7 +387,7 @@ class Mine(SparseVAE):
     pass
 
 
-def test_what_is_no_plain_data_is_refused(tmp_path):
+def test_what_is_not_plain_data_is_refused(tmp_path):
     with pytest.raises(TypeError, match="Mine is a class of your own"):
         Mine(K, **NET).fit(X).save(tmp_path / "model")
     namesake = type("SparseVAE", (SparseVAE,), {})
@@ -407,7 +407,7 @@ def test_what_is_no_plain_data_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_files_are_what_they_say(tmp_path):
+def test_the_files_have_the_documented_content(tmp_path):
     model = fitted("vsc")
     model.save(str(tmp_path / "model"))
     assert sorted(os.listdir(tmp_path / "model")) == ["config.json", "model.safetensors"]
@@ -437,7 +437,7 @@ def test_pickle_and_joblib(setting, tmp_path):
 
 
 class Collecting(pickle.Pickler):
-    """Notes each tensor and generator that a pickle holds."""
+    """Records each tensor and generator that a pickle holds."""
 
     def __init__(self):
         super().__init__(io.BytesIO())
@@ -450,7 +450,7 @@ class Collecting(pickle.Pickler):
 
 @each_class
 def test_pickled_state_is_on_the_cpu(setting):
-    """The same walk over a fit of a GPU is the marked test below."""
+    """The test with the gpu marker below does the same for a fit on a GPU."""
     pickler = Collecting()
     pickler.dump(fitted(setting))
     assert (setting == "fista") == (not pickler.found)
@@ -475,7 +475,7 @@ for model in (load(sys.argv[1] + "/model"), pickle.load(open(sys.argv[1] + "/pic
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @each_class
-def test_a_fit_of_a_gpu_opens_without_one(setting, tmp_path):
+def test_a_fit_on_a_gpu_loads_without_one(setting, tmp_path):
     model = clone(SETTINGS[setting]).set_params(device="cuda").fit(X)
     pickler = Collecting()
     pickler.dump(model)
@@ -493,8 +493,8 @@ def test_a_fit_of_a_gpu_opens_without_one(setting, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_skops_keeps_a_dictionary_learner():
-    """Of torch modules skops makes nothing: its own limit."""
+def test_skops_preserves_a_dictionary_learner():
+    """skops cannot handle torch modules, so the neural estimators are left out."""
     skops_io = pytest.importorskip("skops.io")
     model = fitted("fista-online")
     data = skops_io.dumps(model)

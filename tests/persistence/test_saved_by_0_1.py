@@ -1,4 +1,4 @@
-"""Folders that version 0.1 saved still load, answer and learn on."""
+"""Folders saved by version 0.1 still load, and the models give the same results."""
 
 import json
 from pathlib import Path
@@ -31,6 +31,6 @@ def test_models_of_version_0_1_load(name, tmp_path):
         assert_allclose(found.transform(rows), expected["codes"], **tolerance)
 
 
-def test_every_class_is_among_them():
+def test_every_class_is_covered():
     classes = {type(sklearn_vsc.load(FOLDER / name)).__name__ for name in EXPECTED}
     assert classes == {"FISTADictionaryLearner", "ThresholdedVSC", "SparseVAE", "SCVAE"}

@@ -1,4 +1,4 @@
-"""What every estimator promises. A new one joins by a line in ``ESTIMATORS``."""
+"""What every estimator promises. Add a new one by a line in ``ESTIMATORS``."""
 
 import copy
 import inspect
@@ -41,7 +41,7 @@ ROWS = DIGITS[200:]
 
 
 def name_of(estimator):
-    """Class, and what differs from the one in ESTIMATORS."""
+    """The class, and the parameters that differ from those in ESTIMATORS."""
     name = type(estimator).__name__
     (listed,) = (e for e in ESTIMATORS if type(e) is type(estimator))
     usual = listed.get_params()
@@ -74,7 +74,7 @@ _FITS: dict = {}
 
 
 def fitted(estimator, dtype=np.float64):
-    """A fit of the first 200 digits, made once and handed out as a copy."""
+    """A fit of the first 200 digits, made once and returned as a copy."""
     key = (name_of(estimator), dtype)
     if key not in _FITS:
         _FITS[key] = clone(estimator).fit(DIGITS[:200].astype(dtype))
@@ -82,7 +82,7 @@ def fitted(estimator, dtype=np.float64):
 
 
 def answers(model, X):
-    """All that a fitted estimator says about rows, by name."""
+    """All results of a fitted estimator for rows, by name."""
     posterior = model.posterior(X)
     codes = model.transform(X)
     return {
@@ -150,7 +150,7 @@ def test_other_types_become_float64(estimator, dtype):
 
 
 @each
-def test_type_of_the_rows_decides_not_that_of_the_fit(estimator):
+def test_dtype_of_results_follows_the_rows_and_not_the_fit(estimator):
     narrow, wide = fitted(estimator, np.float32), fitted(estimator, np.float64)
     assert narrow.transform(ROWS).dtype == np.float64
     codes = wide.transform(ROWS.astype(np.float32))
@@ -187,7 +187,7 @@ def test_history_is_a_plain_record_of_each_epoch(estimator):
 
 
 @each
-def test_fit_teaches_something(estimator):
+def test_fit_learns_something(estimator):
     assert explained(fitted(estimator), ROWS) > 0.3
     codes = fitted(estimator).transform(ROWS)
     assert 0.02 < np.mean(codes != 0) < 0.9
@@ -211,7 +211,7 @@ def test_docstring_lists_every_parameter_and_fitted_attribute(estimator):
             assert f"\n{attribute} : " in attributes, attribute
 
 
-# ----------------------------------------------------------------------- scikit-learn's ways
+# ----------------------------------------------------------------- scikit-learn's conventions
 
 
 @each
@@ -223,7 +223,7 @@ def test_frames_in_and_out(estimator, frame):
     model = clone(estimator).set_params(max_iter=2).fit(table)
     plain = clone(estimator).set_params(max_iter=2).fit(DIGITS[:200])
     assert_array_equal(model.feature_names_in_, table.columns)
-    # A frame holds its columns one by one: sums in another order differ by rounding.
+    # A frame stores each column separately: sums in another order differ by rounding.
     assert_allclose(model.components_, plain.components_, rtol=1e-3, atol=1e-5)
     array_codes = model.transform(table)
     assert type(array_codes) is np.ndarray
@@ -255,7 +255,7 @@ def test_clone_and_parameters(estimator):
 
 
 @each_variant
-def test_copies_give_the_same_answers(estimator, tmp_path):
+def test_copies_give_the_same_results(estimator, tmp_path):
     model = fitted(estimator)
     joblib.dump(model, tmp_path / "model.joblib")
     for other in (
@@ -310,7 +310,7 @@ def test_input_is_left_alone(estimator):
 
 @each_variant
 @each_dtype
-def test_a_row_does_not_depend_on_the_rows_beside_it(estimator, dtype):
+def test_a_row_does_not_depend_on_other_rows(estimator, dtype):
     model = fitted(estimator, dtype)
     X = ROWS.astype(dtype)
     tolerance = {"rtol": 1e-3, "atol": 1e-3} if dtype == np.float32 else {"atol": 1e-6}
@@ -323,7 +323,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(estimator, dtype):
 
 
 @each_variant
-def test_repeated_calls_repeat_their_answers(estimator):
+def test_repeated_calls_give_the_same_results(estimator):
     model = fitted(estimator)
     assert_same_answers(model, model, ROWS)
     assert_array_equal(model.sample(5), model.sample(5))
@@ -338,13 +338,13 @@ def test_score_is_the_mean_of_score_samples(estimator, dtype):
 
 
 @each
-def test_posterior_is_that_of_its_draws(estimator):
+def test_posterior_matches_its_draws(estimator):
     model, n_draws = fitted(estimator), 3000
     posterior = model.posterior(ROWS[:8])
     draws = model.sample_posterior(ROWS[:8], n_draws=n_draws)
     assert (posterior.std >= 0).all()
     assert (posterior.inclusion >= 0).all() and (posterior.inclusion <= 1).all()
-    # 96 codes: five standard errors are passed by chance once in 20 000 runs.
+    # 96 codes: five standard errors are exceeded by chance once in 20 000 runs.
     error = draws.mean(0) - posterior.mean
     assert (np.abs(error) <= 5 * posterior.std / n_draws**0.5 + 1e-9).all()
     p = posterior.inclusion
@@ -419,7 +419,7 @@ def test_global_generators_are_untouched(estimator, random_state):
 
 @each
 @each_dtype
-def test_random_state_alone_decides(estimator, dtype):
+def test_results_depend_only_on_random_state(estimator, dtype):
     X = DIGITS[:200].astype(dtype)
     model = fitted(estimator, dtype)
     np.random.seed(1)
@@ -436,7 +436,7 @@ def test_random_state_alone_decides(estimator, dtype):
 
 
 @each
-def test_without_random_state_each_fit_is_another(estimator):
+def test_without_random_state_each_fit_differs(estimator):
     estimator = clone(estimator).set_params(random_state=None, max_iter=2)
     model, other = clone(estimator).fit(ROWS), clone(estimator).fit(ROWS)
     assert not np.allclose(model.components_, other.components_)
@@ -444,7 +444,7 @@ def test_without_random_state_each_fit_is_another(estimator):
     assert_array_equal(model.sample_posterior(ROWS), model.sample_posterior(ROWS))
 
 
-# --------------------------------------------------------------------------- odd but right
+# ----------------------------------------------------------------------- unusual valid input
 
 
 def read_only(X, _):
@@ -507,7 +507,7 @@ def test_odd_shapes(estimator, shape, dtype):
     for key, value in answers(model, X).items():
         assert np.isfinite(value).all(), key
     assert np.isfinite(model.sample(3)).all()
-    # No density of a model with a floor under its noise is beyond all bounds.
+    # The noise variance has a floor, so the density is bounded.
     assert model.noise_variance_ > 0 and np.isfinite(model.score(X))
     size = np.abs(X).max() or 1.0
     assert np.abs(model.inverse_transform(model.transform(X))).max() < 10 * size
@@ -524,7 +524,7 @@ def test_unit_of_the_data_does_not_matter(estimator, scale, dtype):
     }
     model = fitted(estimator, dtype)
     scaled = clone(estimator).set_params(**in_units).fit((X * scale).astype(dtype))
-    # A power of two changes no digit; else rounding is amplified by training.
+    # A power of two changes no digit; otherwise training amplifies rounding errors.
     exact = np.log2(scale) % 1 == 0 and dtype == np.float64
     assert explained(scaled, X * scale) == pytest.approx(explained(model, X), abs=0.01)
     shift = X.shape[1] * np.log(scale)
@@ -542,11 +542,11 @@ def test_unit_of_the_data_does_not_matter(estimator, scale, dtype):
     assert np.corrcoef(scaled_codes.ravel(), codes.ravel())[0, 1] > 0.99
 
 
-# --------------------------------------------------------------------- passes over the data
+# ------------------------------------------------------------------------ further training
 
 
 @each
-def test_partial_fit_goes_on(estimator):
+def test_partial_fit_continues(estimator):
     model = clone(estimator)
     for number in range(1, 4):
         assert model.partial_fit(DIGITS[:100]) is model
@@ -559,7 +559,7 @@ def test_partial_fit_goes_on(estimator):
     with pytest.raises(ValueError, match="X has 63 features"):
         model.partial_fit(ROWS[:, 1:])
     assert model.n_iter_ == 4
-    # Of one row little is learned, and nothing is lost.
+    # A single row teaches little, and nothing is lost.
     score = model.score(DIGITS)
     model.partial_fit(ROWS[:1])
     assert model.score(DIGITS) == pytest.approx(score, abs=2)
@@ -576,7 +576,7 @@ def test_partial_fit_repeats_with_the_same_random_state(estimator):
 
 
 @each
-def test_partial_fit_after_pickling_is_partial_fit(estimator):
+def test_partial_fit_after_pickling_is_the_same(estimator):
     model = fitted(estimator)
     other = pickle.loads(pickle.dumps(model))
     assert_same_answers(model.partial_fit(ROWS), other.partial_fit(ROWS), ROWS)

@@ -1,8 +1,8 @@
 """Class docstrings: parameters in groups, shared entries in the same words.
 
-scikit-learn's ``assert_docstring_consistency`` does not do: it skips entries that one of the
-classes lacks, compares whole descriptions, and in version 1.6 cannot leave a type out. Most of our
-entries that differ do so in a default or in one sentence, and the rest must not drift apart. So
+scikit-learn's ``assert_docstring_consistency`` is not enough: it skips entries that one of the
+classes lacks, compares whole descriptions, and in version 1.6 cannot ignore a type. Most of our
+entries that differ do so in a default or in one sentence, and the rest must not diverge. So
 classes are compared pair by pair and sentence by sentence.
 """
 
@@ -18,8 +18,8 @@ from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
 CLASSES = {"V": ThresholdedVSC, "S": SparseVAE, "C": SCVAE, "F": FISTADictionaryLearner}
 GROUPS = ["Most used", "Model", "Training", "Inference", "Published settings", "Running"]
 
-# Parameters that are in another group in one class, and why.
-MOVED = {"n_draws": "SCVAE trains without draws: they only choose a code"}
+# Parameters whose group differs in one class, and why.
+MOVED = {"n_draws": "SCVAE trains without draws: they are only used to choose a code"}
 
 
 class Entry(NamedTuple):
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     sentences: list[str]
 
     def without(self, what):
-        """What is left of the entry without its own sentences and its own type or default."""
+        """The entry without the sentences, type or default that may differ."""
         type_, _, default = self.type.partition(", default=")
         left = "type" in what or type_, "default" in what or default
         return *left, [s for s in self.sentences if not s.startswith(tuple(what))]
@@ -38,9 +38,9 @@ class Entry(NamedTuple):
 class Own(NamedTuple):
     """What may differ in an entry.
 
-    ``camps`` names the classes by letter: those in one word must agree, those in different words
-    may differ in ``what``, which are openings of sentences, "type" (what precedes the default) or
-    "default".
+    ``camps`` names the classes by letter. Classes in the same word must agree; classes in
+    different words may differ in ``what``: the openings of sentences, "type" (the text before the
+    default) or "default".
     """
 
     camps: str
@@ -53,7 +53,7 @@ class Own(NamedTuple):
 
 
 OWN = {
-    "n_components": [Own("VSC F", ("None:",), "dict_init has a number of atoms")],
+    "n_components": [Own("VSC F", ("None:",), "dict_init sets the number of atoms")],
     "alpha": [
         Own(
             "C F",
@@ -81,8 +81,10 @@ OWN = {
             "it decodes sums of atoms",
         ),
     ],
-    "max_iter": [Own("V SC F", ("default",), "closed forms and the lasso learn at other speeds")],
-    "prior_scale": [Own("V S", ("It is the scale",), "more priors")],
+    "max_iter": [
+        Own("V SC F", ("default",), "closed forms and the lasso learn at different speeds")
+    ],
+    "prior_scale": [Own("V S", ("It is the scale",), "SparseVAE has more priors")],
     "noise_variance": [Own("VS C", ("Where posteriors",), "SCVAE does not refine")],
     "n_unrolled": [Own("VS C", ("Used by",), "SCVAE always unrolls")],
     "image_shape": [Own("VS C", ("No other", "With it"), "SCVAE takes images with their axes")],
@@ -103,8 +105,8 @@ OWN = {
             "VSC F", ("type", "default", "'auto':", "With mini", "None:"), "full batches by default"
         )
     ],
-    "learning_rate_init": [Own("VS C", ("default",), "measured")],
-    "tol": [Own("VSC F", ("default", "Smallest", "Full batch:", "Mini-batch:"), "another rule")],
+    "learning_rate_init": [Own("VS C", ("default",), "measured for each class")],
+    "tol": [Own("VSC F", ("default", "Smallest", "Full batch:", "Mini-batch:"), "different rules")],
     "n_refine": [Own("V S", ("Sweeps need",), "each has its own gates")],
     "transform_method": [
         Own("V S C", ("'map'", "With ", "It then", "Other posteriors"), "each has its own rule"),
@@ -112,7 +114,7 @@ OWN = {
     ],
     "score_method": [Own("VC S", ("type", "'collapsed_elbo'", "It needs"), "Gaussian slabs")],
     "random_state": [Own("VSC F", ("The rows that",), "unused atoms are replaced")],
-    "verbose": [Own("VSC F", ("The bar",), "skorch has a bar of its own")],
+    "verbose": [Own("VSC F", ("The bar",), "skorch has its own bar")],
     "device": [Own("VSC F", ("'accelerate':",), "the learner does not share its rows")],
     "components_": [
         Own("VSC F", ("Where the decoder", "Its atoms"), "other decoders; the learner's norm"),
@@ -123,8 +125,8 @@ OWN = {
     ],
     "noise_variance_": [Own("VSC F", ("NaN", "It is s2"), "the lasso has one likelihood")],
     "history_": [
-        Own("VSC F", ("``loss``", "The other", "Full batch", "Mini-batch"), "another objective"),
-        Own("VS C F", ("The loss", "``log_likelihood``", "``kl`` is", "With"), "its parts"),
+        Own("VSC F", ("``loss``", "The other", "Full batch", "Mini-batch"), "different objectives"),
+        Own("VS C F", ("The loss", "``log_likelihood``", "``kl`` is", "With"), "different parts"),
         Own("VS CF", ("``density``",), "the codes of the others are not random"),
         Own("V S CF", ("``kl`` belongs", "It is recorded"), "thresholds; priors without gates"),
     ],
@@ -132,7 +134,7 @@ OWN = {
 
 
 def sections(key):
-    """Text of a class docstring before its sections, and each section by name."""
+    """The text of a class docstring before its sections, and its sections by name."""
     text = inspect.getdoc(CLASSES[key])
     parts = re.split(r"^(\w[\w ]*)\n-+$", text, flags=re.MULTILINE)
     return parts[0], dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -155,13 +157,13 @@ def entries(key, section):
 
 
 def groups(key):
-    """Parameters of each group in the list before the sections, by the name of the group."""
+    """Parameters of each group that is listed before the sections, by the name of the group."""
     items = re.findall(r"^\* \*\*(.+?)\*\*(.*?)\.$", sections(key)[0], re.MULTILINE | re.DOTALL)
     return {group: re.findall(r"``(\w+)``", names) for group, names in items}
 
 
 def group_of_each(key):
-    """Group of each parameter that is in the same one in all classes, in their order."""
+    """The group of each parameter whose group is the same in all classes, in order."""
     listed = groups(key).items()
     return {name: group for group, names in listed for name in names if name not in MOVED}
 
@@ -205,7 +207,7 @@ def test_groups_and_their_order_are_the_same_in_all_classes(one, other):
 
 
 @pytest.mark.parametrize("name", MOVED)
-def test_what_is_in_another_group_is_so_still(name):
+def test_moved_parameters_are_still_in_different_groups(name):
     found = {group for key in CLASSES for group, names in groups(key).items() if name in names}
     assert len(found) > 1
 
@@ -218,8 +220,8 @@ def test_shared_entries_are_the_same(name):
 
 
 @pytest.mark.parametrize(("name", "own"), [(name, own) for name in OWN for own in OWN[name]])
-def test_no_exception_is_idle(name, own):
-    """Each thing that may differ does, and so do each two camps."""
+def test_every_exception_is_needed(name, own):
+    """Everything that may differ does, and so does every pair of camps."""
     camps = own.camps.split()
     found = {key: ENTRIES[key][name] for camp in camps for key in camp}
 

@@ -1,4 +1,4 @@
-"""The layers of the package: who may import whom, how long chains are, what import costs."""
+"""The layers of the package: which may import which, length of class chains, cost of import."""
 
 import ast
 import inspect
@@ -28,7 +28,7 @@ LAYERS = [
     ["dictionary", "sparse_coder", "thresholded", "sparse_vae", "scvae", "callbacks"],
     ["loading"],
 ]
-FLOOR_OF = {name: floor for floor, names in enumerate(LAYERS) for name in names}
+LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 NUMERICS = {"numpy", "scipy", "torch"}
 # Other libraries that a layer may import; modules that are not listed may import any dependency.
 LIBRARIES = {
@@ -37,11 +37,11 @@ LIBRARIES = {
     "networks": NUMERICS,
     "solvers": NUMERICS | {"llvmlite", "numba"},
     "_models": NUMERICS,
-    # scikit-learn codes rows by the algorithms that bear its names.
+    # Some algorithms for coding rows are those of scikit-learn.
     "_inference": NUMERICS | {"sklearn"},
     "metrics": NUMERICS | {"sklearn"},
 }
-# Neighbours on one floor that stay strangers.
+# Modules of the same layer that a module must not import.
 NEVER = {
     "solvers": {"latents", "_rows"},
     "latents": {"solvers", "_rows"},
@@ -64,7 +64,7 @@ def _imports(path):
 
 
 def _modules():
-    """Files of the package by the full names of their modules, `__init__` of the top left out."""
+    """Files of the package by the full names of their modules, except the top-level `__init__`."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = ["sklearn_vsc", *path.relative_to(PACKAGE).with_suffix("").parts]
         if parts[-1] == "__init__":
@@ -74,7 +74,7 @@ def _modules():
 
 
 def _top(name):
-    """Module or folder at the top of the package that a full name lies in."""
+    """The top-level module or folder that a full name belongs to."""
     return name.split(".")[1]
 
 
@@ -92,12 +92,12 @@ MODULES = dict(_modules())
 TOPS = sorted({_top(name) for name in MODULES})
 
 
-def test_every_module_has_its_layer():
-    assert set(TOPS) - {"_versions"} == set(FLOOR_OF)
+def test_every_module_has_a_layer():
+    assert set(TOPS) - {"_versions"} == set(LAYER_OF)
     assert len(LAYERS) <= 9
 
 
-@pytest.mark.parametrize("top", sorted(FLOOR_OF))
+@pytest.mark.parametrize("top", sorted(LAYER_OF))
 def test_imports_run_downwards(top):
     inside, outside = set(), set()
     for name, path in MODULES.items():
@@ -109,13 +109,13 @@ def test_imports_run_downwards(top):
                 inside.add(_top(found))
             elif first not in sys.stdlib_module_names:
                 outside.add(first)
-    above = {other for other in inside if FLOOR_OF[other] > FLOOR_OF[top]}
+    above = {other for other in inside if LAYER_OF[other] > LAYER_OF[top]}
     assert not above
     assert not inside & NEVER.get(top, set())
     assert outside <= LIBRARIES.get(top, outside)
 
 
-def test_no_module_imports_itself_in_a_circle():
+def test_there_is_no_import_circle():
     graph = {
         name: {other for other in _imported_modules(path, MODULES) if other != name}
         for name, path in MODULES.items()
@@ -142,7 +142,7 @@ def _own_classes(estimator):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_chains_are_short_and_seldom_call_up(estimator):
+def test_class_chains_are_short_and_rarely_call_subclasses(estimator):
     """A reader of one class needs to know few others."""
     chain = _own_classes(estimator)
     assert len(chain) <= 3
@@ -160,8 +160,8 @@ def test_chains_are_short_and_seldom_call_up(estimator):
     assert 0 < len(upwards) <= 4, upwards
 
 
-def test_nobody_asks_for_the_class_of_a_model():
-    """A model answers for itself; no `assert isinstance` in models, training and inference."""
+def test_no_code_checks_the_class_of_a_model():
+    """Methods of models replace `assert isinstance` in models, training and inference."""
     for name, path in MODULES.items():
         if _top(name) not in ("_models", "_training", "_inference", "_base"):
             continue
@@ -174,8 +174,8 @@ def test_nobody_asks_for_the_class_of_a_model():
                 assert not (asked and "SparseAutoencoder" in kinds), name
 
 
-def test_imports_are_read_as_python_reads_them(tmp_path, monkeypatch):
-    """A test that sees no import would pass on anything."""
+def test_imports_are_read_like_python_reads_them(tmp_path, monkeypatch):
+    """The tests above would pass on anything if they found no imports."""
     monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
     (tmp_path / "latents").mkdir()
     path = tmp_path / "latents" / "one.py"
@@ -214,7 +214,7 @@ def test_import_starts_no_cuda_and_needs_no_optional_library():
     assert "matplotlib" not in done.stdout
 
 
-def test_public_names_are_there():
+def test_public_names_exist():
     assert len(set(sklearn_vsc.__all__)) == len(sklearn_vsc.__all__) >= 4
     for name in sklearn_vsc.__all__:
         assert getattr(sklearn_vsc, name).__doc__

@@ -20,12 +20,12 @@ DIGITS = load_digits().data[:600] / 16
 THEIRS = ["lasso_lars", "lars", "omp", "threshold"]
 
 
-def with_holes(X, share=0.3, seed=0):
-    """X with a share of its entries missing, of each row and column at least one left."""
+def with_missing(X, share=0.3, seed=0):
+    """X with a share of its entries missing; at least one of each row and column remains."""
     rng = np.random.default_rng(seed)
-    holes = rng.random(X.shape) < share
-    holes[np.arange(len(X)), rng.integers(X.shape[1], size=len(X))] = False
-    return np.where(holes, np.nan, X)
+    missing = rng.random(X.shape) < share
+    missing[np.arange(len(X)), rng.integers(X.shape[1], size=len(X))] = False
+    return np.where(missing, np.nan, X)
 
 
 def sparse_data(n_rows=1500, n_components=24, n_features=20, seed=0):
@@ -42,7 +42,7 @@ def learner(**params):
 
 
 def on_columns(model, columns):
-    """The model that has learned only some of the columns."""
+    """The model restricted to some of the columns."""
     part = learner(**model.get_params())
     part.__dict__ |= model.__dict__
     part.components_ = model.components_[:, columns]
@@ -51,8 +51,8 @@ def on_columns(model, columns):
 
 
 @pytest.fixture(scope="module", name="X")
-def digits_with_holes():
-    return with_holes(DIGITS)
+def incomplete_digits():
+    return with_missing(DIGITS)
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +105,12 @@ def test_code_does_not_depend_on_other_rows(fitted, X, algorithm):
     np.testing.assert_array_equal(whole[30:], model.transform(DIGITS[:5]))
 
 
-def test_what_lies_under_the_mask_does_not_matter(fitted, X):
+def test_the_bits_of_nan_do_not_matter(fitted, X):
     other = X.copy()
-    holes = np.isnan(X)
+    missing = np.isnan(X)
     # NaN of another sign and payload.
-    other.view(np.uint64)[holes] = 0xFFF8_0000_0000_1234
-    assert np.isnan(other[holes]).all()
+    other.view(np.uint64)[missing] = 0xFFF8_0000_0000_1234
+    assert np.isnan(other[missing]).all()
     np.testing.assert_array_equal(fitted.transform(X), fitted.transform(other))
     np.testing.assert_array_equal(fitted.score_samples(X), fitted.score_samples(other))
     np.testing.assert_array_equal(
@@ -121,7 +121,7 @@ def test_what_lies_under_the_mask_does_not_matter(fitted, X):
     assert again.noise_variance_ == fitted.noise_variance_
 
 
-def test_features_may_change_places(fitted, X):
+def test_features_may_be_reordered(fitted, X):
     order = np.random.default_rng(0).permutation(64)
     moved = on_columns(fitted, order)
     np.testing.assert_allclose(moved.transform(X[:, order]), fitted.transform(X), atol=1e-3)
@@ -138,29 +138,29 @@ def test_split_sign_and_positive_codes(X):
     assert (positive.components_ >= 0).all()
 
 
-def test_holes_are_filled_better_than_by_column_means(fitted, X):
-    holes = np.isnan(X)
+def test_imputation_is_better_than_column_means(fitted, X):
+    missing = np.isnan(X)
     filled = fitted.inverse_transform(fitted.transform(X))
     means = np.broadcast_to(np.nanmean(X, axis=0), X.shape)
-    error, of_means = (((guess - DIGITS)[holes] ** 2).mean() for guess in (filled, means))
+    error, of_means = (((guess - DIGITS)[missing] ** 2).mean() for guess in (filled, means))
     assert error < 0.5 * of_means
     # Rows that the fit has not seen.
     new = load_digits().data[600:900] / 16
-    hidden = with_holes(new, seed=1)
-    holes = np.isnan(hidden)
+    hidden = with_missing(new, seed=1)
+    missing = np.isnan(hidden)
     filled = fitted.inverse_transform(fitted.transform(hidden))
     means = np.broadcast_to(np.nanmean(X, axis=0), new.shape)
-    assert ((filled - new)[holes] ** 2).mean() < 0.5 * ((means - new)[holes] ** 2).mean()
+    assert ((filled - new)[missing] ** 2).mean() < 0.5 * ((means - new)[missing] ** 2).mean()
 
 
 # ----------------------------------------------------------------------------------- learning
 
 
 @pytest.mark.parametrize("params", [{}, {"batch_size": 30, "max_iter": 50, "tol": 0}])
-def test_known_dictionary_is_found(params):
+def test_a_known_dictionary_is_recovered(params):
     X, dictionary = sparse_data()
     params = {"max_iter": 60, "max_no_improvement": None} | params
-    model = learner(n_components=24, alpha=0.05, **params).fit(with_holes(X))
+    model = learner(n_components=24, alpha=0.05, **params).fit(with_missing(X))
     cosine = np.abs(model.components_ @ dictionary.T)
     matched = cosine[linear_sum_assignment(-cosine)]
     assert matched.mean() > 0.93
@@ -171,9 +171,9 @@ def test_known_dictionary_is_found(params):
 @pytest.mark.parametrize("share", [0.3, 0.7])
 @pytest.mark.parametrize("fit_algorithm", ["cd", "fista"])
 def test_objective_over_observed_entries_never_rises(share, fit_algorithm):
-    X = with_holes(DIGITS, share, seed=2)
+    X = with_missing(DIGITS, share, seed=2)
     X[::5] = DIGITS[::5]
-    # One column is mostly there, one mostly not.
+    # One column is mostly observed, one mostly missing.
     X[:, 20], X[5:, 21] = DIGITS[:, 20], np.nan
     steps = {"cd": 25, "fista": 4}[fit_algorithm]
     model = learner(max_iter=steps, tol=0, fit_algorithm=fit_algorithm).fit(X)
@@ -186,7 +186,7 @@ def test_objective_over_observed_entries_never_rises(share, fit_algorithm):
     assert 0.98 * model.error_[-1] < objective < model.error_[-1]
 
 
-def test_steps_that_are_too_long_are_taken_back(X, monkeypatch):
+def test_steps_that_are_too_long_are_undone(X, monkeypatch):
     monkeypatch.setattr(dictionary_learning, "natural_reach", lambda X: 8.0)
     far = learner(max_iter=20, tol=0).fit(X)
     assert (np.diff(far.error_) <= 1e-9 * far.error_[:-1]).all()
@@ -194,35 +194,35 @@ def test_steps_that_are_too_long_are_taken_back(X, monkeypatch):
     assert far.error_[-1] < 1.02 * learner(max_iter=20, tol=0).fit(X).error_[-1]
 
 
-def test_learning_goes_as_far_as_by_imputation_and_farther(X):
-    """Descend by turns on filled rows, slowly but surely; at the same objective or above."""
+def test_learning_ends_below_alternating_imputation(X):
+    """Alternating imputation descends surely but slowly, and ends no lower."""
     model = learner(max_iter=30).fit(X)
-    holes = np.isnan(X)
-    filled = np.where(holes, np.nanmean(X, axis=0), X)
+    missing = np.isnan(X)
+    filled = np.where(missing, np.nanmean(X, axis=0), X)
     slow = learner(max_iter=1, dict_init=None).fit(filled)
     for _ in range(30):
         codes = slow.transform(filled)
-        filled = np.where(holes, codes @ slow.components_, X)
+        filled = np.where(missing, codes @ slow.components_, X)
         slow = learner(max_iter=1, dict_init=slow.components_, code_init=codes).fit(filled)
     codes = slow.transform(X)
     residual = np.nan_to_num(X - codes @ slow.components_)
     assert model.error_[-1] < 0.5 * (residual**2).sum() + 0.2 * np.abs(codes).sum()
 
 
-def test_one_hole_changes_little():
+def test_one_missing_entry_changes_little():
     complete = learner(max_iter=3).fit(DIGITS)
     barely = DIGITS.copy()
     barely[0, 0] = np.nan
     near = learner(max_iter=3, dict_init=complete.components_).fit(barely)
     far = learner(max_iter=3, dict_init=complete.components_).fit(DIGITS)
-    # Column 0 is zero throughout: its hole changes almost nothing.
+    # Column 0 is zero throughout: its missing entry changes almost nothing.
     np.testing.assert_allclose(near.error_, far.error_, rtol=1e-4)
     assert near.noise_variance_ == pytest.approx(far.noise_variance_, rel=1e-2)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_partial_fit_goes_on(share):
-    X = with_holes(DIGITS, share) if share else DIGITS
+def test_partial_fit_continues(share):
+    X = with_missing(DIGITS, share) if share else DIGITS
     model = learner()
     costs = []
     for _ in range(4):
@@ -243,13 +243,13 @@ def test_partial_fit_may_miss_a_column_later_on(X):
 
 @pytest.mark.parametrize("fit_algorithm", ["lars", "fista"])
 def test_other_coders_learn_too(fit_algorithm):
-    X = with_holes(DIGITS[:80])
+    X = with_missing(DIGITS[:80])
     model = learner(n_components=8, max_iter=2, alpha=1.0, fit_algorithm=fit_algorithm).fit(X)
     assert np.isfinite(model.components_).all()
     assert model.error_[-1] < model.error_[0]
 
 
-def test_dead_atoms_are_renewed_from_observed_entries(X):
+def test_dead_atoms_are_replaced_using_observed_entries(X):
     unused = np.eye(40, 64)
     unused[:, 0], unused[:, 1:] = 1, 0
     model = learner(dict_init=unused, max_iter=6).fit(X)
@@ -257,7 +257,7 @@ def test_dead_atoms_are_renewed_from_observed_entries(X):
     assert model.n_dead_ < 8
 
 
-def test_float32_stays(X):
+def test_float32_is_kept(X):
     single = learner().fit(X.astype(np.float32))
     assert single.components_.dtype == np.float32
     codes = single.transform(X.astype(np.float32))
@@ -286,7 +286,7 @@ def test_score_is_below_the_evidence_of_one_atom_by_quadrature():
     rng = np.random.default_rng(0)
     atom = np.array([[0.6, -0.3, 0.5, 0.2]])
     atom /= np.linalg.norm(atom)
-    X = with_holes(rng.laplace(size=(200, 1)) @ atom + 0.1 * rng.standard_normal((200, 4)), 0.4)
+    X = with_missing(rng.laplace(size=(200, 1)) @ atom + 0.1 * rng.standard_normal((200, 4)), 0.4)
     model = learner(n_components=1, alpha=0.05, dict_init=atom, max_iter=5).fit(X)
     b, s2 = model.prior_scale_, model.noise_variance_
     for row, score in zip(X[:25], model.score_samples(X[:25]), strict=True):
@@ -317,17 +317,17 @@ def test_noise_variance_is_where_the_mean_score_is_highest(fitted, X):
 def test_noise_and_usage_count_observed_entries():
     X, _ = sparse_data()
     complete = learner(n_components=24, alpha=0.05, max_iter=30).fit(X)
-    holes = learner(n_components=24, alpha=0.05, max_iter=30, dict_init=complete.components_)
-    holes.fit(with_holes(X))
-    assert holes.noise_variance_ == pytest.approx(complete.noise_variance_, rel=0.3)
-    codes = holes.transform(with_holes(X))
-    np.testing.assert_allclose(holes.component_usage_, (codes != 0).mean(0), atol=0.01)
+    incomplete = learner(n_components=24, alpha=0.05, max_iter=30, dict_init=complete.components_)
+    incomplete.fit(with_missing(X))
+    assert incomplete.noise_variance_ == pytest.approx(complete.noise_variance_, rel=0.3)
+    codes = incomplete.transform(with_missing(X))
+    np.testing.assert_allclose(incomplete.component_usage_, (codes != 0).mean(0), atol=0.01)
 
 
-def test_draws_are_those_of_the_row(fitted, X):
+def test_draws_of_a_row_do_not_depend_on_other_rows(fitted, X):
     draws = fitted.sample_posterior(X[:6], n_draws=4)
     np.testing.assert_allclose(fitted.sample_posterior(X[3:6], n_draws=2), draws[:2, 3:], atol=1e-9)
-    # Of an atom that shows nothing the posterior is the prior.
+    # The draws have the moments of the posterior.
     many = fitted.sample_posterior(X[:1], n_draws=4000)[:, 0]
     posterior = fitted.posterior(X[:1])
     np.testing.assert_allclose(many.mean(0), posterior.mean[0], atol=0.2 * posterior.std.max())
@@ -369,7 +369,7 @@ def test_columns_with_nothing_observed_are_named_in_fit_alone(fitted, X):
     for call in ("fit", "partial_fit"):
         with pytest.raises(ValueError, match="no observed entries in column 7:"):
             getattr(learner(), call)(bad)
-    # One row with a hole has a column with nothing in it.
+    # A single row with a missing entry has a column with nothing observed.
     assert np.isfinite(fitted.transform(bad)).all()
     assert np.isfinite(fitted.score(bad[:1]))
 

@@ -54,22 +54,22 @@ VARIANTS = {
 each = pytest.mark.parametrize("estimator", VARIANTS.values(), ids=VARIANTS.keys())
 
 
-def with_holes(X, share=0.3, seed=0):
-    """X with a share of its entries missing, but none of its first row."""
+def with_missing(X, share=0.3, seed=0):
+    """X with a share of its entries missing; the first row is complete."""
     hidden = np.random.RandomState(seed).uniform(size=X.shape) < share
     hidden[0] = False
-    # Something of each row.
+    # Each row keeps at least one entry.
     hidden[:, 20 % X.shape[1]] = False
     return np.where(hidden, np.nan, X)
 
 
-HOLED = with_holes(DIGITS)
+INCOMPLETE = with_missing(DIGITS)
 
 _FITS: dict = {}
 
 
-def fitted(estimator, X=HOLED):
-    """A fit of 200 digits, with or without holes, made once and handed out as a copy."""
+def fitted(estimator, X=INCOMPLETE):
+    """A fit of 200 digits, with or without missing entries, made once and returned as a copy."""
     key = (id(estimator), id(X))
     if key not in _FITS:
         _FITS[key] = clone(estimator).fit(X[:200])
@@ -81,8 +81,8 @@ def normal(*shape, seed=0):
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def holes(*shape, seed=3):
-    """A mask of what is observed: all of the first row, something of each."""
+def observed_mask(*shape, seed=3):
+    """A mask of observed entries: all of the first row, at least one of each row."""
     mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) > 0.4
     mask[0], mask[:, 1] = True, True
     return mask
@@ -94,7 +94,7 @@ def holes(*shape, seed=3):
 @pytest.mark.parametrize("likelihood", [GaussianLikelihood(NOISE), BernoulliLikelihood()])
 def test_log_prob_is_that_of_the_observed_features(likelihood):
     likelihood = likelihood.double()
-    x, output, mask = torch.rand(6, 5).double(), normal(3, 6, 5), holes(6, 5)
+    x, output, mask = torch.rand(6, 5).double(), normal(3, 6, 5), observed_mask(6, 5)
     found = likelihood.log_prob(torch.where(mask, x, math.nan), output)
     for i, seen in enumerate(mask):
         alone = likelihood.log_prob(x[i : i + 1, seen], output[:, i : i + 1, seen])
@@ -103,7 +103,7 @@ def test_log_prob_is_that_of_the_observed_features(likelihood):
 
 @pytest.mark.parametrize("likelihood", [GaussianLikelihood(NOISE), BernoulliLikelihood()])
 def test_no_gradient_comes_from_a_missing_entry(likelihood):
-    x, output, mask = torch.rand(6, 5), torch.randn(6, 5, requires_grad=True), holes(6, 5)
+    x, output, mask = torch.rand(6, 5), torch.randn(6, 5, requires_grad=True), observed_mask(6, 5)
     likelihood.log_prob(torch.where(mask, x, math.nan), output).sum().backward()
     assert (output.grad[~mask] == 0).all()
     assert torch.isfinite(output.grad).all() and (output.grad[mask] != 0).all()
@@ -124,9 +124,9 @@ def test_a_mask_of_complete_rows_is_none():
 @pytest.mark.parametrize("slab", ["gaussian", "laplace"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_refining_is_that_of_the_dictionary_on_the_observed_features(slab, dtype):
-    rows, atoms, mask = normal(9, 7).to(dtype), normal(5, 7, seed=1).to(dtype), holes(9, 7)
+    rows, atoms, mask = normal(9, 7).to(dtype), normal(5, 7, seed=1).to(dtype), observed_mask(9, 7)
     atoms[3] = 0
-    # An atom that one row sees nothing of.
+    # An atom of which one row observes nothing.
     atoms[4, mask[5]] = 0
     prior = SlabPrior(slab, SCALE, special.logit(DENSITY))
     start = tuple(normal(3, 9, 5, seed=2).to(dtype))
@@ -144,7 +144,7 @@ def test_refining_is_that_of_the_dictionary_on_the_observed_features(slab, dtype
 
 
 def test_each_sweep_raises_the_bound_of_the_observed_entries():
-    rows, atoms, mask = normal(40, 12), normal(20, 12, seed=1), holes(40, 12)
+    rows, atoms, mask = normal(40, 12), normal(20, 12, seed=1), observed_mask(40, 12)
     hidden = torch.where(mask, rows, math.nan)
     for slab in ("gaussian", "laplace"):
         family = SpikeSlab(slab, prior_scale=SCALE, density=DENSITY)
@@ -159,11 +159,11 @@ def test_each_sweep_raises_the_bound_of_the_observed_entries():
 
 
 def linear_model(atoms, family, encoder=None):
-    """A linear model in float64 with the noise variance that its name says."""
+    """A linear model in float64 whose noise variance is NOISE."""
     n_components, n_features = atoms.shape
     generator = torch.Generator().manual_seed(7)
-    door = EncoderInput(torch.zeros(n_features), reads_mask=True)
-    body = encoder or nn.Sequential(door, mlp(2 * n_features, (6,), generator))
+    encoder_input = EncoderInput(torch.zeros(n_features), reads_mask=True)
+    body = encoder or nn.Sequential(encoder_input, mlp(2 * n_features, (6,), generator))
     heads = Heads(6, family.n_heads, n_components, generator)
     model = LatentVariableModel(
         body, heads, LinearDecoder(atoms.clone()), GaussianLikelihood(NOISE), family
@@ -175,14 +175,14 @@ def linear_model(atoms, family, encoder=None):
 
 
 def restricted(model, seen):
-    """The same model of the features that one row shows."""
+    """The same model restricted to the features that one row observes."""
     other = linear_model(model.decoder.weight[:, seen], model.family)
     other.decoder.bias.copy_(model.decoder.bias[seen])
     return other
 
 
 def test_elbo_is_that_of_the_decoder_on_the_observed_features():
-    rows, atoms, mask = normal(8, 6), normal(4, 6, seed=1), holes(8, 6)
+    rows, atoms, mask = normal(8, 6), normal(4, 6, seed=1), observed_mask(8, 6)
     hidden = torch.where(mask, rows, math.nan)
     for slab in ("gaussian", "laplace"):
         family = SpikeSlab(slab, prior_scale=SCALE, density=DENSITY)
@@ -200,8 +200,8 @@ def test_elbo_is_that_of_the_decoder_on_the_observed_features():
 
 
 def test_collapsed_weights_and_means_are_those_of_the_observed_features():
-    """Against the dense covariance, and the normal equations of each support."""
-    rows, atoms, mask = normal(5, 6), normal(4, 6, seed=1), holes(5, 6)
+    """Compared with the dense covariance and the normal equations of each support."""
+    rows, atoms, mask = normal(5, 6), normal(4, 6, seed=1), observed_mask(5, 6)
     supports = torch.tensor(list(itertools.product([False, True], repeat=4)))
     on = supports[:, None].expand(-1, 5, -1)
     hidden = torch.where(mask, rows, math.nan)
@@ -221,8 +221,8 @@ def test_collapsed_weights_and_means_are_those_of_the_observed_features():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_effective_dictionary_solves_each_feature_by_its_observed_rows(dtype):
-    codes, X, mask = normal(60, 6).to(dtype), normal(60, 9, seed=1).to(dtype), holes(60, 9)
+def test_effective_dictionary_solves_each_feature_from_its_observed_rows(dtype):
+    codes, X, mask = normal(60, 6).to(dtype), normal(60, 9, seed=1).to(dtype), observed_mask(60, 9)
     codes[:, 2] = 0  # never used
     codes *= torch.tensor([100, 1, 1, 1, 0.1, 1], dtype=dtype)
     X = X + codes @ normal(6, 9, seed=2).to(dtype)
@@ -244,8 +244,8 @@ def test_effective_dictionary_where_fewer_rows_than_codes_are_observed():
 # ------------------------------------------------------------------------------- encoders
 
 
-def test_the_door_fills_and_tells_where():
-    fill, mask = torch.tensor([1.0, 2.0, 3.0]), holes(5, 3)
+def test_encoder_input_fills_missing_entries_and_marks_them():
+    fill, mask = torch.tensor([1.0, 2.0, 3.0]), observed_mask(5, 3)
     x = torch.where(mask, 7.0, math.nan)
     filled, missing = EncoderInput(fill, reads_mask=True)(x).chunk(2, dim=1)
     assert_array_equal(missing, (~mask).float())
@@ -256,8 +256,8 @@ def test_the_door_fills_and_tells_where():
     assert_array_equal(EncoderInput(fill, reads_mask=True)(whole)[:, 3:], torch.zeros(2, 3))
 
 
-def test_features_of_an_unrolled_coder_are_the_bayes_factors_of_what_is_seen():
-    """Of atoms on features of their own every code stands alone, and the start is exact."""
+def test_features_of_an_unrolled_coder_are_bayes_factors_of_observed_entries():
+    """Atoms on disjoint features make the codes independent, so the start is exact."""
     mask = torch.tensor([[True, False, True, True, False, True], [False, True] * 3])
     atoms = torch.zeros(3, 6, dtype=torch.float64)
     for k in range(3):
@@ -294,7 +294,7 @@ def test_gradients_are_finite(objective, tied):
     )
     model = copy.deepcopy(fitted_module(estimator, tied))
     model.family = family
-    x, mask = normal(12, 64), holes(12, 64)
+    x, mask = normal(12, 64), observed_mask(12, 64)
 
     def gradients(rows):
         model.zero_grad()
@@ -315,7 +315,7 @@ _MODULES: dict = {}
 
 def fitted_module(estimator, key):
     if key not in _MODULES:
-        _MODULES[key] = clone(estimator).fit(HOLED[:200]).module_.double()
+        _MODULES[key] = clone(estimator).fit(INCOMPLETE[:200]).module_.double()
     return _MODULES[key]
 
 
@@ -323,27 +323,27 @@ def fitted_module(estimator, key):
 
 
 @each
-def test_holes_are_filled_better_than_by_column_means(estimator):
+def test_imputation_is_better_than_column_means(estimator):
     model = clone(estimator).set_params(
         n_components=24, max_iter=50, hidden_layer_sizes=(64,), learning_rate_init=1e-2
     )
     X = load_digits().data[:400]
-    holed = with_holes(X)
-    hidden = np.isnan(holed)
-    model.fit(holed)
-    filled = model.inverse_transform(model.transform(holed))
+    incomplete = with_missing(X)
+    hidden = np.isnan(incomplete)
+    model.fit(incomplete)
+    filled = model.inverse_transform(model.transform(incomplete))
     assert np.isfinite(filled).all()
     error = np.mean((filled - X)[hidden] ** 2)
-    by_means = np.mean((np.nanmean(holed, axis=0) - X)[hidden] ** 2)
-    # An MLP decoder learns little of so few rows.
+    by_means = np.mean((np.nanmean(incomplete, axis=0) - X)[hidden] ** 2)
+    # An MLP decoder learns little from so few rows.
     assert error < (0.95 if model.get_params()["decoder"] == "mlp" else 0.6) * by_means
 
 
 @each
-def test_every_answer_is_finite_and_the_same_again(estimator):
+def test_every_result_is_finite_and_reproducible(estimator):
     model = fitted(estimator)
-    again = clone(estimator).fit(HOLED[:200])
-    rows = HOLED[200:]
+    again = clone(estimator).fit(INCOMPLETE[:200])
+    rows = INCOMPLETE[200:]
     posterior = model.posterior(rows)
     for value in (posterior.mean, posterior.std, posterior.inclusion, model.components_):
         assert np.isfinite(value).all()
@@ -355,11 +355,11 @@ def test_every_answer_is_finite_and_the_same_again(estimator):
 
 
 @each
-@pytest.mark.parametrize("trained_on", ["holes", "complete"])
-def test_complete_rows_do_not_notice_holes_beside_them(estimator, trained_on):
-    model = fitted(estimator, HOLED if trained_on == "holes" else DIGITS)
+@pytest.mark.parametrize("trained_on", ["incomplete", "complete"])
+def test_complete_rows_do_not_depend_on_incomplete_ones(estimator, trained_on):
+    model = fitted(estimator, INCOMPLETE if trained_on == "incomplete" else DIGITS)
     rows = DIGITS[200:].copy()
-    rows[1::2] = HOLED[201::2]
+    rows[1::2] = INCOMPLETE[201::2]
     assert_array_equal(model.transform(rows)[::2], model.transform(rows[::2]))
     assert_array_equal(model.score_samples(rows)[::2], model.score_samples(rows[::2]))
     assert_array_equal(model.posterior(rows).std[::2], model.posterior(rows[::2]).std)
@@ -370,9 +370,9 @@ def test_complete_rows_do_not_notice_holes_beside_them(estimator, trained_on):
 
 
 @each
-def test_all_ways_of_saying_nan_are_one(estimator):
+def test_the_bits_of_nan_do_not_matter(estimator):
     model = fitted(estimator)
-    rows = HOLED[200:].copy()
+    rows = INCOMPLETE[200:].copy()
     payload = np.frombuffer(np.uint64(0xFFF8000000000123).tobytes(), dtype=np.float64)[0]
     other = np.where(np.isnan(rows), payload, rows)
     assert rows.tobytes() != other.tobytes()
@@ -381,40 +381,42 @@ def test_all_ways_of_saying_nan_are_one(estimator):
 
 
 @each
-def test_types_stay(estimator):
-    model = clone(estimator).fit(HOLED[:200].astype(np.float32))
-    codes = model.transform(HOLED[200:].astype(np.float32))
+def test_dtypes_are_kept(estimator):
+    model = clone(estimator).fit(INCOMPLETE[:200].astype(np.float32))
+    codes = model.transform(INCOMPLETE[200:].astype(np.float32))
     assert codes.dtype == model.components_.dtype == np.float32
-    assert model.score_samples(HOLED[200:].astype(np.float32)).dtype == np.float32
+    assert model.score_samples(INCOMPLETE[200:].astype(np.float32)).dtype == np.float32
 
 
 @each
-def test_complete_data_make_no_further_inputs(estimator):
-    whole, holed = fitted(estimator, DIGITS).module_, fitted(estimator).module_
-    size = sum(p.numel() for p in holed.parameters()) - sum(p.numel() for p in whole.parameters())
+def test_complete_data_add_no_inputs_to_the_encoder(estimator):
+    whole, incomplete = fitted(estimator, DIGITS).module_, fitted(estimator).module_
+    size = sum(p.numel() for p in incomplete.parameters()) - sum(
+        p.numel() for p in whole.parameters()
+    )
     tied = isinstance(whole.encoder, TiedEncoder)
     assert size == (0 if tied else 64 * 16)
 
 
 @each
-def test_what_cannot_be_is_refused(estimator):
+def test_unusable_rows_are_refused(estimator):
     model = fitted(estimator)
-    X = HOLED.copy()
+    X = INCOMPLETE.copy()
     X[7] = np.nan
     for call in (clone(estimator).fit, clone(estimator).partial_fit, model.transform, model.score):
         with pytest.raises(ValueError, match=r"no observed entries in row 7\b"):
             call(X)
     with pytest.raises(ValueError, match="no observed entries in row 0"):
         model.posterior(X[7:8])
-    X = HOLED.copy()
+    X = INCOMPLETE.copy()
     X[:, 5] = np.nan
     for call in (clone(estimator).fit, clone(estimator).partial_fit):
         with pytest.raises(ValueError, match=r"no observed entries in column 5\b"):
             call(X)
-    # Of rows to code none needs the others.
+    # Rows that are only coded do not need the others.
     assert np.isfinite(model.transform(X)).all() and np.isfinite(model.score(X))
     assert np.isfinite(model.partial_fit(X[:50]).score(X))
-    X = HOLED.copy()
+    X = INCOMPLETE.copy()
     X[3, 2] = np.inf
     for call in (clone(estimator).fit, model.transform, model.score_samples):
         with pytest.raises(ValueError, match=r"infinity: X\[3, 2\]"):
@@ -429,47 +431,47 @@ def test_tags_allow_nan(estimator):
 @each
 def test_a_failed_fit_leaves_the_model(estimator):
     model = fitted(estimator)
-    codes = model.transform(HOLED[200:])
-    X = HOLED.copy()
+    codes = model.transform(INCOMPLETE[200:])
+    X = INCOMPLETE.copy()
     X[7] = np.nan
     with pytest.raises(ValueError, match="row 7"):
         model.fit(X)
-    assert_array_equal(model.transform(HOLED[200:]), codes)
+    assert_array_equal(model.transform(INCOMPLETE[200:]), codes)
 
 
 @each
-def test_holes_that_come_later_are_filled_with_the_mean(estimator):
-    """A network built on complete rows has no inputs for a mask."""
+def test_entries_missing_only_later_are_filled_with_the_mean(estimator):
+    """A network built for complete rows has no inputs for a mask."""
     model = clone(estimator).partial_fit(DIGITS[:200])
     n_weights = sum(p.numel() for p in model.module_.parameters())
-    model.partial_fit(HOLED[:200])
+    model.partial_fit(INCOMPLETE[:200])
     assert sum(p.numel() for p in model.module_.parameters()) == n_weights
-    assert np.isfinite(model.score(HOLED))
-    model = clone(estimator).set_params(warm_start=True).fit(DIGITS[:200]).fit(HOLED[:200])
-    assert np.isfinite(model.score(HOLED))
+    assert np.isfinite(model.score(INCOMPLETE))
+    model = clone(estimator).set_params(warm_start=True).fit(DIGITS[:200]).fit(INCOMPLETE[:200])
+    assert np.isfinite(model.score(INCOMPLETE))
 
 
 def test_encoder_reads_zero_in_the_units_of_the_model():
     model = SparseVAE(prior="gaussian", **SMALL).fit(DIGITS)
     assert_allclose(model.module_.encoder[0].fill, 0, atol=1e-6)
-    mean = np.where(np.isnan(HOLED), DIGITS.mean(0), HOLED)
-    assert_allclose(model.transform(HOLED), model.transform(mean), rtol=1e-5, atol=1e-7)
+    mean = np.where(np.isnan(INCOMPLETE), DIGITS.mean(0), INCOMPLETE)
+    assert_allclose(model.transform(INCOMPLETE), model.transform(mean), rtol=1e-5, atol=1e-7)
     binary = (DIGITS > 7).astype(float)
     model = SparseVAE(prior="gaussian", likelihood="bernoulli", **SMALL).fit(binary)
-    filled = np.where(np.isnan(HOLED), binary.mean(0), binary)
-    holed = np.where(np.isnan(HOLED), np.nan, binary)
-    assert_allclose(model.transform(holed), model.transform(filled), rtol=1e-5, atol=1e-7)
+    filled = np.where(np.isnan(INCOMPLETE), binary.mean(0), binary)
+    incomplete = np.where(np.isnan(INCOMPLETE), np.nan, binary)
+    assert_allclose(model.transform(incomplete), model.transform(filled), rtol=1e-5, atol=1e-7)
 
 
-def test_early_stopping_watches_rows_with_holes():
+def test_early_stopping_with_missing_entries():
     for estimator in VARIANTS.values():
-        model = clone(estimator).set_params(early_stopping=True).fit(HOLED[:200])
+        model = clone(estimator).set_params(early_stopping=True).fit(INCOMPLETE[:200])
         assert np.isfinite([record["valid_loss"] for record in model.history_]).all()
 
 
 def test_bernoulli_rows():
     truth = (DIGITS > 7).astype(float)
-    binary = np.where(np.isnan(HOLED), np.nan, truth)
+    binary = np.where(np.isnan(INCOMPLETE), np.nan, truth)
     hidden = np.isnan(binary)
     by_means = np.mean((np.nanmean(binary, axis=0) - truth)[hidden] ** 2)
     for cls in (ThresholdedVSC, SparseVAE, SCVAE):
@@ -477,10 +479,10 @@ def test_bernoulli_rows():
         model = cls(likelihood="bernoulli", score_draws=8, **params).fit(binary)
         filled = model.inverse_transform(model.transform(binary))
         assert filled.min() >= 0 and filled.max() <= 1
-        # The codes of the first are all zero after so few steps, with or without holes.
+        # The codes of ThresholdedVSC are all zero after so few steps, missing entries or not.
         limit = 1.02 if cls is ThresholdedVSC else 0.95
         assert np.mean((filled - truth)[hidden] ** 2) < limit * by_means
-        # Log-odds of observed features alone: the score of one is small.
+        # Only observed features count, so the score of a single one is small.
         row = np.full((1, 64), np.nan)
         row[0, 20] = 1.0
         assert model.score(row) > -5
@@ -488,8 +490,8 @@ def test_bernoulli_rows():
             model.fit(np.where(binary == 1, 2, binary))
 
 
-def test_range_of_an_activation_is_that_of_the_observed():
-    X = HOLED / 16
+def test_range_of_an_activation_is_compared_with_observed_entries():
+    X = INCOMPLETE / 16
     SparseVAE(output_activation="sigmoid", **SMALL).fit(X)  # without a warning
     with pytest.warns(UserWarning, match="X goes from 0 to 2"):
         SparseVAE(output_activation="sigmoid", **SMALL).fit(2 * X)
@@ -498,7 +500,7 @@ def test_range_of_an_activation_is_that_of_the_observed():
 @pytest.mark.parametrize("cls", [ThresholdedVSC, SparseVAE, SCVAE])
 def test_images(cls):
     params = SMALL | {"image_shape": (1, 8, 8), "encoder": "conv", "score_draws": 4, "max_iter": 1}
-    model, rows = cls(**params).fit(HOLED[:60]), HOLED[200:]
+    model, rows = cls(**params).fit(INCOMPLETE[:60]), INCOMPLETE[200:]
     codes = model.transform(rows)
     assert np.isfinite(codes).all() and np.isfinite(model.score(rows))
     hidden = rows.copy()
@@ -509,7 +511,7 @@ def test_images(cls):
         assert_array_equal(model.transform(images), codes)
 
 
-def test_a_network_of_ones_own_reads_filled_rows():
+def test_user_defined_networks_read_filled_rows():
     class Checked(nn.Linear):
         def forward(self, x):
             assert x.shape[1] == 64 and x.isfinite().all()
@@ -517,16 +519,18 @@ def test_a_network_of_ones_own_reads_filled_rows():
 
     torch.manual_seed(0)
     for estimator in (ThresholdedVSC(n_refine=0, **SMALL), SparseVAE(**SMALL), SCVAE(**SMALL)):
-        model = estimator.set_params(encoder=Checked(64, 12)).fit(HOLED)
-        assert np.isfinite(model.score(HOLED))
+        model = estimator.set_params(encoder=Checked(64, 12)).fit(INCOMPLETE)
+        assert np.isfinite(model.score(INCOMPLETE))
 
 
 @pytest.mark.parametrize("gradient", ["nvil", "muprop", "reinforce"])
-def test_gates_learn_from_rows_with_holes(gradient):
-    model = SparseVAE(prior="spike_slab", gradient=gradient, **SMALL).fit(HOLED[:200])
-    assert np.isfinite(model.score(HOLED))
-    dreg = SparseVAE(objective="iwae", n_draws=3, score_method="iwae", **SMALL).fit(HOLED[:200])
-    assert np.isfinite(dreg.score(HOLED))
+def test_gates_learn_from_incomplete_rows(gradient):
+    model = SparseVAE(prior="spike_slab", gradient=gradient, **SMALL).fit(INCOMPLETE[:200])
+    assert np.isfinite(model.score(INCOMPLETE))
+    dreg = SparseVAE(objective="iwae", n_draws=3, score_method="iwae", **SMALL).fit(
+        INCOMPLETE[:200]
+    )
+    assert np.isfinite(dreg.score(INCOMPLETE))
 
 
 # --------------------------------------------------------------------------------- bounds
@@ -537,8 +541,8 @@ def one_code(prior):
     x, w = np.polynomial.legendre.leggauss(10)
     panels = np.arange(-100, 100)[:, None]
     nodes, width = (0.25 * (panels + (x + 1) / 2)).ravel(), 0.25
-    law = stats.laplace if prior == "laplace" else stats.norm
-    weights = np.tile(width / 2 * w, 200) * law.pdf(nodes)
+    slab = stats.laplace if prior == "laplace" else stats.norm
+    weights = np.tile(width / 2 * w, 200) * slab.pdf(nodes)
     on = DENSITY if prior == "spike_slab" else 1.0
     weights = np.append(on * weights, 1 - on)
     with np.errstate(divide="ignore"):
@@ -556,12 +560,12 @@ def one_code(prior):
     ],
     ids=["spike_slab", "laplace", "gaussian_mlp", "scvae"],
 )
-def test_score_bounds_the_evidence_of_what_is_observed(estimator, likelihood):
-    """By quadrature over the only code, from what the model says of itself in public."""
+def test_score_bounds_the_evidence_of_observed_entries(estimator, likelihood):
+    """By quadrature over the single code, from the model's public interface."""
     X = make_sparse_coded(300, 1, 6, density=0.7, noise=0.3, random_state=0)[0]
-    # In another unit, so that the one of the model shows. Grey rows differ from each other.
+    # A different unit shows errors in the model's own. Fractional rows are all different.
     X = 3 * X + 7 if likelihood == "gaussian" else special.expit(3 * X)
-    X = with_holes(X)
+    X = with_missing(X)
     model = clone(estimator).set_params(
         likelihood=likelihood,
         hidden_layer_sizes=(16,),
@@ -596,8 +600,8 @@ def test_score_bounds_the_evidence_of_what_is_observed(estimator, likelihood):
     assert abs(many.mean() - evidence.mean()) < max(0.1, 0.5 * (evidence - elbo).mean())
 
 
-def test_a_fixed_threshold_bounds_the_evidence_of_what_is_observed():
-    X = with_holes(make_sparse_coded(300, 1, 6, density=0.7, noise=0.3, random_state=0)[0])
+def test_score_with_a_fixed_threshold_bounds_the_evidence_of_observed_entries():
+    X = with_missing(make_sparse_coded(300, 1, 6, density=0.7, noise=0.3, random_state=0)[0])
     model = ThresholdedVSC(
         1, threshold=0.5, threshold_prior=None, encoder="mlp", max_iter=15, random_state=0
     ).fit(X)
@@ -617,8 +621,8 @@ def test_a_fixed_threshold_bounds_the_evidence_of_what_is_observed():
 
 
 @pytest.mark.parametrize("method", ["elbo", "collapsed_elbo", "iwae"])
-def test_the_scores_of_rows_are_those_of_a_model_of_their_columns(method):
-    """The same columns missing everywhere: a smaller model, given the refined posterior."""
+def test_scores_are_those_of_a_model_of_the_observed_columns(method):
+    """With the same columns missing in all rows, a smaller model gives the same scores."""
     model = fitted(VARIANTS["spike_slab"]).set_params(score_method=method, n_refine=0)
     seen = np.arange(64) % 3 > 0
     rows = np.where(seen, DIGITS[200:], np.nan)
@@ -643,10 +647,10 @@ def test_the_scores_of_rows_are_those_of_a_model_of_their_columns(method):
 
 
 def test_refined_codes_are_those_of_the_observed_columns():
-    """Refined to the end, at which the encoder's start no longer shows."""
+    """Refined to convergence, where the encoder's start no longer matters."""
     for key in ("thresholded", "spike_slab"):
         model = fitted(VARIANTS[key]).set_params(n_refine=500)
-        rows = HOLED[200:215]
+        rows = INCOMPLETE[200:215]
         q = model.posterior(rows)
         x = model._units.to_model(rows, torch.device("cpu"))
         with torch.no_grad():

@@ -51,13 +51,13 @@ def test_grid_search_of_a_classifier_on_codes():
     results = search.cv_results_
     assert len(results["params"]) == 8
     assert np.isfinite(results["mean_test_score"]).all()
-    # Reached: 0.86; one in ten by chance.
+    # Observed: 0.86; chance gives 0.1.
     assert search.best_score_ > 0.75
     assert search.best_params_["code__prior"] == "laplace"
     best = search.best_estimator_.named_steps["code"]
     assert best.threshold_ == search.best_params_["code__threshold"]
     assert search.predict(X).shape == (300,)
-    # Each of the three is more than a name: the scores differ.
+    # Each of the three parameters has an effect: the scores differ.
     for name in grid:
         of_values = [results["mean_test_score"][results[f"param_{name}"] == v] for v in grid[name]]
         assert not np.array_equal(*of_values), name
@@ -89,7 +89,7 @@ def test_grid_search_of_a_classifier_on_codes():
     ],
     ids=["density", "n_components", "kl", "alpha"],
 )
-def test_grid_search_by_the_score_of_the_model_alone(estimator, grid, best):
+def test_grid_search_using_only_the_score_of_the_model(estimator, grid, best):
     search = GridSearchCV(estimator, grid, cv=KFold(2), error_score="raise").fit(X)
     assert search.best_params_ == best
     means = search.cv_results_["mean_test_score"]
@@ -100,7 +100,7 @@ def test_grid_search_by_the_score_of_the_model_alone(estimator, grid, best):
 
 
 @each
-def test_cross_validation_is_fit_and_score_by_hand(estimator):
+def test_cross_validation_equals_fit_and_score_by_hand(estimator):
     scores = cross_val_score(estimator, X, cv=KFold(3))
     expected = [clone(estimator).fit(X[train]).score(X[test]) for train, test in KFold(3).split(X)]
     assert_array_equal(scores, expected)
@@ -150,7 +150,7 @@ json.dump(found, sys.stdout, default=int)
 
 @pytest.mark.slow
 def test_two_jobs_share_the_cores():
-    # In a process of its own: a limit on threads, as tests are run with, would hide the matter.
+    # In a separate process: limits on threads, which tests may run with, would hide the effect.
     limits = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = {key: value for key, value in os.environ.items() if key not in limits}
     done = subprocess.run(

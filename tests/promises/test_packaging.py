@@ -1,4 +1,4 @@
-"""What pyproject.toml says of the versions in use."""
+"""The versions in pyproject.toml agree with those in the constraints files."""
 
 import re
 import tomllib
@@ -33,7 +33,7 @@ def test_oldest_constraints_are_the_floors(project):
     assert pins("constraints-oldest.txt") == floors
 
 
-def test_every_pin_of_development_is_at_least_its_floor(project):
+def test_every_development_pin_is_at_least_its_floor(project):
     pinned = {normal(name): version for name, version in pins("constraints.txt").items()}
     extras = project["optional-dependencies"]
     for requirement in [*project["dependencies"], *extras["test"], *extras["docs"]]:

@@ -1,4 +1,4 @@
-"""What `import sklearn_vsc` gives: classes, modules on first use, versions."""
+"""What `import sklearn_vsc` provides: classes, modules on first use, versions."""
 
 import ast
 import importlib
@@ -30,7 +30,7 @@ ESTIMATOR_MODULES = ["dictionary", "scvae", "sparse_vae", "thresholded"]
 
 
 def run(program):
-    """Run a program in a fresh interpreter; return what it prints."""
+    """Run a program in a new interpreter; return what it prints."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -39,7 +39,7 @@ def run(program):
 # -------------------------------------------------------------------------------------- names
 
 
-def test_dir_has_what_users_need_and_nothing_else():
+def test_dir_lists_public_names_and_nothing_else():
     names = dir(sklearn_vsc)
     assert names == sorted({*sklearn_vsc.__all__, *PUBLIC_MODULES})
     assert {"FISTADictionaryLearner", "ThresholdedVSC", "SparseVAE", "SCVAE"} < set(names)
@@ -59,7 +59,7 @@ def test_internal_modules_are_importable_but_not_listed():
 
 
 def test_star_import_gives_no_modules():
-    """They would replace scikit-learn's of the same names."""
+    """They would shadow scikit-learn's modules of the same names."""
     assert not set(sklearn_vsc.__all__) & set(PUBLIC_MODULES)
     names = {}
     exec("from sklearn_vsc import *", names)
@@ -95,7 +95,7 @@ print([name for name in lazy if f"sklearn_vsc.{name}" in sys.modules])
     assert run(program).strip() == "['metrics']"
 
 
-def test_a_name_that_is_not_there():
+def test_unknown_names():
     with pytest.raises(AttributeError, match=r"module 'sklearn_vsc' has no attribute 'datsets'"):
         _ = sklearn_vsc.datsets
     with pytest.raises(ImportError, match="datsets"):
@@ -115,7 +115,7 @@ def test_type_checkers_see_the_same_modules():
 
 
 def test_every_public_name_has_a_page():
-    """Those of the package, and of the modules that list theirs by name in docs/api.rst."""
+    """Names of the package, and of the modules whose names docs/api.rst lists one by one."""
     page = (ROOT / "docs" / "api.rst").read_text(encoding="utf-8")
     listed = re.findall(r"^   ([A-Za-z_.]+)$", page, re.MULTILINE)
     assert len(listed) == len(set(listed))
@@ -147,7 +147,7 @@ def test_versions_start_with_the_package_and_python(shown):
 
 
 def test_versions_name_every_dependency_and_extra(shown):
-    """Those of pyproject.toml, except the tools for developing the package itself."""
+    """All in pyproject.toml, except the tools for developing the package itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [*project["dependencies"]]
@@ -160,13 +160,13 @@ def test_versions_name_every_dependency_and_extra(shown):
     assert re.search(rf"^ *scikit-learn: {re.escape(version('scikit-learn'))}$", shown, re.M)
 
 
-def test_versions_tell_what_is_not_installed(monkeypatch, capsys):
+def test_versions_show_what_is_not_installed(monkeypatch, capsys):
     monkeypatch.setattr(_show_versions, "_EXTRAS", ("no-such-distribution", "dask"))
     show_versions()
     assert re.search(r"^ *no-such-distribution: not installed$", capsys.readouterr().out, re.M)
 
 
-def test_versions_tell_devices_and_threads(shown):
+def test_versions_show_devices_and_threads(shown):
     import torch
 
     assert re.search(rf"torch build: {re.escape(str(torch.__version__))}$", shown, re.M)
@@ -177,7 +177,7 @@ def test_versions_tell_devices_and_threads(shown):
 
 
 def test_versions_start_nothing():
-    """Neither numba's threads nor an import of an optional library."""
+    """Neither numba's threads nor the import of an optional library."""
     program = """
 import sys
 import sklearn_vsc
@@ -189,6 +189,6 @@ assert not optional & (set(sys.modules) - before), optional & (set(sys.modules) 
     assert "numba threading layer: not started" in run(program)
 
 
-def test_versions_hold_no_paths(shown):
+def test_versions_contain_no_paths(shown):
     assert str(Path.home()) not in shown and sys.prefix not in shown
     assert not re.search(r"(^|[\s'\"])(/|[A-Z]:\\)\w", shown)

@@ -38,12 +38,12 @@ NEURAL = [ThresholdedVSC, SparseVAE, SCVAE]
 
 
 def user_code(function, *args, **kwargs):
-    """What a user writes: the one line that calls the library is marked."""
+    """Code as a user writes it: the one line that calls the library is marked."""
     return function(*args, **kwargs)  # the user's line
 
 
 def line_of(function):
-    """Number of the marked line in the source of a function."""
+    """The number of the marked line in the source of a function."""
     lines, first = inspect.getsourcelines(function)
     [line] = [n for n, text in enumerate(lines, first) if text.endswith("# the user's line\n")]
     return line
@@ -68,7 +68,7 @@ def assert_points_at_the_user(function, *args, message, category=UserWarning):
 
 
 def assert_points_into(function, work, message="told"):
-    """What a piece of work warns of must point at the marked line of a function."""
+    """Do some work; its warnings must point at the marked line of a function."""
     found = warned(work, message)
     assert {(w.filename, w.lineno) for w in found} == {(__file__, line_of(function))}
 
@@ -77,7 +77,7 @@ def assert_points_into(function, work, message="told"):
 
 
 def library_code(source, module="made_up.py"):
-    """Functions that Python takes for some of the package's own, by the path of their file."""
+    """Functions that appear to belong to the package, by the path of their file."""
     names = {"warn_user": warn_user, "contextlib": contextlib, "functools": functools}
     exec(compile(source, str(PACKAGE / module), "exec"), names)
     return names
@@ -113,11 +113,11 @@ class Generator:
 
 
 @pytest.mark.parametrize("depth", [0, 1, 7])
-def test_frames_of_the_package_are_skipped_however_many(depth):
+def test_frames_of_the_package_are_skipped_at_any_depth(depth):
     assert_points_into(user_code, lambda: user_code(NESTED["outer"], depth))
 
 
-def test_category_is_the_one_asked_for():
+def test_category_is_passed_on():
     warn = library_code("def f(): warn_user('told', DeprecationWarning)")["f"]
     assert_points_at_the_user(warn, message="told", category=DeprecationWarning)
 
@@ -144,8 +144,8 @@ def test_generators_of_the_package_point_at_the_loop():
     assert_points_into(loop, loop)
 
 
-def test_the_innermost_line_of_the_user_is_the_one():
-    """A user's function that the library calls back is nearer than the user's first call."""
+def test_the_innermost_line_of_the_user_is_reported():
+    """A user's function that the library calls back is closer than the user's first call."""
 
     def called_back():
         NESTED["outer"](2)  # the user's line
@@ -153,7 +153,7 @@ def test_the_innermost_line_of_the_user_is_the_one():
     assert_points_into(called_back, lambda: NESTED["calls_back"](called_back))
 
 
-def test_a_folder_that_only_starts_like_the_package_is_the_users():
+def test_a_folder_whose_name_only_starts_like_the_package_is_user_code():
     other = str(PACKAGE) + "_of_mine/script.py"
     names = {"warn_user": NESTED["outer"]}
     exec(compile("def f():\n    warn_user(1)\n", other, "exec"), names)
@@ -187,7 +187,7 @@ def transform(self, X):
 
 
 class WarningCoder(BaseSparseCoder):
-    """An estimator of the package, as small as one can be, that always warns."""
+    """A minimal estimator that appears to belong to the package and always warns."""
 
     _parameter_constraints = {}
 
@@ -218,7 +218,7 @@ def test_searches_are_skipped(n_jobs):
     assert_points_into(user_code, lambda: user_code(search.fit, DIGITS))
 
 
-def test_a_subclass_of_the_users_is_user_code():
+def test_a_user_defined_subclass_is_user_code():
     class Mine(WarningCoder):
         def fit(self, X, y=None):
             return super().fit(X)  # the user's line
@@ -227,8 +227,8 @@ def test_a_subclass_of_the_users_is_user_code():
     assert_points_into(Mine.fit, lambda: Pipeline([("mine", Mine())]).fit(DIGITS))
 
 
-def test_the_helper_is_the_only_one_that_warns():
-    """``warnings.warn`` elsewhere would count frames again."""
+def test_only_the_helper_warns():
+    """``warnings.warn`` elsewhere would need to count frames."""
     for path in PACKAGE.rglob("*.py"):
         if path.name == "user_warnings.py":
             continue

@@ -1,4 +1,4 @@
-"""What `history_` records of each epoch beside the loss: what the loss is made of, and sparsity."""
+"""What `history_` records of each epoch besides the loss: the parts of the loss, and sparsity."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from sklearn_vsc.datasets import make_sparse_coded
 pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training row:UserWarning")
 
 X = make_sparse_coded(n_samples=110, n_components=8, noise=0.1, random_state=0)[0]
-HOLED = X.copy()
-HOLED[::3, 1] = np.nan
+INCOMPLETE = X.copy()
+INCOMPLETE[::3, 1] = np.nan
 # The last batch of an epoch is smaller than the others.
 TINY = {"max_iter": 2, "batch_size": 50, "random_state": 0}
 SMALL = TINY | {"hidden_layer_sizes": (8,)}
@@ -48,7 +48,7 @@ def column(model, name):
 
 @pytest.mark.parametrize("estimator", PLAIN.values(), ids=PLAIN)
 def test_parts_of_a_bound_add_up_to_the_loss(estimator):
-    model = estimator.fit(HOLED if estimator.n_draws == 1 else X)
+    model = estimator.fit(INCOMPLETE if estimator.n_draws == 1 else X)
     log_likelihood, kl = column(model, "log_likelihood"), column(model, "kl")
     scale = np.abs(log_likelihood) + np.abs(kl)
     assert (np.abs(column(model, "loss") - (0.5 * kl - log_likelihood)) < 1e-5 * scale).all()
@@ -60,7 +60,7 @@ def test_parts_of_a_bound_add_up_to_the_loss(estimator):
 
 
 def test_penalised_parts_add_up_to_the_loss():
-    model = SCVAE(8, **SMALL).fit(HOLED)
+    model = SCVAE(8, **SMALL).fit(INCOMPLETE)
     parts = column(model, "penalty") - column(model, "log_likelihood")
     assert_allclose(column(model, "loss"), parts, rtol=1e-5)
     assert "kl" not in model.history_[0]
@@ -69,11 +69,11 @@ def test_penalised_parts_add_up_to_the_loss():
 @pytest.mark.parametrize("batch_size", [None, 30])
 def test_parts_of_the_lasso_add_up_to_the_loss(batch_size):
     model = FISTADictionaryLearner(8, alpha=0.1, max_iter=4, batch_size=batch_size, random_state=0)
-    model.fit(HOLED).partial_fit(X)
+    model.fit(INCOMPLETE).partial_fit(X)
     assert len(model.history_) == model.n_iter_ > 1
     parts = column(model, "reconstruction") + column(model, "penalty")
     assert_allclose(column(model, "loss"), parts, rtol=1e-12)
-    # At codes of the same dictionary, solved less closely than these.
+    # The record is of codes of the same dictionary, solved less accurately than these.
     before = FISTADictionaryLearner(8, alpha=0.1, max_iter=3, random_state=0).fit(X)
     codes = before.transform(X)
     last = before.partial_fit(X).history_[-1]
@@ -92,7 +92,7 @@ def test_means_are_over_rows_and_not_over_batches():
             "kl": posterior.kl().sum(-1),
             "density": posterior.inclusion.mean(-1),
         }
-    # Steps of no length: all batches see the same model.
+    # With steps this short, all batches see the same model.
     model.set_params(learning_rate_init=1e-30).partial_fit(X)
     for name, by_row in expected.items():
         assert model.history_[-1][name] == pytest.approx(float(by_row.mean()), rel=1e-4)
@@ -112,7 +112,7 @@ def test_parts_of_drawn_bounds(bound):
     posterior = model.posterior(rows)
     draws = posterior.rsample(posterior.noise(5, generator()))
     log_likelihood = model.log_likelihood(rows, draws.code)
-    # The published KL is that of the laws before thresholding, which no importance weight has.
+    # The published KL compares distributions before thresholding; importance weights do not.
     kl = (posterior.kl() if bound == "iwae" else posterior.training_kl()).sum(-1)
     expected = log_likelihood.amax(0) if bound == "max_elbo" else log_likelihood.mean(0)
     torch.testing.assert_close(parts["log_likelihood"], expected.detach())
@@ -129,7 +129,7 @@ def test_importance_weighted_bound_exceeds_its_elbo(prior):
     assert (-column(model, "loss") > elbo).all()
 
 
-def test_parts_have_no_weight_that_warms_up():
+def test_warm_up_does_not_change_the_recorded_parts():
     warm = SparseVAE(8, kl_warmup=1.0, **SMALL).fit(X).history_[0]
     # Half of the weight is reached in the middle of the run.
     assert warm["log_likelihood"] - warm["kl"] < -warm["loss"]
@@ -151,7 +151,7 @@ class Interruption(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_epoch_that_is_broken_off_leaves_no_trace():
+def test_an_interrupted_epoch_leaves_no_record():
     whole = SparseVAE(8, **SMALL).fit(X)
     cut = SparseVAE(8, callbacks=[Interruption()], **SMALL)
     with pytest.warns(UserWarning, match="interrupted"):

@@ -1,4 +1,4 @@
-"""precision='bf16': networks multiply in bfloat16, and nothing else does."""
+"""precision='bf16': networks, and nothing else, multiply in bfloat16."""
 
 import pickle
 
@@ -36,7 +36,7 @@ def make(name, **params):
 
 
 class Watched(nn.Module):
-    """An encoder that notes the type of numbers that its layers give."""
+    """An encoder that records the dtype of its layers' output."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ class Watched(nn.Module):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_losses_are_those_of_float32(name):
+def test_losses_are_close_to_float32(name):
     X = DIGITS / 16 if name in ("bernoulli", "bounded") else DIGITS
     plain, mixed = make(name).fit(X), make(name, precision="bf16").fit(X)
     losses = [[record["loss"] for record in model.history_] for model in (plain, mixed)]
@@ -66,14 +66,14 @@ def test_missing_entries_train_in_bfloat16():
     assert mixed.score(X) == pytest.approx(plain.score(X), rel=0.02)
 
 
-def test_networks_alone_are_in_bfloat16_and_in_training_alone():
+def test_bfloat16_is_used_only_by_networks_and_only_in_training():
     model = make("vae", precision="bf16", encoder=Watched(), max_iter=2, early_stopping=True)
     model.fit(DIGITS)
     (watched,) = [part for part in model.module_.modules() if isinstance(part, Watched)]
     assert watched.seen == {
-        (False, torch.float32),  # asked once for the number of its features
+        (False, torch.float32),  # called once to find the number of its features
         (True, torch.bfloat16),
-        (False, torch.bfloat16),  # the rows that early stopping watches
+        (False, torch.bfloat16),  # the validation rows of early stopping
         (False, torch.float64),  # the codes of the fitted model
     }
     watched.seen.clear()
@@ -84,7 +84,7 @@ def test_networks_alone_are_in_bfloat16_and_in_training_alone():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_networks_return_is_float32(name):
+def test_networks_return_float32(name):
     X = DIGITS[:8].astype(np.float32) / 16
     model = make(name, max_iter=1).fit(X).module_
     rows = torch.from_numpy(X)
@@ -107,13 +107,13 @@ def test_networks_are_put_back_after_an_error():
         assert not any("forward" in vars(part) for part in model.modules())
 
 
-def test_same_seed_same_model():
+def test_same_seed_gives_same_model():
     first, second = (make("vae", precision="bf16").fit(DIGITS) for _ in range(2))
     np.testing.assert_array_equal(first.components_, second.components_)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_results_have_the_type_of_rows(dtype):
+def test_results_have_the_dtype_of_the_rows(dtype):
     X = DIGITS.astype(dtype)
     model = make("vae", precision="bf16").fit(X)
     assert model.transform(X).dtype == model.components_.dtype == dtype
@@ -151,7 +151,7 @@ def test_devices_without_bfloat16_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["lista", "vae", "autoencoder"])
-def test_fit_asks_the_device_before_it_trains(name, monkeypatch):
+def test_fit_checks_the_device_before_training(name, monkeypatch):
     model = make(name, precision="bf16")
     monkeypatch.setattr(type(model), "_device", lambda self: torch.device("mps"))
     for fit in (model.fit, model.partial_fit):
@@ -169,7 +169,7 @@ def test_other_precisions_are_refused(value):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["lista", "vae", "conv", "autoencoder"])
-def test_losses_on_a_gpu_are_those_of_float32(name):
+def test_scores_on_a_gpu_are_close_to_float32(name):
     plain, mixed = (
         make(name, precision=precision, device="cuda").fit(DIGITS)
         for precision in ("float32", "bf16")

@@ -33,23 +33,23 @@ each_neural = pytest.mark.parametrize("estimator", NEURAL.values(), ids=NEURAL.k
 each = pytest.mark.parametrize("estimator", ALL.values(), ids=ALL.keys())
 
 X = make_sparse_coded(n_samples=300, n_components=6, n_features=9, random_state=0)[0] + 2.0
-HOLED = np.where(np.random.RandomState(0).uniform(size=X.shape) < 0.2, np.nan, X)
-HOLED[:, 4] = X[:, 4]
+INCOMPLETE = np.where(np.random.RandomState(0).uniform(size=X.shape) < 0.2, np.nan, X)
+INCOMPLETE[:, 4] = X[:, 4]
 
 
 class Rows(Dataset):
-    """A map-style dataset that remembers which rows it was asked for."""
+    """A map-style dataset that records which rows were requested."""
 
     def __init__(self, X, form=lambda row: row):
         self.X = X
         self.form = form
-        self.asked = []
+        self.requested = []
 
     def __len__(self):
         return len(self.X)
 
     def __getitem__(self, number):
-        self.asked.append(number)
+        self.requested.append(number)
         return self.form(self.X[number])
 
 
@@ -69,7 +69,7 @@ def mapped(tmp_path, X, mode="r"):
 
 
 def assert_same_fit(found, wanted):
-    """Every number that a fit leaves behind is the same to the bit."""
+    """Check that all results of two fits are the same to the last bit."""
     for name in ("components_", "component_usage_", "noise_variance_", "n_iter_"):
         assert_array_equal(getattr(found, name), getattr(wanted, name))
     records = [
@@ -89,7 +89,7 @@ def assert_same_fit(found, wanted):
 
 @each
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_fit_of_a_map_is_that_of_the_array(estimator, dtype, tmp_path):
+def test_fit_on_a_memory_map_equals_the_fit_on_the_array(estimator, dtype, tmp_path):
     rows = X.astype(dtype)
     model = clone(estimator).fit(mapped(tmp_path, rows, "r" if dtype == np.float32 else "c"))
     assert_same_fit(model, clone(estimator).fit(rows))
@@ -97,13 +97,13 @@ def test_fit_of_a_map_is_that_of_the_array(estimator, dtype, tmp_path):
 
 
 @each
-def test_fit_of_a_map_with_holes(estimator, tmp_path):
-    model = clone(estimator).fit(mapped(tmp_path, HOLED))
-    assert_same_fit(model, clone(estimator).fit(HOLED))
+def test_fit_on_a_memory_map_with_missing_entries(estimator, tmp_path):
+    model = clone(estimator).fit(mapped(tmp_path, INCOMPLETE))
+    assert_same_fit(model, clone(estimator).fit(INCOMPLETE))
 
 
 @each_neural
-def test_early_stopping_on_a_map(estimator, tmp_path):
+def test_early_stopping_on_a_memory_map(estimator, tmp_path):
     estimator = clone(estimator).set_params(early_stopping=True, validation_fraction=0.2)
     model = clone(estimator).fit(mapped(tmp_path, X))
     assert_same_fit(model, clone(estimator).fit(X))
@@ -111,7 +111,7 @@ def test_early_stopping_on_a_map(estimator, tmp_path):
 
 
 @each
-def test_learning_from_the_chunks_of_a_map(estimator, tmp_path):
+def test_partial_fit_on_chunks_of_a_memory_map(estimator, tmp_path):
     rows = mapped(tmp_path, X[:250])
     learned = clone(estimator).partial_fit(rows[:50])
     first = learned.score(X[250:])
@@ -123,9 +123,9 @@ def test_learning_from_the_chunks_of_a_map(estimator, tmp_path):
 
 
 @each_neural
-@pytest.mark.parametrize("holes", [False, True])
-def test_memory_of_a_fit_does_not_grow_with_the_rows(estimator, holes, tmp_path, monkeypatch):
-    """NumPy's share of it: rows, missing entries, means, codes. Little is held at once here."""
+@pytest.mark.parametrize("incomplete", [False, True])
+def test_memory_of_a_fit_does_not_grow_with_the_rows(estimator, incomplete, tmp_path, monkeypatch):
+    """Counts NumPy's share: rows, missing entries, means, codes. Limits on chunks are low here."""
     monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 256)
     for module in ("_rows.arrays", "_inference.settling"):
         monkeypatch.setattr(f"sklearn_vsc.{module}.NUMBERS_AT_ONCE", 2**15)
@@ -134,7 +134,7 @@ def test_memory_of_a_fit_does_not_grow_with_the_rows(estimator, holes, tmp_path,
     rows = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", np.float32, (n_rows, 256))
     rows[:] = np.random.RandomState(0).standard_normal((1, 256))
     rows[:, 3] = np.arange(n_rows) / n_rows
-    if holes:
+    if incomplete:
         rows[::2, 5] = np.nan
     model = clone(estimator).set_params(max_iter=1, batch_size=250, encoder="mlp")
     model.fit(rows[:500])
@@ -145,7 +145,7 @@ def test_memory_of_a_fit_does_not_grow_with_the_rows(estimator, holes, tmp_path,
     assert peak < 0.3 * rows.nbytes
 
 
-def test_a_map_is_known_and_not_copied(tmp_path):
+def test_a_memory_map_is_recognised_and_not_copied(tmp_path):
     rows = mapped(tmp_path, X)
     for view in (rows, rows[10:], np.asarray(rows), rows[::2].T.T):
         assert not ArrayRows(view).in_memory
@@ -163,12 +163,12 @@ def test_a_map_is_known_and_not_copied(tmp_path):
 # --- sums over chunks
 
 
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("incomplete", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_sums_over_chunks_round_as_those_of_the_array(holes, dtype):
+def test_sums_over_chunks_round_like_those_of_the_array(incomplete, dtype):
     rng = np.random.RandomState(0)
     rows = (rng.standard_normal((1000, 5)) + 3).astype(dtype)
-    if holes:
+    if incomplete:
         rows[rng.uniform(size=rows.shape) < 0.3] = np.nan
         rows[:, 0] = 1
     observed = ObservedRows(5)
@@ -177,12 +177,12 @@ def test_sums_over_chunks_round_as_those_of_the_array(holes, dtype):
     there = ~np.isnan(rows)
     assert_array_equal(observed.means, rows.mean(axis=0, dtype=np.float64, where=there))
     assert observed.n_observed == there.sum()
-    assert observed.has_holes == holes
+    assert observed.has_holes == incomplete
     assert (observed.least, observed.most) == (np.nanmin(rows), np.nanmax(rows))
     observed.check(columns=True)
 
 
-def test_what_is_wrong_in_a_later_chunk_has_its_index():
+def test_errors_in_a_later_chunk_have_the_right_index():
     observed = ObservedRows(3)
     observed.add(np.ones((10, 3)))
     with pytest.raises(ValueError, match=r"infinity: X\[11, 2\] is -inf"):
@@ -206,10 +206,12 @@ def test_rows_at_once_are_bounded_by_rows_and_by_numbers():
 
 
 @pytest.mark.parametrize("estimator", [SparseVAE(**SMALL), SCVAE(**SMALL)])
-@pytest.mark.parametrize("holes", [False, True])
-def test_components_are_the_least_squares_dictionary_of_all_chunks(estimator, holes, monkeypatch):
+@pytest.mark.parametrize("incomplete", [False, True])
+def test_components_are_the_least_squares_dictionary_of_all_chunks(
+    estimator, incomplete, monkeypatch
+):
     monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 64)
-    rows = HOLED if holes else X
+    rows = INCOMPLETE if incomplete else X
     model = clone(estimator).fit(rows)
     codes = model.transform(rows)
     wanted = effective_dictionary(torch.from_numpy(rows), torch.from_numpy(codes))
@@ -217,11 +219,11 @@ def test_components_are_the_least_squares_dictionary_of_all_chunks(estimator, ho
     assert_allclose(model.component_usage_, (codes != 0).mean(axis=0), rtol=1e-12)
 
 
-def test_with_holes_the_dictionary_rests_on_what_fits_into_memory(monkeypatch):
+def test_dictionary_of_incomplete_rows_uses_the_rows_that_fit_into_memory(monkeypatch):
     monkeypatch.setattr("sklearn_vsc._inference.settling.NUMBERS_AT_ONCE", 9 * 100)
-    model = SparseVAE(**SMALL).fit(HOLED)
-    codes = model.transform(HOLED[::3])
-    wanted = effective_dictionary(torch.from_numpy(HOLED[::3]), torch.from_numpy(codes))
+    model = SparseVAE(**SMALL).fit(INCOMPLETE)
+    codes = model.transform(INCOMPLETE[::3])
+    wanted = effective_dictionary(torch.from_numpy(INCOMPLETE[::3]), torch.from_numpy(codes))
     assert_allclose(model.components_, wanted.numpy(), rtol=1e-8, atol=1e-10)
 
 
@@ -229,8 +231,10 @@ def test_with_holes_the_dictionary_rests_on_what_fits_into_memory(monkeypatch):
 
 
 @each_neural
-@pytest.mark.parametrize("rows", [X, HOLED, X.astype(np.float32)], ids=["64", "holes", "32"])
-def test_fit_of_a_dataset_is_that_of_the_array(estimator, rows):
+@pytest.mark.parametrize(
+    "rows", [X, INCOMPLETE, X.astype(np.float32)], ids=["64", "incomplete", "32"]
+)
+def test_fit_on_a_dataset_equals_the_fit_on_the_array(estimator, rows):
     model = clone(estimator).fit(TensorDataset(torch.from_numpy(rows)))
     assert_same_fit(model, clone(estimator).fit(rows))
     assert model.n_features_in_ == 9
@@ -246,7 +250,7 @@ def test_early_stopping_and_warm_start_on_a_dataset(estimator):
 
 
 @each_neural
-def test_partial_fit_of_a_dataset_is_that_of_the_array(estimator):
+def test_partial_fit_on_a_dataset_equals_that_on_the_array(estimator):
     models = [clone(estimator) for _ in range(3)]
     for part in (X[:120], X[120:]):
         for model, rows in zip(models, (Rows(part), part, Stream(part)), strict=True):
@@ -271,7 +275,7 @@ def test_forms_of_an_item(form):
     assert_array_equal(np.concatenate(list(rows.chunks())), X)
 
 
-def test_types_are_those_that_arrays_are_taken_in():
+def test_dtypes_are_converted_like_those_of_arrays():
     for kind, wanted in (
         (np.float32, np.float32),
         (np.float16, np.float64),
@@ -284,7 +288,7 @@ def test_types_are_those_that_arrays_are_taken_in():
     assert_array_equal(dataset_rows(TensorDataset(half), None).sample(300), half.double())
 
 
-def test_images_are_laid_flat():
+def test_images_are_flattened():
     images = np.random.RandomState(0).uniform(size=(24, 1, 8, 8)).astype(np.float32)
     model = SCVAE(4, image_shape=(1, 8, 8), max_iter=1, random_state=0)
     wanted = clone(model).fit(images)
@@ -305,14 +309,14 @@ def test_images_are_laid_flat():
 
 @each_neural
 def test_an_iterable_keeps_its_order(estimator):
-    """Rows one at a time, or in batches of any size, are the same rows."""
+    """Rows one at a time, or in batches of any size, give the same fit."""
     streams = [Stream(X), Stream([X[:1], X[1:130], X[130:130], X[130:]]), Stream([X])]
     models = [clone(estimator).fit(stream) for stream in streams]
     assert_same_fit(models[1], models[0])
     assert_same_fit(models[2], models[0])
     assert models[0].n_iter_ == 2
     assert not np.array_equal(models[0].components_, clone(estimator).fit(X).components_)
-    # Checks, unit, sample, two epochs, and what is read off; a look at the first item before.
+    # A look at the first item, then checks, unit, sample, two epochs and fitted attributes.
     assert streams[0].n_passes in (7, 8)
     rows = dataset_rows(streams[1], None)
     assert [len(batch) for batch in rows.batches(128)] == [128, 128, 44]
@@ -324,15 +328,15 @@ def test_an_iterable_keeps_its_order(estimator):
 
 
 def test_an_iterable_in_one_batch_is_the_array():
-    """Without draws and with one batch no order is left: the rest of a fit sees the same rows."""
+    """Without draws and with one batch, order has no effect: the fits see the same rows."""
     model = ThresholdedVSC(**SMALL | {"batch_size": 300, "max_iter": 1})
-    found, wanted = clone(model).fit(Stream(HOLED)), clone(model).fit(HOLED)
+    found, wanted = clone(model).fit(Stream(INCOMPLETE)), clone(model).fit(INCOMPLETE)
     assert_allclose(found.components_, wanted.components_, rtol=1e-3, atol=1e-4)
     assert_allclose(found.noise_variance_, wanted.noise_variance_, rtol=1e-3)
     assert_array_equal(found.component_usage_, wanted.component_usage_)
 
 
-def test_global_generators_stay_untouched():
+def test_global_generators_are_untouched():
     before = torch.get_rng_state(), np.random.get_state()[1]
     SparseVAE(**SMALL).fit(Rows(X))
     SparseVAE(**SMALL).fit(Stream(X))
@@ -340,14 +344,14 @@ def test_global_generators_stay_untouched():
     assert_array_equal(np.random.get_state()[1], before[1])
 
 
-def test_every_epoch_asks_for_each_row_once():
+def test_every_epoch_reads_each_row_once():
     rows = Rows(X)
     model = SparseVAE(**SMALL | {"max_iter": 1})
     counts = []
     for n_epochs in (1, 3):
-        rows.asked.clear()
+        rows.requested.clear()
         clone(model).set_params(max_iter=n_epochs).fit(rows)
-        counts.append(np.bincount(rows.asked))
+        counts.append(np.bincount(rows.requested))
     assert_array_equal(counts[1] - counts[0], 2)
 
 
@@ -387,7 +391,7 @@ def test_a_dataset_without_length_is_refused():
         SparseVAE(**SMALL).fit(Endless())
 
 
-def test_entries_are_checked_as_those_of_arrays(monkeypatch):
+def test_entries_are_checked_like_those_of_arrays(monkeypatch):
     monkeypatch.setattr("sklearn_vsc._rows.arrays._ROWS_AT_ONCE", 64)
     for wrong, place, match in (
         (np.inf, (200, 3), r"X\[200, 3\] is inf"),
@@ -404,14 +408,14 @@ def test_entries_are_checked_as_those_of_arrays(monkeypatch):
             SparseVAE(likelihood="bernoulli", **SMALL).fit(given)
 
 
-def test_later_rows_must_have_as_many_features():
+def test_later_rows_must_have_the_same_number_of_features():
     model = SparseVAE(**SMALL).fit(X)
     with pytest.raises(ValueError, match="X has 5 features, but SparseVAE is expecting 9"):
         model.partial_fit(Rows(X[:, :5]))
     assert model.n_iter_ == 2
 
 
-def test_early_stopping_needs_rows_with_numbers():
+def test_early_stopping_needs_rows_with_indices():
     stream = Stream(X)
     with pytest.raises(ValueError, match=r"early_stopping=True .* map-style Dataset"):
         SparseVAE(early_stopping=True, **SMALL).fit(stream)
@@ -421,7 +425,7 @@ def test_early_stopping_needs_rows_with_numbers():
 
 
 @each
-def test_all_else_takes_arrays(estimator):
+def test_other_methods_need_arrays(estimator):
     rows = Rows(X)
     model = clone(estimator)
     with pytest.raises(TypeError, match="X is a torch dataset, a Rows; here it must be an array"):
@@ -431,14 +435,23 @@ def test_all_else_takes_arrays(estimator):
     for method in (model.transform, model.score, model.posterior, model.sample_posterior):
         with pytest.raises(TypeError, match="X is a torch dataset"):
             method(rows)
-    if isinstance(model, FISTADictionaryLearner):
-        for method in (model.fit, model.partial_fit):
-            with pytest.raises(TypeError, match="learns from them with 'partial_fit'"):
-                method(rows)
-    assert not rows.asked
+    assert not rows.requested
 
 
-def test_an_error_of_the_dataset_comes_through_and_changes_nothing():
+@pytest.mark.parametrize("rows", [X, INCOMPLETE.astype(np.float32)], ids=["64", "incomplete 32"])
+@pytest.mark.parametrize("kind", [Rows, Stream, lambda X: TensorDataset(torch.from_numpy(X))])
+def test_a_dictionary_from_a_dataset_equals_that_from_the_array(kind, rows):
+    learner = FISTADictionaryLearner(5, alpha=0.3, max_iter=3, random_state=0)
+    found, wanted = clone(learner).fit(kind(rows)), clone(learner).fit(rows)
+    for _ in range(2):
+        assert_array_equal(found.components_, wanted.components_)
+        assert found.noise_variance_ == wanted.noise_variance_
+        assert_array_equal(found.transform(rows), wanted.transform(rows))
+        found.partial_fit(kind(rows[:40]))
+        wanted.partial_fit(rows[:40])
+
+
+def test_an_error_in_the_dataset_is_raised_and_changes_nothing():
     def fail(row):
         raise OSError("the disk is gone")
 
@@ -495,7 +508,7 @@ model = {
         alpha=0.1, max_no_improvement=None, tol=0, **common
     ),
 }[kind]()
-# Imports, compiled loops and torch's pools are there before.
+# This fit does the imports, compiles the loops and creates torch's pools beforehand.
 type(model)(**model.get_params()).fit(np.array(X[:3000]))
 before, start = anonymous(), time.perf_counter()
 rise = peak_of(lambda: model.fit(X)) - before
@@ -504,13 +517,13 @@ assert model.n_iter_ == 1 and np.isfinite(model.components_).all()
 """
 
 
-# Slow too, so that no choice of the quick ones has it.
+# Also slow, so that no selection of quick tests includes it.
 @pytest.mark.slow
 @pytest.mark.big
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and needs sparse files")
 @pytest.mark.parametrize("kind", ["ThresholdedVSC", "SparseVAE", "SCVAE", "FISTADictionaryLearner"])
 def test_fit_of_several_gigabytes_in_little_memory(kind, tmp_path):
-    """A file of zeros takes no room on the disk; a few of its rows hold something."""
+    """A file of zeros takes no space on the disk; only a few of its rows are not zero."""
     n_features, n_bytes = 2048, 4 * 2**30
     path = tmp_path / "X.dat"
     with open(path, "wb") as file:

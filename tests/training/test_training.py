@@ -34,7 +34,7 @@ def vsc(n_components=8, **params):
 
 
 def assert_same_state(module, state):
-    """Compare weights with a state dict; the noise variance is settled after training."""
+    """Compare weights with a state dict, except the noise variance, which is set after training."""
     now = {key: value.double() for key, value in module.state_dict().items()}
     assert set(now) == set(state)
     for key, value in state.items():
@@ -43,7 +43,7 @@ def assert_same_state(module, state):
 
 
 class Recorder(Callback):
-    """Keeps what each event showed."""
+    """Records what each event shows."""
 
     def __init__(self):
         self.states, self.optimizers, self.rates, self.events = [], [], [], []
@@ -66,7 +66,7 @@ class Recorder(Callback):
 
 
 class Interrupt(Recorder):
-    """Presses Ctrl-C at one batch of one epoch, or at the end of the epoch."""
+    """Simulates Ctrl-C at one batch of one epoch, or at the end of the epoch."""
 
     def __init__(self, epoch, batch=2, at="batch_end"):
         super().__init__()
@@ -134,7 +134,7 @@ def run(model, X, noise, order, state=None, objective="exact", **options):
 
 
 @pytest.mark.parametrize("objective", ["exact", "elbo"])
-def test_two_runs_are_one_when_the_optimizer_goes_on(objective):
+def test_two_runs_equal_one_if_the_optimizer_state_is_passed_on(objective):
     X = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
 
     def generators():
@@ -149,7 +149,7 @@ def test_two_runs_are_one_when_the_optimizer_goes_on(objective):
     assert [len(result.history) for result in (first, second)] == [2, 4]
     for key, value in whole.state_dict().items():
         assert_allclose(parts.state_dict()[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
-    # What was handed over is not written to.
+    # The state that was passed in is not modified.
     assert kept.keys() == dict(parts.named_parameters()).keys()
     for name, moments in kept.items():
         now = first.optimizer_state[name]
@@ -161,7 +161,7 @@ def test_two_runs_are_one_when_the_optimizer_goes_on(objective):
 
 
 def test_moments_stay_with_their_parameters_when_the_rates_change():
-    """The optimiser counts parameters by their rates, of which refinement has one more."""
+    """The optimiser numbers parameters by learning rate, and refinement adds a rate."""
     X = np.random.default_rng(0).normal(size=(40, 6))
     model = SparseVAE(
         4, prior="spike_slab", decoder="linear", hidden_layer_sizes=(5,), max_iter=2, random_state=0
@@ -173,7 +173,7 @@ def test_moments_stay_with_their_parameters_when_the_rates_change():
     for name, kept in model._optimizer_state.items():
         assert kept["exp_avg"].shape == model.module_.get_parameter(name).shape
         assert kept["step"] == 2 * before[name]["step"]
-        # Second moments fade by a thousandth a step: they are still those of before.
+        # Second moments decay by a thousandth per step, so the earlier ones still dominate.
         left = 0.999 ** (kept["step"] - before[name]["step"])
         assert (kept["exp_avg_sq"] >= left * before[name]["exp_avg_sq"] * (1 - 1e-5)).all()
 
@@ -215,7 +215,7 @@ def test_warm_ups_grow_over_their_share_of_the_steps(monkeypatch, warmup, seen, 
         return bound(*args, **kwargs)
 
     monkeypatch.setattr(LatentVariableModel, "training_step", spy)
-    # 4 steps an epoch, 24 in all, 12 of them in the warm-up.
+    # 4 steps per epoch, 24 in total, 12 of them in the warm-up.
     model = vsc(gradient="straight_through", **{warmup: 0.5}).fit(DIGITS)
     expected = [min(1.0, start + (1 - start) * step / 12) for step in range(24)]
     assert_allclose(values, expected)
@@ -227,7 +227,7 @@ def test_warm_ups_grow_over_their_share_of_the_steps(monkeypatch, warmup, seen, 
     assert values == [1.0] * 24
 
 
-def test_early_stopping_judges_without_warm_up(monkeypatch):
+def test_validation_of_early_stopping_ignores_warm_ups(monkeypatch):
     values = []
     bound = LatentVariableModel.training_step
 
@@ -253,7 +253,7 @@ def test_stops_without_improvement_of_the_training_loss():
 
 def test_early_stopping_keeps_the_best_epoch():
     recorder = Recorder()
-    # Few rows, many epochs and a high rate: it learns them by heart.
+    # Few rows, many epochs and a high learning rate: the model overfits.
     params = {"max_iter": 60, "learning_rate_init": 2e-2, "n_iter_no_change": 5, "tol": 0.0}
     model = vsc(early_stopping=True, callbacks=[recorder], validation_fraction=0.3, **params)
     model.fit(DIGITS[:60])
@@ -263,7 +263,7 @@ def test_early_stopping_keeps_the_best_epoch():
     best = int(np.argmin(losses))
     assert best == len(losses) - 6
     assert_same_state(model.module_, recorder.states[best])
-    # The last epoch, too, is told to those who listen.
+    # Callbacks are notified of the last epoch too.
     assert recorder.events == ["train_begin", *["epoch_end"] * len(losses), "train_end"]
 
 
@@ -285,7 +285,7 @@ def test_early_stopping_sets_rows_aside(monkeypatch):
 # -------------------------------------------------------------------------- more training
 
 
-def test_warm_start_goes_on():
+def test_warm_start_continues_training():
     model = vsc(warm_start=True).fit(DIGITS)
     once = model.score(DIGITS)
     model.fit(DIGITS)
@@ -300,7 +300,7 @@ def test_warm_start_goes_on():
     assert cold.score(DIGITS) == once
 
 
-def test_optimizer_goes_on_in_partial_fit_and_warm_start():
+def test_optimizer_state_is_kept_in_partial_fit_and_warm_start():
     recorder = Recorder()
     model = vsc(callbacks=[recorder]).fit(DIGITS)
 
@@ -338,7 +338,7 @@ def test_partial_fit_counts_the_rows_of_all_calls():
     assert_allclose(model.component_usage_, usage / 201)
 
 
-def test_batches_larger_than_the_data_are_whole():
+def test_batches_larger_than_the_data_hold_all_rows():
     model = vsc(batch_size=10_000, learning_rate_init=1e-2).fit(DIGITS)
     assert_array_equal(model.components_, model.set_params(batch_size=200).fit(DIGITS).components_)
     recorder = Recorder()
@@ -352,7 +352,7 @@ def test_batches_larger_than_the_data_are_whole():
 @pytest.mark.parametrize("epoch", [1, 3, 6])
 @pytest.mark.parametrize("at", ["batch_begin", "batch_end"])
 @pytest.mark.parametrize("params", [{}, {"early_stopping": True}, {"decoder": "mlp"}])
-def test_interrupted_fit_is_that_of_the_last_whole_epoch(epoch, at, params):
+def test_interrupted_fit_keeps_the_last_whole_epoch(epoch, at, params):
     interrupt = Interrupt(epoch, at=at)
     model = vsc(callbacks=[interrupt], **params)
     with pytest.warns(UserWarning, match=rf"interrupted.*last whole epoch, {epoch - 1} of 6"):
@@ -360,7 +360,7 @@ def test_interrupted_fit_is_that_of_the_last_whole_epoch(epoch, at, params):
     assert model.n_iter_ == len(model.history_) == epoch - 1 == len(interrupt.states)
     state = interrupt.states[-1] if interrupt.states else interrupt.initial
     assert_same_state(model.module_, state)
-    # Usable, and ready for more.
+    # The model is usable and can be trained further.
     for call in (model.transform, model.score_samples, model.sample_posterior):
         assert np.isfinite(call(DIGITS)).all()
     assert model.components_.shape == (8, 64)
@@ -372,7 +372,7 @@ def test_interrupted_fit_is_that_of_the_last_whole_epoch(epoch, at, params):
     assert model.history_[-1]["epoch"] == epoch
 
 
-def test_interrupted_between_epochs_keeps_the_epoch_that_is_done():
+def test_interruption_between_epochs_keeps_the_finished_epoch():
     interrupt = Interrupt(3, at="epoch_end")
     model = vsc(callbacks=[interrupt])
     with pytest.warns(UserWarning, match="3 of 6"):
@@ -381,7 +381,7 @@ def test_interrupted_between_epochs_keeps_the_epoch_that_is_done():
     assert_same_state(model.module_, interrupt.states[2])
 
 
-def test_interrupted_moments_are_those_of_the_last_whole_epoch():
+def test_optimizer_state_after_an_interruption_is_that_of_the_last_whole_epoch():
     interrupt, recorder = Interrupt(3), Recorder()
     model = vsc(callbacks=[interrupt])
     with pytest.warns(UserWarning, match="interrupted"):
@@ -391,7 +391,7 @@ def test_interrupted_moments_are_those_of_the_last_whole_epoch():
     assert {float(state["step"]) for state in recorder.optimizers[-1].values()} == {12.0}
 
 
-def test_interrupted_warm_start_counts_what_it_did():
+def test_interrupted_warm_start_counts_whole_epochs():
     model = vsc(warm_start=True).fit(DIGITS)
     before = copy.deepcopy(model)
     model.set_params(callbacks=[Interrupt(1)])
@@ -436,7 +436,7 @@ class BadGradient(nn.Linear):
 
 
 @pytest.mark.parametrize(("step", "epoch"), [(1, 1), (4, 1), (5, 2), (11, 3)])
-def test_divergence_names_the_epoch_and_the_cure(step, epoch):
+def test_divergence_names_the_epoch_and_a_remedy(step, epoch):
     model = vsc(decoder=Spoiled(step))
     with pytest.raises(ValueError, match=rf"at epoch {epoch}\. .*'learning_rate_init'"):
         model.fit(DIGITS)
@@ -449,8 +449,8 @@ def test_huge_learning_rates_diverge_with_an_error(gradient):
         model.fit(DIGITS)
 
 
-def test_weights_gone_wrong_in_the_last_step_are_seen():
-    # One step in all: its loss is finite, what it leaves is not.
+def test_non_finite_weights_after_the_last_step_are_detected():
+    # A single step: its loss is finite, but the weights after it are not.
     model = vsc(decoder=BadGradient(8, 64), max_iter=1, batch_size=200)
     with pytest.raises(ValueError, match="weights are not finite at epoch 1"):
         model.fit(DIGITS)
@@ -479,7 +479,7 @@ def test_divergence_before_any_step_names_other_causes():
     with pytest.raises(ValueError, match="rows of X far larger than those of the first fit"):
         model.partial_fit(DIGITS * 1e60)
     assert_array_equal(model.score_samples(DIGITS), before.score_samples(DIGITS))
-    # What a failed call drew is drawn again.
+    # Random numbers that a failed call drew are drawn again.
     model.partial_fit(DIGITS), before.partial_fit(DIGITS)
     assert_array_equal(model.components_, before.components_)
 
@@ -504,7 +504,7 @@ def test_values_whose_squares_overflow_are_refused():
     "params",
     [{"learning_rate_init": 1.0}, {"learning_rate_init": 10.0, "decoder": "mlp"}],
 )
-def test_a_loss_that_rises_without_bounds_is_told(params):
+def test_a_loss_that_rises_without_bound_is_reported(params):
     model = SparseVAE(8, **(SMALL | {"max_iter": 15, "noise_variance": 1.0} | params))
     with pytest.warns(
         UserWarning, match=r"Training diverged: the loss rose from .*'learning_rate_init'"
@@ -523,7 +523,7 @@ def test_a_loss_that_rises_without_bounds_is_told(params):
         {"decoder_penalty": 10.0},
     ],
 )
-def test_warm_ups_are_no_rise_without_bounds(params):
+def test_warm_ups_are_not_reported_as_divergence(params):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
@@ -548,12 +548,12 @@ def test_callbacks_are_passed_through():
         assert recorder.events == ["train_begin", *["epoch_end"] * 6, "train_end"]
 
 
-def test_callbacks_change_nothing_by_listening():
-    plain, heard = vsc().fit(DIGITS), vsc(callbacks=[Recorder()]).fit(DIGITS)
-    assert_array_equal(plain.components_, heard.components_)
+def test_callbacks_that_only_listen_change_nothing():
+    plain, listened = vsc().fit(DIGITS), vsc(callbacks=[Recorder()]).fit(DIGITS)
+    assert_array_equal(plain.components_, listened.components_)
 
 
-def test_a_users_early_stopping_is_no_interruption():
+def test_a_users_early_stopping_is_not_an_interruption():
     stop = EarlyStopping(monitor="train_loss", patience=2, threshold=1e9, threshold_mode="abs")
     model = vsc(callbacks=[stop]).fit(DIGITS)
     assert model.n_iter_ == len(model.history_) == 3
@@ -644,12 +644,12 @@ def test_dropout_leaves_the_global_generator_alone():
     other = vsc(score_draws=2, **parts).fit(DIGITS)
     other.partial_fit(DIGITS)
     assert_array_equal(other.score_samples(DIGITS), model.score_samples(DIGITS))
-    # Nothing but the order of rows, draws, and dropout hangs on the seed here.
+    # Here the seed only affects the order of rows, the draws and dropout.
     different = clone(other).set_params(random_state=1).fit(DIGITS).partial_fit(DIGITS)
     assert not np.allclose(different.posterior(DIGITS).mean, model.posterior(DIGITS).mean)
 
 
-def test_dropout_is_on_in_training_alone():
+def test_dropout_is_active_only_in_training():
     class Spy(nn.Dropout):
         calls = set()
 
@@ -679,7 +679,7 @@ def test_modules_of_the_wrong_shape_are_named(name, module, message):
         vsc(**{name: module}).fit(DIGITS)
 
 
-def test_modules_in_double_precision_are_taken():
+def test_modules_in_double_precision_are_accepted():
     parts = {"encoder": nn.Linear(64, 6).double(), "decoder": nn.Linear(8, 64).double()}
     model = vsc(**parts).fit(DIGITS)
     assert np.isfinite(model.score(DIGITS))
