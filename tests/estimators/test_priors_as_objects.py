@@ -17,7 +17,7 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from torch import Tensor, distributions, nn
 
-from sklearn_vsc import SCVAE, SparseVAE, ThresholdedVSC, load
+from sklearn_vsc import SparseVAE, ThresholdedVSC, load
 from sklearn_vsc._models.objectives import SCORE_GRADIENTS
 from sklearn_vsc._persistence.folder import read_folder, write_folder
 from sklearn_vsc.datasets import make_sparse_coded
@@ -66,10 +66,10 @@ class StudentT(LatentFamily):
         return NormalPosterior(self, loc, bounded_exp(heads[:, 1], self.prior_scale))
 
     def sample_prior(self, shape, generator, dtype):
-        normal, other = torch.randn((2, *shape), generator=generator, dtype=dtype)
+        normal = torch.randn(shape, generator=generator, dtype=dtype)
         concentration = torch.full(shape, self.df / 2, dtype=dtype)
         half_chi2 = torch._standard_gamma(concentration, generator=generator)
-        return self.prior_scale * normal / (half_chi2 / concentration).sqrt() + 0 * other
+        return self.prior_scale * normal / (half_chi2 / concentration).sqrt()
 
 
 @dataclass(frozen=True)
@@ -749,7 +749,3 @@ def test_files_hold_the_arguments_in_readable_form(tmp_path):
             assert written == {"object": {"class": "SpikeSlab", "arguments": prior.arguments()}}
         else:
             assert written == {"module": "prior", "is": "StudentT(df=4.0)"}
-
-
-def test_scvae_has_its_own_prior():
-    assert "prior" not in SCVAE().get_params()
