@@ -385,5 +385,6 @@ class SCVAE(NeuralSparseCoder):
         code : ndarray of shape (n_samples, height, width, n_components)
             What ``transform`` returns, with the axes of ``grid_shape_``.
         """
-        codes = np.concatenate(list(self._fitted.codes(self._evaluated(X))))
+        X = self._evaluated(X)
+        codes = np.concatenate(list(self._fitted.codes(X)))
         return codes.reshape(-1, *self.grid_shape_, self.module_.n_components)

@@ -464,7 +464,8 @@ class NeuralSparseCoder(BaseSparseCoder):
             The code of a row does not depend on the rows beside it. Sparse with
             ``sparse_output=True``.
         """
-        return join_codes(self._fitted.codes(self._evaluated(X)), sparse_output=self.sparse_output)
+        X = self._evaluated(X)
+        return join_codes(self._fitted.codes(X), sparse_output=self.sparse_output)
 
     @follows_input
     def inverse_transform(self, Z: ArrayLike) -> NDArray:
@@ -480,7 +481,8 @@ class NeuralSparseCoder(BaseSparseCoder):
         X : ndarray of shape (n_samples, n_features)
             Reconstruction, in the units of the training X; missing entries of a row are filled.
         """
-        return self._fitted.decode(self._validate_codes(Z))
+        Z = self._validate_codes(Z)
+        return self._fitted.decode(Z)
 
     @follows_input
     def posterior(self, X: ArrayLike) -> Posterior:
@@ -496,7 +498,8 @@ class NeuralSparseCoder(BaseSparseCoder):
         posterior : Posterior
             With arrays ``mean``, ``std`` and ``inclusion`` of shape (n_samples, n_components).
         """
-        found = self._fitted.moments(self._evaluated(X))
+        X = self._evaluated(X)
+        found = self._fitted.moments(X)
         return Posterior(mean=found[:, 0], std=found[:, 1], inclusion=found[:, 2])
 
     @follows_input
@@ -519,7 +522,8 @@ class NeuralSparseCoder(BaseSparseCoder):
             Codes, with exact zeros where the family has them.
         """
         n_draws = check_count(n_draws, "n_draws")
-        return self._fitted.posterior_draws(self._evaluated(X), n_draws)
+        X = self._evaluated(X)
+        return self._fitted.posterior_draws(X, n_draws)
 
     @follows_input
     def score_samples(self, X: ArrayLike) -> NDArray:
@@ -539,7 +543,8 @@ class NeuralSparseCoder(BaseSparseCoder):
             'collapsed_elbo', and 'iwae' where the model allows it, draw which codes are not
             zero and integrate their values out.
         """
-        return self._fitted.log_bounds(self._evaluated(X))
+        X = self._evaluated(X)
+        return self._fitted.log_bounds(X)
 
     @follows_fit
     def sample(self, n_samples: int = 1) -> NDArray:
@@ -566,12 +571,14 @@ class NeuralSparseCoder(BaseSparseCoder):
 
     def _code_divergence(self, X: ArrayLike) -> NDArray:
         """KL of each code's posterior from its prior, nats, (n_samples, n_features_out)."""
-        return self._fitted.code_divergence(self._evaluated(X))
+        X = self._evaluated(X)
+        return self._fitted.code_divergence(X)
 
     def _training_gradients(
         self, X: ArrayLike, **options: Any
     ) -> Iterator[Iterator[dict[str, Tensor]]]:
         """Yield gradients of the training loss, as `NetworkTraining.gradients` does."""
+        X = self._evaluated(X)
         way = NetworkTraining(
             self._description,
             self._run_parameters(),
@@ -579,4 +586,4 @@ class NeuralSparseCoder(BaseSparseCoder):
             None,
             self._inference_options(),
         )
-        return way.gradients(self._state(), self._evaluated(X), **options)
+        return way.gradients(self._state(), X, **options)

@@ -281,7 +281,7 @@ def test_score_bounds_the_evidence_of_orthonormal_atoms(prior):
     atoms = model.inverse_transform(np.eye(n_codes)) - zero
     size = np.linalg.norm(atoms[0])
     assert_allclose(atoms @ atoms.T, size**2 * np.eye(n_codes), atol=1e-9)
-    s2 = model._noise_variance()
+    s2 = likelihood.noise_variance_in(model._units.scale)
 
     projections = (X - zero) @ atoms.T / size**2
     evidence = np.log(marginal(model, projections, np.sqrt(s2) / size)).sum(1)
@@ -914,7 +914,7 @@ def test_score_uses_kl_weight_one_and_hard_gates():
         ("objective", "vae"),
         ("n_draws", 0),
         ("output_activation", "relu"),
-        ("likelihood", "poisson"),
+        ("likelihood", "gamma"),
         ("decoder", "conv3d"),
         ("score_method", "max_elbo"),
         ("kl_warmup", 1.5),

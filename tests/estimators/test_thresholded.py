@@ -620,7 +620,7 @@ def test_relaxed_gates_make_sparse_codes_that_explain(params):
         ("objective", "vae"),
         ("kl", "none"),
         ("kl_weight", -0.1),
-        ("likelihood", "poisson"),
+        ("likelihood", "gamma"),
         ("noise_variance", 0.0),
         ("noise_variance", "fixed"),
         ("encoder", "resnet"),
