@@ -394,13 +394,11 @@ class NeuralSparseCoder(BaseSparseCoder):
     @property
     def _fitted(self) -> FittedModel:
         """The trained model, with all that its answers depend on."""
-        return FittedModel(
-            self.module_,
-            self._units,
-            self._evaluation_seed,
-            self._device(),
-            self._inference_options(),
-        )
+        return self._fitted_on(self._device())
+
+    def _fitted_on(self, device: torch.device) -> FittedModel:
+        options = self._inference_options()
+        return FittedModel(self.module_, self._units, self._evaluation_seed, device, options)
 
     def _inference_options(self) -> InferenceOptions:
         description, obstacle = self._description, None
@@ -482,7 +480,7 @@ class NeuralSparseCoder(BaseSparseCoder):
             Reconstruction, in the units of the training X; missing entries of a row are filled.
         """
         Z = self._validate_codes(Z)
-        return self._fitted.decode(Z)
+        return self._fitted_on(torch.device("cpu")).decode(Z)
 
     @follows_input
     def posterior(self, X: ArrayLike) -> Posterior:
@@ -563,7 +561,7 @@ class NeuralSparseCoder(BaseSparseCoder):
         self._check_usable()
         n_samples = check_count(n_samples, "n_samples")
         generator = seeded_generator(draw_seed(private_random_state(self.random_state)))
-        return self._fitted.sample(
+        return self._fitted_on(torch.device("cpu")).sample(
             n_samples, self._n_features_out, generator, self.components_.dtype
         )
 
