@@ -3,12 +3,12 @@
 The model is z_k ~ Laplace(0, b), x given z ~ N(z V, s2 I), with alpha = s2 / b, so that the
 lasso code u at alpha is its posterior mode. The posterior is approximated by independent
 Laplace distributions centred on u, whose scales c maximise the bound. In units of b, with
-rho = c / b, m = |u| / b and kappa = b^2 ||v||^2 / s2 (v the atom), a coordinate costs
+rho = c / b, m = ``|u| / b`` and kappa = b^2 v'v / s2 (v the atom), a coordinate costs
 
     kappa rho^2 - log rho + m + rho exp(-m / rho) - 1,
 
 where the last four terms are the Kullback-Leibler divergence from the prior. Where entries of x
-are missing, the likelihood covers only the observed entries, and ||v||^2 sums over them alone.
+are missing, the likelihood covers only the observed entries, and v'v sums over them alone.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def relative_scales(magnitude: Tensor, curvature: Tensor) -> Tensor:
     Parameters
     ----------
     magnitude : Tensor
-        m = |u| / b of each coordinate.
+        m = ``|u| / b`` of each coordinate.
     curvature : Tensor
-        kappa = b^2 ||v||^2 / s2 of each coordinate; non-negative, and broadcastable with
+        kappa = b^2 v'v / s2 of each coordinate; non-negative, and broadcastable with
         ``magnitude``.
 
     Returns
