@@ -1,0 +1,173 @@
+"""One step of learning: posteriors of a batch of rows, and the parameters that follow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .maximisation import WhatIsLearned, best_freedom, maximise
+from .noise_metric import NoiseMetric
+from .parameters import SparseLinear
+from .row_posteriors import RowPosteriors, Stops, best_contrast, infer, row_contrast, same_observed
+from .sums import RowSums, sums_of_rows
+
+# Rows that the sums remember for each atom. Measured: fewer make the dictionary restless, more keep
+# it from leaving the noise of the first passes behind.
+ROWS_PER_ATOM = 20
+# In learning, sweeps end early: the next pass goes on from where they ended.
+_FIRST_VISIT = Stops(max_sweeps=4, tol=0.2, bound_tol=1.0)
+_LATER_VISIT = Stops(max_sweeps=10, tol=0.1, bound_tol=0.3)
+# How fast the noise rises where more codes are active than asked for.
+_PRESSURE_STEP = 0.5
+_MOST_PRESSURE = 1e4
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where the posteriors of rows ended at their last visit.
+
+    Attributes
+    ----------
+    fields : ndarray of shape (n_rows, n_components)
+        Fields of their codes.
+    contrast : ndarray of shape (n_rows,)
+        Their contrasts.
+    """
+
+    fields: NDArray
+    contrast: NDArray
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step found for each of its rows, in nats, before the parameters moved."""
+
+    bound: NDArray
+    kl: NDArray
+    active: NDArray
+    memory: Memory
+
+
+class Learner:
+    """Learns a sparse linear model from batches of rows.
+
+    Parameters
+    ----------
+    model : SparseLinear
+        The model to start from.
+    learned : WhatIsLearned
+        Which parameters are learned.
+    sums : RowSums, default=None
+        Sums over earlier rows.
+    n_steps : int, default=0
+        Number of earlier steps.
+    pressure : float, default=1.0
+        Factor of the noise variance that keeps codes from being denser than asked for.
+    has_contrast : bool, default=False
+        Whether each row has a contrast of its own.
+    """
+
+    def __init__(
+        self,
+        model: SparseLinear,
+        learned: WhatIsLearned,
+        sums: RowSums | None = None,
+        n_steps: int = 0,
+        pressure: float = 1.0,
+        has_contrast: bool = False,
+    ) -> None:
+        self.model = model
+        self.learned = learned
+        self.sums = sums
+        self.n_steps = n_steps
+        self.pressure = pressure
+        self.has_contrast = has_contrast
+
+    @property
+    def memory_rows(self) -> int:
+        """Number of rows that the sums remember."""
+        return ROWS_PER_ATOM * len(self.model.atoms)
+
+    def step(
+        self,
+        X: NDArray,
+        memory: Memory | None = None,
+        sample_weight: NDArray | None = None,
+        *,
+        all_rows: bool = False,
+    ) -> Step:
+        """Find the posteriors of these rows, and move the parameters.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_rows, n_features)
+            Rows; NaN is a missing entry.
+        memory : Memory, default=None
+            Where the posteriors of these rows ended at their last visit.
+        sample_weight : ndarray of shape (n_rows,), default=None
+            How often each row counts.
+        all_rows : bool, default=False
+            Whether these are all rows that there are, so that nothing of earlier steps is kept.
+        """
+        model = self.model
+        start = None if memory is None else memory.fields
+        contrast = None
+        if self.has_contrast:
+            contrast = self._first_contrast(X) if memory is None else memory.contrast
+        stops = _FIRST_VISIT if memory is None else _LATER_VISIT
+        found = infer(model, X, stops, start, contrast)
+        if self.has_contrast:
+            found = self._with_best_contrast(X, found)
+        sums = sums_of_rows(model, X, found, sample_weight)
+        self.n_steps += 1
+        if self.sums is None or all_rows:
+            self.sums = sums
+        else:
+            # A step forgets as many rows as it brings, once there are enough of them.
+            share = max(float(sums.n_rows) / self.memory_rows, 1 / self.n_steps)
+            keep = 1 - min(share, 1.0)
+            self.sums = self.sums.mixed(sums, keep, 1.0)
+        self._update_pressure()
+        self.model = maximise(model, self.sums, self.learned, self.pressure)
+        if not math.isinf(model.freedom):
+            self._update_freedom(X, found)
+        active = (found.factors.inclusion > 0.5).mean(1)
+        held = Memory(found.factors.field, found.contrast)
+        return Step(found.bound, found.factors.kl, active, held)
+
+    def _first_contrast(self, X: NDArray) -> NDArray:
+        contrast = np.empty(len(X))
+        for rows, observed in same_observed(X):
+            metric = NoiseMetric(self.model, X.dtype, observed)
+            part = X[rows] if observed is None else X[np.ix_(rows, observed)]
+            contrast[rows] = row_contrast(metric, part - metric.intercept.astype(X.dtype))
+        return contrast
+
+    def _with_best_contrast(self, X: NDArray, found: RowPosteriors) -> RowPosteriors:
+        contrast = np.empty(len(X))
+        for rows, observed in same_observed(X):
+            metric = NoiseMetric(self.model, X.dtype, observed)
+            part = X[rows] if observed is None else X[np.ix_(rows, observed)]
+            residual = part - metric.intercept.astype(X.dtype)
+            contrast[rows] = best_contrast(metric, residual, found.rows(rows))
+        return replace(found, contrast=contrast)
+
+    def _update_pressure(self) -> None:
+        """Raise the noise while more codes are active than asked for, and lower it again."""
+        if self.learned.density != "target":
+            return
+        assert self.sums is not None
+        share = float(self.sums.active.mean() / self.sums.n_rows)
+        excess = math.log(max(share, 1e-6) / self.learned.target)
+        moved = self.pressure * math.exp(_PRESSURE_STEP * float(np.clip(excess, -1, 1)))
+        self.pressure = float(np.clip(moved, 1.0, _MOST_PRESSURE))
+
+    def _update_freedom(self, X: NDArray, found: RowPosteriors) -> None:
+        n_observed = np.count_nonzero(~np.isnan(X), axis=1)
+        error = found.factors.error
+        freedom, scale = best_freedom(error, n_observed, self.model.freedom)
+        self.model = replace(self.model, freedom=freedom)
+        _ = scale

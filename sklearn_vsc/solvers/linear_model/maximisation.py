@@ -1,0 +1,190 @@
+"""Parameters of the sparse linear model that maximise the bound, given sums over rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import solve as solve_system
+from scipy.optimize import minimize
+from scipy.special import gammaln
+
+from .parameters import Contrasts, SparseLinear
+from .sums import RowSums
+
+# The noise of a feature is drawn towards that of the others as if so many more rows had it:
+# measured, it costs large tables nothing and keeps small ones from features without noise.
+_SHARED_ROWS = 5.0
+# As if each atom had been seen in so many more rows, at its prior: an atom that no row uses stays.
+_ATOM_ROWS = 1.0
+# Steps of factor analysis for each step of the rest.
+_DENSE_STEPS = 3
+# Spacing of the levels of contrast on the log scale, and how far they reach.
+_LEVEL_STEP = 0.12
+N_LEVELS = 64
+
+
+@dataclass(frozen=True)
+class WhatIsLearned:
+    """Which parameters are learned, and how.
+
+    Attributes
+    ----------
+    noise : {'shared', 'per_feature', 'fixed'}
+        Whether the noise variance is one number, one for each feature, or given.
+    density : {'shared', 'per_component', 'fixed', 'target'}
+        Whether the density is one number, one for each atom, given, or given as the share of codes
+        that may be active: the noise is then raised until no more are.
+    target : float
+        The share of active codes, for 'target'.
+    scale : ndarray of shape (n_features,)
+        Standard deviation of each feature, the unit of what is said about its noise.
+    floor : ndarray of shape (n_features,)
+        Least noise variances.
+    """
+
+    noise: str
+    density: str
+    target: float
+    scale: NDArray
+    floor: NDArray
+
+
+def maximise(
+    model: SparseLinear, sums: RowSums, learned: WhatIsLearned, pressure: float = 1.0
+) -> SparseLinear:
+    """Return the model that is best for these sums.
+
+    Parameters
+    ----------
+    model : SparseLinear
+        The model under which rows were summed up.
+    sums : RowSums
+        Sums over rows.
+    learned : WhatIsLearned
+        Which parameters are learned.
+    pressure : float
+        Factor of the best noise variance.
+    """
+    system = sums.design.copy()
+    held = np.arange(len(model.atoms))
+    system[held, held] += sums.variance + _ridge(sums)
+    weights = solve_system(system, sums.data, assume_a="pos")
+    atoms, intercept = weights[:-1], weights[-1]
+    noise, dense = _noise(model, sums, learned, weights)
+    density = _density(model, sums, learned)
+    if learned.noise != "fixed":
+        noise = np.maximum(pressure * noise, learned.floor)
+    # The slab has a fixed scale: what the codes say of it goes into the atoms. Both sides of the
+    # ratio count the prior as some rows more, so that it is one where there is nothing to learn.
+    expected = model.slab.mean_size(density)
+    growth = (sums.size + expected) / ((sums.inclusion + 1) * expected)
+    atoms = atoms * growth[:, None]
+    return replace(
+        model, atoms=atoms, intercept=intercept, noise=noise, dense=dense, density=density
+    )
+
+
+def _ridge(sums: RowSums) -> NDArray:
+    """Return what keeps the system of an atom without rows solvable."""
+    return 1e-6 * max(float(sums.design.diagonal()[:-1].mean()), 1e-12) + 1e-12
+
+
+def _noise(
+    model: SparseLinear, sums: RowSums, learned: WhatIsLearned, weights: NDArray
+) -> tuple[NDArray, NDArray]:
+    """Return the best noise variances and dense columns."""
+    n_rows, atoms = float(sums.n_rows), weights[:-1]
+    if len(model.dense):
+        cross = sums.data.T @ weights
+        scatter = sums.products - cross - cross.T + weights.T @ sums.design @ weights
+        scatter = (scatter + (atoms.T * sums.variance) @ atoms) / n_rows
+        noise, dense = _factor_steps(model, scatter, learned)
+    else:
+        fitted = np.einsum("kd,kd->d", weights, sums.design @ weights)
+        noise = sums.squares - 2 * np.einsum("kd,kd->d", weights, sums.data) + fitted
+        noise = (noise + sums.variance @ atoms**2) / n_rows
+        dense = model.dense
+    if learned.noise == "fixed":
+        return model.noise, dense
+    relative = np.maximum(noise, 0) / learned.scale**2
+    if learned.noise == "per_feature":
+        relative = (n_rows * relative + _SHARED_ROWS * relative.mean()) / (n_rows + _SHARED_ROWS)
+        return relative * learned.scale**2, dense
+    return np.full_like(noise, np.maximum(noise, 0).mean()), dense
+
+
+def _factor_steps(
+    model: SparseLinear, scatter: NDArray, learned: WhatIsLearned
+) -> tuple[NDArray, NDArray]:
+    """Improve noise variances and dense columns for this covariance of residuals.
+
+    Steps of factor analysis (Rubin and Thayer 1982).
+    """
+    noise, dense = model.noise, model.dense
+    total = np.diag(scatter)
+    for _ in range(_DENSE_STEPS):
+        scaled = dense / noise
+        inner = scaled @ dense.T
+        inner[np.diag_indices_from(inner)] += 1
+        weights = np.linalg.solve(inner, scaled)
+        passed = weights @ scatter
+        second = np.eye(len(dense)) - weights @ dense.T + passed @ weights.T
+        dense = np.linalg.solve(second, passed)
+        if learned.noise == "fixed":
+            continue
+        noise = np.maximum(total - np.einsum("rd,rd->d", dense, passed), 1e-3 * learned.floor)
+        if learned.noise == "shared":
+            noise = np.full_like(noise, noise.mean())
+        noise = np.maximum(noise, learned.floor)
+    return noise, dense
+
+
+def _density(model: SparseLinear, sums: RowSums, learned: WhatIsLearned) -> NDArray:
+    """Return the best densities, or those of before."""
+    n_rows = float(sums.n_rows)
+    shared = float(sums.inclusion.mean()) / n_rows
+    if learned.density == "shared":
+        return np.full_like(model.density, shared)
+    if learned.density == "per_component":
+        return (sums.inclusion + _ATOM_ROWS * shared) / (n_rows + _ATOM_ROWS)
+    return model.density
+
+
+def best_freedom(error: NDArray, n_features: NDArray, freedom: float) -> tuple[float, float]:
+    """Return the degrees of freedom and the scale of the noise that fit the errors of rows best.
+
+    Parameters
+    ----------
+    error : ndarray of shape (n_rows,)
+        Expected squared distances of rows and reconstructions, in the metric of the noise.
+    n_features : ndarray of shape (n_rows,)
+        Number of observed features of each row.
+    freedom : float
+        Where the search starts.
+    """
+
+    def loss(logs: NDArray) -> float:
+        nu, scale = math.exp(logs[0]), math.exp(logs[1])
+        half = 0.5 * (nu + n_features)
+        log_prob = gammaln(half) - gammaln(0.5 * nu) - 0.5 * n_features * math.log(nu * scale)
+        return -float(np.mean(log_prob - half * np.log1p(error / (nu * scale))))
+
+    found = minimize(
+        loss, [math.log(freedom), 0.0], method="Nelder-Mead", options={"maxiter": 80, "xatol": 1e-2}
+    )
+    return float(np.clip(math.exp(found.x[0]), 0.5, 1e4)), float(math.exp(found.x[1]))
+
+
+def contrast_levels(contrast: NDArray) -> Contrasts:
+    """Return the distribution of contrasts that these of rows suggest."""
+    logs = np.log(contrast)
+    middle = 0.5 * (np.quantile(logs, 0.001) + np.quantile(logs, 0.999))
+    levels = middle + _LEVEL_STEP * (np.arange(N_LEVELS) - N_LEVELS // 2)
+    nearest = np.abs(logs[:, None] - levels).argmin(1)
+    counts = np.bincount(nearest, minlength=N_LEVELS).astype(float)
+    # Neighbours share, so that no level between two that rows have is empty.
+    smooth = np.convolve(counts, [0.25, 0.5, 0.25], mode="same") + 1e-3
+    return Contrasts(np.exp(levels), smooth / smooth.sum())

@@ -1,0 +1,134 @@
+"""Parameters of the sparse linear model, as arrays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr, ndtri
+
+from ..posterior.free_form import CodePriors
+
+# Probabilities of a code that is not zero stay this far from 0 and 1.
+_LEAST_DENSITY, _MOST_DENSITY = 1e-6, 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Distribution of a code that is not zero.
+
+    Attributes
+    ----------
+    name : {'laplace', 'gaussian', 'thresholded'}
+        'thresholded': what is left of a normal draw beyond a threshold, less the threshold.
+    scale : float
+        Scale of the Laplace distribution, standard deviation of the normal ones.
+    positive : bool
+        Whether codes are never negative.
+    """
+
+    name: str = "laplace"
+    scale: float = 1.0
+    positive: bool = False
+
+    def threshold(self, density: NDArray) -> NDArray:
+        """Return the threshold of a 'thresholded' slab at which so many draws are not zero."""
+        return -self.scale * ndtri(density / 2)
+
+    def priors(self, density: NDArray) -> CodePriors:
+        """Return the priors of codes that are not zero with these probabilities, (K,)."""
+        density = np.clip(density, _LEAST_DENSITY, _MOST_DENSITY)
+        logit = np.log(density) - np.log1p(-density)
+        rate, precision = np.zeros_like(logit), np.zeros_like(logit)
+        if self.name == "laplace":
+            rate += 1 / self.scale
+            constant = np.full_like(logit, -math.log(2 * self.scale))
+        else:
+            precision += 1 / self.scale**2
+            constant = np.full_like(logit, -0.5 * math.log(2 * math.pi) - math.log(self.scale))
+        if self.name == "thresholded":
+            # The same on both sides, so the mass of the slab is twice that of one tail.
+            threshold = self.threshold(density)
+            rate = threshold / self.scale**2
+            tails = math.log(2) + log_ndtr(-threshold / self.scale)
+            constant -= 0.5 * (threshold / self.scale) ** 2 + tails
+        if self.positive:
+            constant += math.log(2)
+        return CodePriors(logit, constant, rate, precision, self.positive)
+
+    def mean_size(self, density: NDArray) -> NDArray:
+        """Return the mean absolute value of a code that is not zero."""
+        if self.name == "laplace":
+            return np.full_like(density, self.scale)
+        if self.name == "gaussian":
+            return np.full_like(density, self.scale * math.sqrt(2 / math.pi))
+        ratio = self.threshold(density) / self.scale
+        hazard = np.exp(-0.5 * ratio**2 - 0.5 * math.log(2 * math.pi) - log_ndtr(-ratio))
+        return self.scale * (hazard - ratio)
+
+    def mean_square(self, density: NDArray) -> NDArray:
+        """Return the mean square of a code that is not zero."""
+        if self.name == "laplace":
+            return np.full_like(density, 2 * self.scale**2)
+        if self.name == "gaussian":
+            return np.full_like(density, self.scale**2)
+        ratio = self.threshold(density) / self.scale
+        return self.scale**2 - self.scale * ratio * self.mean_size(density)
+
+
+@dataclass
+class Contrasts:
+    """Distribution of the contrast of a row, the factor of all that it adds to the intercept.
+
+    Attributes
+    ----------
+    levels : ndarray of shape (n_levels,)
+        The values that it takes, evenly spaced on a log scale.
+    shares : ndarray of shape (n_levels,)
+        Their probabilities.
+    """
+
+    levels: NDArray
+    shares: NDArray
+
+
+@dataclass
+class SparseLinear:
+    """x = intercept + contrast * (code @ atoms + y @ dense + e), all parts independent.
+
+    Attributes
+    ----------
+    atoms : ndarray of shape (n_components, n_features)
+        The dictionary.
+    intercept : ndarray of shape (n_features,)
+        Mean of a row whose codes are zero.
+    noise : ndarray of shape (n_features,)
+        Variance of the noise e of each feature.
+    dense : ndarray of shape (n_dense, n_features)
+        Columns whose codes y are standard normal.
+    density : ndarray of shape (n_components,)
+        Prior probability of each code that it is not zero.
+    slab : Slab
+        Distribution of codes that are not zero.
+    freedom : float
+        Degrees of freedom of rows whose noise, dense columns included, follows a multivariate
+        Student t distribution; infinity: normal noise.
+    contrasts : Contrasts or None
+        None: the contrast of every row is one.
+    """
+
+    atoms: NDArray
+    intercept: NDArray
+    noise: NDArray
+    dense: NDArray
+    density: NDArray
+    slab: Slab
+    freedom: float = math.inf
+    contrasts: Contrasts | None = None
+
+    @property
+    def priors(self) -> CodePriors:
+        """Priors of the codes."""
+        return self.slab.priors(self.density)
