@@ -7,12 +7,20 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import nn
 
-from ._base.constraints import DENSITY, SCALE
+from ._base.closed_form import (
+    CLOSED_FORM_CONSTRAINTS,
+    density_of_family,
+    describe_closed_form,
+    solver_of,
+)
+from ._base.constraints import SCALE
 from ._base.neural_coder import NeuralSparseCoder
 from ._inference.fitted_model import refuse_to_collapse
 from ._models.construction import VariationalDescription
+from ._models.description import ModelDescription
 from ._models.objectives import SCORE_GRADIENTS, Objective
 from ._rows.compat import Interval, StrOptions
 from .latents import Continuous, LatentFamily, SpikeSlab
@@ -307,9 +315,9 @@ class SparseVAE(NeuralSparseCoder):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NeuralSparseCoder._parameter_constraints,
         **NeuralSparseCoder._variational_constraints,
+        **CLOSED_FORM_CONSTRAINTS,
         "prior": [StrOptions({"gaussian", "laplace", "cauchy", "spike_slab"}), LatentFamily],
         "prior_scale": [SCALE],
-        "density": [DENSITY],
         "slab": [StrOptions({"gaussian", "laplace"})],
         "posterior_family": [StrOptions({"auto", "gaussian", "laplace", "cauchy", "spike_slab"})],
         "gradient": [StrOptions({"auto", "exact", *_RELAXED_GRADIENTS, *SCORE_GRADIENTS})],
@@ -324,7 +332,7 @@ class SparseVAE(NeuralSparseCoder):
         *,
         prior: str | LatentFamily = "laplace",
         prior_scale: float = 1.0,
-        density: float = 0.1,
+        density: float | str = "auto",
         slab: str = "gaussian",
         posterior_family: str = "auto",
         gradient: str = "auto",
@@ -334,7 +342,11 @@ class SparseVAE(NeuralSparseCoder):
         gradient_of_bound: str = "auto",
         kl_weight: float = 1.0,
         likelihood: str | Likelihood = "gaussian",
-        noise_variance: float | str = "learned",
+        noise_variance: float | str | ArrayLike = "auto",
+        n_dense: int = 0,
+        row_scale: str | None = None,
+        positive_code: bool = False,
+        solver: str = "auto",
         encoder: str | nn.Module = "auto",
         decoder: str | nn.Module = "mlp",
         image_shape: tuple[int, int, int] | None = None,
@@ -343,6 +355,7 @@ class SparseVAE(NeuralSparseCoder):
         n_unrolled: int = 8,
         decoder_penalty: float = 0.0,
         n_refine: int | str = "auto",
+        refine_tol: float = 0.05,
         transform_method: str = "map",
         score_method: str = "elbo",
         score_draws: int = 64,
@@ -353,7 +366,7 @@ class SparseVAE(NeuralSparseCoder):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        tol: float = 1e-4,
+        tol: float | str = "auto",
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool | int = False,
@@ -376,6 +389,10 @@ class SparseVAE(NeuralSparseCoder):
         self.kl_weight = kl_weight
         self.likelihood = likelihood
         self.noise_variance = noise_variance
+        self.n_dense = n_dense
+        self.row_scale = row_scale
+        self.positive_code = positive_code
+        self.solver = solver
         self.encoder = encoder
         self.decoder = decoder
         self.image_shape = image_shape
@@ -384,6 +401,7 @@ class SparseVAE(NeuralSparseCoder):
         self.n_unrolled = n_unrolled
         self.decoder_penalty = decoder_penalty
         self.n_refine = n_refine
+        self.refine_tol = refine_tol
         self.transform_method = transform_method
         self.score_method = score_method
         self.score_draws = score_draws
@@ -403,14 +421,22 @@ class SparseVAE(NeuralSparseCoder):
         self.device = device
         self.precision = precision
 
-    def _describe(self) -> VariationalDescription:
+    def _describe(self) -> ModelDescription:
+        common = {
+            "n_components": self.n_components,
+            "likelihood_name": self._likelihood_name,
+            "networks": self._networks(),
+            "n_draws": self.n_draws,
+            "n_refine": self.n_refine,
+        }
+        if solver_of(self) == "em":
+            return describe_closed_form(self, self._likelihood(), **common)
+        return self._network_description(**common)
+
+    def _network_description(self, **common: Any) -> VariationalDescription:
         return VariationalDescription(
-            n_components=self.n_components,
+            **common,
             likelihood=self._likelihood(),
-            likelihood_name=self._likelihood_name,
-            networks=self._networks(),
-            n_draws=self.n_draws,
-            n_refine=self.n_refine,
             kl_weight=self.kl_weight,
             decoder_penalty=self.decoder_penalty,
             kl_warmup=self.kl_warmup,
@@ -477,7 +503,7 @@ class SparseVAE(NeuralSparseCoder):
         return SpikeSlab(
             self.slab,
             prior_scale=self.prior_scale,
-            density=self.density,
+            density=density_of_family(self),
             gradient="score" if self.gradient in SCORE_GRADIENTS else gradient,
         )
 

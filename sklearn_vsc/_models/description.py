@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -129,6 +130,9 @@ class ModelDescription(ABC):
     kl_warmup: float = 0.0
     noise_warmup: float = 0.0
     temperatures: tuple[float, float] = (1.0, 1.0)
+
+    # What tol='auto' stands for: nats per row.
+    default_tol: ClassVar[float] = 1e-4
 
     @property
     @abstractmethod

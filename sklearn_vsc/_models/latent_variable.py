@@ -255,6 +255,20 @@ class LatentVariableModel(nn.Module):
         output = self.decoder(posterior.mean)
         return output, self.decoder.output_variance(posterior.variance, observed(x))
 
+    @property
+    def has_closed_bound(self) -> bool:
+        """Whether the bound that a posterior gives needs no draws."""
+        return self.has_closed_likelihood and self.family.has_closed_kl
+
+    def closed_bound(self, x: Tensor, posterior: LatentPosterior) -> Tensor:
+        """Lower bound on log p(x) that a posterior gives, (n,), nats."""
+        return self.expected_log_likelihood(x, posterior) - posterior.kl().sum(-1)
+
+    def sample(self, n_samples: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Draw rows: codes from the prior, decoded, with observation noise."""
+        codes = self.family.sample_prior((n_samples, self.n_codes), generator, dtype)
+        return self.likelihood.sample(self.decoder(codes), generator)
+
     def log_weights(
         self, x: Tensor, posterior: LatentPosterior, draws: Draws, *, exact_ratio: bool
     ) -> Tensor:

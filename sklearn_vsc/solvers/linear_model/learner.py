@@ -49,6 +49,7 @@ class Step:
     kl: NDArray
     active: NDArray
     memory: Memory
+    uses: NDArray
 
 
 class Learner:
@@ -134,9 +135,9 @@ class Learner:
         self.model = maximise(model, self.sums, self.learned, self.pressure)
         if not math.isinf(model.freedom):
             self._update_freedom(X, found)
-        active = (found.factors.inclusion > 0.5).mean(1)
+        active = found.factors.inclusion > 0.5
         held = Memory(found.factors.field, found.contrast)
-        return Step(found.bound, found.factors.kl, active, held)
+        return Step(found.bound, found.factors.kl, active.mean(1), held, active.sum(0))
 
     def _first_contrast(self, X: NDArray) -> NDArray:
         contrast = np.empty(len(X))
