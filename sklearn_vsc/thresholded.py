@@ -459,6 +459,7 @@ class ThresholdedVSC(NeuralSparseCoder):
             "networks": self._networks(),
             "n_draws": self.n_draws,
             "n_refine": self.n_refine,
+            "refine_tol": float(self.refine_tol),
         }
         if solver_of(self) == "em":
             return describe_closed_form(self, self._likelihood(), **common)

@@ -77,11 +77,7 @@ def solver_of(estimator: Any) -> str:
             f"{why} needs closed-form updates, which {obstacle} does not have: they need "
             "decoder='linear', likelihood='gaussian' and a prior that is a spike and slab, and "
             "train no network. "
-            + (
-                f"Leave {obstacle.partition('=')[0]} at its default"
-                if "=" in obstacle
-                else "Change it"
-            )
+            f"Leave '{obstacle.partition('=')[0]}' at its default"
             + (", or use solver='gradient'." if estimator.solver == "em" else ".")
         )
     if solver == "gradient" and asked:
@@ -96,12 +92,10 @@ def _asks_for_closed_forms(estimator: Any) -> str | None:
         if not _is_among(value, values):
             return f"{name}={value!r}"
     noise, density = estimator.noise_variance, estimator.density
-    if not isinstance(noise, Real) and not (isinstance(noise, str) and noise != "per_feature"):
-        return (
-            "noise_variance='per_feature'"
-            if isinstance(noise, str)
-            else "an array as noise_variance"
-        )
+    if isinstance(noise, str) and noise == "per_feature":
+        return f"noise_variance={noise!r}"
+    if not isinstance(noise, (str, Real)):
+        return "an array as 'noise_variance'"
     if isinstance(density, str) and density != "auto":
         return f"density={density!r}"
     return None
@@ -163,7 +157,6 @@ def describe_closed_form(estimator: Any, likelihood: Likelihood, **common: Any) 
         n_dense=int(estimator.n_dense),
         row_scale=estimator.row_scale,
         positive=bool(estimator.positive_code),
-        refine_tol=float(estimator.refine_tol),
         **common,
     )
 

@@ -111,6 +111,8 @@ class ModelDescription(ABC):
         Draws of the posterior for each row.
     n_refine : int or 'auto'
         Sweeps of coordinate ascent on posteriors after training.
+    refine_tol : float
+        Rise of the bound of a row below which sweeps end, in nats.
     kl_weight : float
         Weight of the KL in training, and for posteriors that codes are read from.
     decoder_penalty, kl_warmup, noise_warmup : float
@@ -125,6 +127,7 @@ class ModelDescription(ABC):
     networks: NetworkParameters
     n_draws: int = 1
     n_refine: int | str = 0
+    refine_tol: float = 0.05
     kl_weight: float = 1.0
     decoder_penalty: float = 0.0
     kl_warmup: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,93 +11,25 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from .._rows.arrays import to_numpy
 from ..latents import Draws, LatentFamily, LatentPosterior
-from ..latents.free_form import FreeFormPosterior, SlabLaws
 from ..likelihoods import GaussianLikelihood
 from ..networks import LinearDecoder
 from ..solvers.linear_model.learner import Learner
 from ..solvers.linear_model.maximisation import N_LEVELS, WhatIsLearned
 from ..solvers.linear_model.noise_metric import NoiseMetric
 from ..solvers.linear_model.parameters import Contrasts, SparseLinear
-from ..solvers.linear_model.row_posteriors import (
-    RowPosteriors,
-    Stops,
-    expected_log_prob,
-    infer,
-    same_observed,
-)
+from ..solvers.linear_model.row_posteriors import Stops, expected_log_prob, same_observed
 from ..solvers.linear_model.sums import RowSums
 from ..solvers.missing import observed
 from ..solvers.posterior.collapsed import log_evidence
 from ..solvers.posterior.refit import refit
+from .inferred_posterior import InferredPosterior, inferred
 
 # Sweeps where the user does not say how many: the bound of the row ends them.
 MOST_SWEEPS = 1000
 _DOUBLE = np.dtype(np.float64)
-
-
-@dataclass(frozen=True)
-class InferredPosterior(FreeFormPosterior):
-    """A posterior found by sweeps, with what it was found with.
-
-    Attributes
-    ----------
-    bound : Tensor of shape (n_rows,)
-        The bound on log p(x) that it gives, in nats, in units of the model.
-    weight : Tensor of shape (n_rows, 1)
-        Precision of the row's noise, relative to that of the model.
-    """
-
-    bound: Tensor
-    weight: Tensor
-
-    def row(self, index: int) -> InferredPosterior:
-        """Return the posterior of one row, as a batch of one."""
-        cut = slice(index, index + 1)
-        values = {
-            each.name: getattr(self, each.name)[cut] for each in fields(self) if each.name != "laws"
-        }
-        return InferredPosterior(self.laws, **values)
-
-
-def inferred(model: SparseLinear, x: Tensor, stops: Stops) -> InferredPosterior:
-    """Find the posterior of each row (n, n_features) by sweeps; no gradient passes."""
-    rows = to_numpy(x, _DOUBLE if x.dtype == torch.float64 else np.dtype(np.float32))
-    found = infer(model, rows, stops)
-    return as_posterior(model, rows, found, x)
-
-
-def as_posterior(
-    model: SparseLinear, rows: NDArray, found: RowPosteriors, like: Tensor
-) -> InferredPosterior:
-    """Return posteriors as tensors of the dtype and on the device of ``like``."""
-
-    def tensor(values: NDArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(like)
-
-    priors, weight = model.priors, found.factors.weight
-    curvature = np.empty(found.factors.mean.shape)
-    for numbers, seen in same_observed(rows):
-        squares = np.diag(NoiseMetric(model, _DOUBLE, seen).gram)
-        curvature[numbers] = weight[numbers, None] * squares
-    laws = SlabLaws(
-        tensor(priors.logit),
-        tensor(priors.log_constant),
-        tensor(priors.rate),
-        tensor(priors.precision),
-        priors.positive,
-    )
-    return InferredPosterior(
-        laws,
-        tensor(found.factors.field),
-        tensor(curvature),
-        tensor(found.contrast[:, None]),
-        tensor(found.bound),
-        tensor(weight[:, None]),
-    )
 
 
 class SparseLinearModel(nn.Module):
@@ -358,10 +290,7 @@ class SparseLinearModel(nn.Module):
         rows = (x - self.decoder.bias.detach()) / deviation
         atoms = self.decoder.weight.detach() / deviation
         evidence = log_evidence(rows, atoms, 1.0, self.slab.scale, draws.active, mask)
-        prior, own = posterior.laws.logit, posterior.logit
-        on = logsigmoid(prior) - logsigmoid(own)
-        off = logsigmoid(-prior) - logsigmoid(-own)
-        return evidence - log_scale.sum(1) + torch.where(draws.active, on, off).sum(-1)
+        return evidence - log_scale.sum(1) + posterior.gate_log_ratio(draws).sum(-1)
 
     # --- samples
 

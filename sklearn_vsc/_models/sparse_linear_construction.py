@@ -52,8 +52,6 @@ class SparseLinearDescription(ModelDescription):
         What each row has a scale of its own of.
     positive : bool
         Whether codes are never negative.
-    refine_tol : float
-        Rise of the bound below which sweeps end, in nats.
     """
 
     make_family: Callable[[], LatentFamily] = field(kw_only=True)
@@ -62,7 +60,6 @@ class SparseLinearDescription(ModelDescription):
     n_dense: int = field(kw_only=True)
     row_scale: str | None = field(kw_only=True)
     positive: bool = field(kw_only=True)
-    refine_tol: float = field(kw_only=True)
 
     # A share of the whole rise of the bound.
     default_tol: ClassVar[float] = 5e-3
