@@ -8,12 +8,14 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ._base.closed_form import (
     CLOSED_FORM_CONSTRAINTS,
+    dense_columns_of_fit,
     density_of_family,
+    density_of_fit,
     describe_closed_form,
     solver_of,
 )
@@ -22,6 +24,7 @@ from ._base.neural_coder import NeuralSparseCoder
 from ._models.construction import VariationalDescription
 from ._models.description import ModelDescription
 from ._models.objectives import Objective
+from ._models.sparse_linear import SparseLinearModel
 from ._rows.compat import Interval, StrOptions
 from .latents import LatentFamily, Thresholded
 from .likelihoods import Likelihood
@@ -50,12 +53,13 @@ class ThresholdedVSC(NeuralSparseCoder):
     * **Most used**: ``n_components``, ``prior``, ``density``, ``likelihood``, ``encoder``,
       ``decoder``, ``max_iter``.
     * **Model**: ``prior_scale``, ``threshold``, ``threshold_prior``, ``threshold_shape``,
-      ``noise_variance``, ``hidden_layer_sizes``, ``n_unrolled``, ``image_shape``,
-      ``output_activation``.
-    * **Training**: ``gradient``, ``n_draws``, ``objective``, ``kl_weight``, ``kl_warmup``,
-      ``batch_size``, ``learning_rate_init``, ``early_stopping``, ``validation_fraction``,
-      ``n_iter_no_change``, ``tol``, ``warm_start``.
-    * **Inference**: ``n_refine``, ``transform_method``, ``score_method``, ``score_draws``.
+      ``noise_variance``, ``n_dense``, ``row_scale``, ``positive_code``, ``hidden_layer_sizes``,
+      ``n_unrolled``, ``image_shape``, ``output_activation``.
+    * **Training**: ``solver``, ``gradient``, ``n_draws``, ``objective``, ``kl_weight``,
+      ``kl_warmup``, ``batch_size``, ``learning_rate_init``, ``early_stopping``,
+      ``validation_fraction``, ``n_iter_no_change``, ``tol``, ``warm_start``.
+    * **Inference**: ``n_refine``, ``refine_tol``, ``transform_method``, ``score_method``,
+      ``score_draws``.
     * **Published settings** (to reproduce a paper): ``kl``, ``threshold_kl_weight``,
       ``decoder_penalty``, ``noise_warmup``.
     * **Running**: ``random_state``, ``verbose``, ``callbacks``, ``sparse_output``, ``device``,
@@ -72,8 +76,12 @@ class ThresholdedVSC(NeuralSparseCoder):
         is copied, not changed. With an object, ``prior_scale``, ``density``, ``threshold``,
         ``threshold_prior``, ``threshold_shape``, ``kl`` and ``threshold_kl_weight`` do not apply.
 
-    density : float, default=0.1
+    density : float or {'auto', 'learned', 'per_component'}, default='auto'
         Prior probability that a code is not zero, which is the expected share of non-zero codes.
+        'learned': estimated from the training rows, one for all codes. 'per_component': one for
+        each. Both need ``solver='em'``. With a number, a learned noise variance stays large enough
+        that the codes of the training rows are no denser. 'auto': 'per_component' with
+        ``solver='em'``, else 0.1.
         Used where ``threshold`` is None.
 
     likelihood : {'gaussian', 'bernoulli', 'poisson', 'negative_binomial'} \
@@ -114,10 +122,28 @@ class ThresholdedVSC(NeuralSparseCoder):
     threshold_shape : float, default=3.0
         Shape of the Gamma prior.
 
-    noise_variance : 'learned' or float, default='learned'
+    noise_variance : float, array-like of shape (n_features,), or one of \
+            {'auto', 'learned', 'per_feature'}, default='auto'
         Variance of the Gaussian likelihood, in squared units of X. 'learned': estimated from the
-        training rows. Where posteriors are refined, a learned variance stays large enough that the
-        codes of the training rows are no denser than the prior's ``density``.
+        training rows, one for all features. 'per_feature': one for each. An array: one for each, as
+        given. The last two need ``solver='em'``. A learned variance is no smaller than the
+        resolution of the data allows: h^2 / 12 for values that are h apart. 'auto': 'per_feature'
+        with ``solver='em'``, else 'learned'.
+
+    n_dense : int, default=0
+        Number of dense columns beside the sparse codes: directions in which all rows vary, each by
+        a normally distributed amount. They count as noise that features share, and are integrated
+        out exactly. Needs ``solver='em'``.
+
+    row_scale : {'noise', 'row'} or None, default=None
+        What differs in size from row to row. 'noise': the noise of a row, dense columns included,
+        has a scale of its own, so that it follows a multivariate Student t distribution. 'row': the
+        whole row, less the intercept, has a contrast of its own, by which its codes are multiplied.
+        Both need ``solver='em'``.
+
+    positive_code : bool, default=False
+        Whether codes are never negative, under the prior and under the posterior. Needs
+        ``solver='em'``.
 
     hidden_layer_sizes : int or array-like of int, default=(512,)
         Sizes of the hidden layers of the MLP encoder; an MLP decoder has them in reverse order.
@@ -133,6 +159,12 @@ class ThresholdedVSC(NeuralSparseCoder):
         Activation of the decoder's output under the Gaussian likelihood, in the units of X. 'auto':
         'identity'. Other likelihoods have a fixed activation: 'bernoulli' a sigmoid, 'poisson' and
         'negative_binomial' an exponential.
+
+    solver : {'auto', 'em', 'gradient'}, default='auto'
+        How the model learns. 'em': by closed forms, pass by pass, without a network. It needs a
+        linear decoder, a Gaussian likelihood and a prior that is a spike and slab. 'gradient': by
+        steps of Adam on an encoder and a decoder. 'auto': 'em' where it applies and no parameter of
+        'gradient' (``encoder``, ``gradient``, ``objective``, ``kl_weight`` and the like) is set.
 
     gradient : str, default='auto'
         How training differentiates the bound. 'exact': the gradient of the ELBO in closed form,
@@ -160,7 +192,8 @@ class ThresholdedVSC(NeuralSparseCoder):
         Share of the training steps over which the weight of the KL divergence grows from zero.
 
     batch_size : int or 'auto', default='auto'
-        Number of rows per training step. 'auto': min(128, n_samples).
+        Number of rows per training step. 'auto': min(128, n_samples) with ``solver='gradient'``;
+        with 'em' all rows, or 4 for each component where there are more than 20 for each.
 
     learning_rate_init : float, default=0.001
         Highest learning rate of Adam: it rises over the first steps of ``fit`` and then falls along
@@ -175,20 +208,28 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     n_iter_no_change : int, default=10
         Number of epochs without an improvement of the training loss (of the validation loss with
-        ``early_stopping``) after which training stops.
+        ``early_stopping``) after which training stops. With ``solver='em'`` only
+        ``early_stopping`` uses it.
 
-    tol : float, default=1e-4
-        Smallest improvement of the loss that counts, in nats per row.
+    tol : float or 'auto', default='auto'
+        With ``solver='gradient'``: smallest improvement of the loss that counts, in nats per row.
+        With ``solver='em'``: training stops once a pass raises the bound by less than this share of
+        all that it has risen. 'auto': 1e-4 with 'gradient', 0.005 with 'em'.
 
     warm_start : bool, default=False
         Whether ``fit`` continues from the last fit.
 
     n_refine : int or 'auto', default='auto'
-        Number of sweeps of coordinate ascent that refine the encoder's posterior of each row, in
-        ``transform``, ``posterior`` and ``score``. No sweep lowers the ELBO of any row. With the
-        exact gradient, the decoder learns from posteriors refined by at most 5 sweeps. Sweeps need
-        a Laplace base distribution with Gamma thresholds, a linear decoder and a Gaussian
-        likelihood. 'auto': 20 where sweeps apply and the gradient is exact, else 0.
+        Most sweeps over the codes of a row that find its posterior, in ``transform``, ``posterior``
+        and ``score``. They start from no code at all, let codes enter one by one, and end once the
+        bound of the row rises by less than ``refine_tol``. With ``gradient='exact'`` the decoder
+        learns from posteriors of the encoder refined by at most 5 sweeps. Sweeps need a linear
+        decoder, a Gaussian likelihood and a prior that is a spike and slab. 'auto': as many as it
+        takes where sweeps apply and training is exact, else 0, which is the posterior of the
+        encoder.
+
+    refine_tol : float, default=0.05
+        Rise of the bound of a row below which its sweeps end, in nats.
 
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
         The code that ``transform`` returns. 'map': a sparse point estimate. With Gamma thresholds
@@ -265,12 +306,20 @@ class ThresholdedVSC(NeuralSparseCoder):
     n_dead_ : int
         Number of atoms that no training row uses: the zeros of ``component_usage_``.
 
-    noise_variance_ : float
+    noise_variance_ : float or ndarray of shape (n_features,)
         Variance of the Gaussian likelihood, in squared units of X. NaN for any other likelihood.
 
-    threshold_ : float
-        Threshold of the prior, or the mean of its Gamma prior; NaN for a ``prior`` object without
-        thresholds.
+    density_ : float or ndarray of shape (n_components,)
+        Prior probability that a code is not zero, or that of each code where they were learned one
+        by one.
+
+    dense_components_ : ndarray of shape (n_dense, n_features)
+        The dense columns, in units of X. A column times a standard normal number is its part of a
+        row.
+
+    threshold_ : float or ndarray of shape (n_components,)
+        Threshold of the prior, or the mean of its Gamma prior, at ``density_``; NaN for a ``prior``
+        object without thresholds.
 
     history_ : list of dict
         One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is in
@@ -483,6 +532,16 @@ class ThresholdedVSC(NeuralSparseCoder):
         )
 
     @property
+    def density_(self) -> float | NDArray:
+        """Prior probability that a code is not zero, or that of each code."""
+        return density_of_fit(self)
+
+    @property
+    def dense_components_(self) -> NDArray:
+        """The dense columns, (n_dense, n_features), in units of X."""
+        return dense_columns_of_fit(self)
+
+    @property
     def _family_name(self) -> str:
         """Parameters that name the family, for messages."""
         if isinstance(self.prior, LatentFamily):
@@ -547,7 +606,11 @@ class ThresholdedVSC(NeuralSparseCoder):
             )
 
     @property
-    def threshold_(self) -> float:
+    def threshold_(self) -> float | NDArray:
         """Threshold of the prior, or the mean of its Gamma prior; NaN for another family."""
         family = self.module_.family
-        return family.threshold if isinstance(family, Thresholded) else math.nan
+        if not isinstance(family, Thresholded):
+            return math.nan
+        if isinstance(self.module_, SparseLinearModel) and self.module_.learns_density:
+            return family.threshold_at(self.density_)
+        return family.threshold

@@ -6,9 +6,12 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._models.description import ModelDescription
+from .._models.sparse_linear import SparseLinearModel
 from .._models.sparse_linear_construction import SparseLinearDescription, slab_of
+from .._rows.arrays import to_numpy
 from .._rows.compat import Interval, StrOptions
 from ..latents import LatentFamily
 from ..likelihoods import GaussianLikelihood, Likelihood
@@ -128,6 +131,23 @@ def density_of_family(estimator: Any) -> float:
     """Return the density of the prior that is declared; what is learned starts from it."""
     density = estimator.density
     return DEFAULT_DENSITY if isinstance(density, str) else float(density)
+
+
+def density_of_fit(estimator: Any) -> float | NDArray:
+    """Return the prior density of a fitted estimator, or that of each code."""
+    model = estimator.module_
+    if not isinstance(model, SparseLinearModel):
+        return float(model.family.prior_inclusion)
+    density = to_numpy(model.density, estimator.components_.dtype)
+    return density if model.learned.density == "per_component" else float(density[0])
+
+
+def dense_columns_of_fit(estimator: Any) -> NDArray:
+    """Return the dense columns of a fitted estimator, in units of X."""
+    model = estimator.module_
+    if not isinstance(model, SparseLinearModel):
+        return estimator.components_[:0].copy()
+    return to_numpy(model.dense * estimator._units.scale, estimator.components_.dtype)
 
 
 def describe_closed_form(estimator: Any, likelihood: Likelihood, **common: Any) -> ModelDescription:

@@ -172,6 +172,11 @@ class SparseLinearModel(nn.Module):
             self.levels.copy_(torch.from_numpy(model.contrasts.levels))
             self.shares.copy_(torch.from_numpy(model.contrasts.shares))
 
+    @property
+    def learns_density(self) -> bool:
+        """Whether the density of the codes is learned."""
+        return self.learned.density in ("shared", "per_component")
+
     def learner(self) -> Learner:
         """Return what learns from further batches of rows, with all that it remembers."""
         sums = None
