@@ -17,6 +17,8 @@ from .sums import RowSums, sums_of_rows
 # Rows that the sums remember for each atom. Measured: fewer make the dictionary restless, more keep
 # it from leaving the noise of the first passes behind.
 ROWS_PER_ATOM = 20
+# And at least so many: fewer rows are one batch.
+_LEAST_MEMORY = 4096
 # In learning, sweeps end early: the next pass goes on from where they ended.
 _FIRST_VISIT = Stops(max_sweeps=4, tol=0.2, bound_tol=1.0)
 _LATER_VISIT = Stops(max_sweeps=10, tol=0.1, bound_tol=0.3)
@@ -90,7 +92,7 @@ class Learner:
     @property
     def memory_rows(self) -> int:
         """Number of rows that the sums remember."""
-        return ROWS_PER_ATOM * len(self.model.atoms)
+        return max(_LEAST_MEMORY, ROWS_PER_ATOM * len(self.model.atoms))
 
     def step(
         self,
