@@ -155,7 +155,8 @@ def describe_closed_form(estimator: Any, likelihood: Likelihood, **common: Any) 
     density: Any = estimator.density
     threshold = getattr(estimator, "threshold", None)
     if isinstance(estimator.prior, LatentFamily):
-        density = None if density == "auto" else density
+        # The object says how dense codes are, unless that is to be learned.
+        density = density if density in ("learned", "per_component") else None
     elif density == "auto":
         # A threshold that is given says how dense codes are.
         density = "per_component" if threshold is None else None
@@ -172,6 +173,7 @@ def describe_closed_form(estimator: Any, likelihood: Likelihood, **common: Any) 
     return SparseLinearDescription(
         likelihood=likelihood,
         make_family=lambda: estimator._make_family(True),
+        check_family=getattr(estimator, "_check_family", lambda _: None),
         noise=noise,
         density=density,
         n_dense=int(estimator.n_dense),

@@ -16,7 +16,7 @@ from .._rows.arrays import to_numpy
 from ..latents import Draws, LatentFamily, LatentPosterior
 from ..likelihoods import GaussianLikelihood
 from ..networks import LinearDecoder
-from ..solvers.linear_model.learner import Learner
+from ..solvers.linear_model.learner import Cooling, Learner
 from ..solvers.linear_model.maximisation import N_LEVELS, WhatIsLearned
 from ..solvers.linear_model.noise_metric import NoiseMetric
 from ..solvers.linear_model.parameters import Contrasts, SparseLinear
@@ -118,6 +118,8 @@ class SparseLinearModel(nn.Module):
         self._hold("pressure", np.ones(()))
         self._hold("n_uses", np.zeros(n_components))
         self._hold("n_rows_used", np.zeros(()))
+        # Only while a fit runs.
+        self.cooling: Cooling | None = None
         self.put(start)
 
     def _hold(self, name: str, values: Any) -> None:
@@ -192,7 +194,14 @@ class SparseLinearModel(nn.Module):
             int(self.n_steps),
             float(self.pressure),
             has_contrast=self.row_scale == "row",
+            cooling=self.cooling,
         )
+
+    @property
+    def is_cooling(self) -> bool:
+        """Whether training still keeps the noise up."""
+        learner = self.learner()
+        return learner.cooling.holds(learner.model, learner.learned)
 
     @torch.no_grad()
     def take(self, learner: Learner) -> None:
@@ -203,6 +212,7 @@ class SparseLinearModel(nn.Module):
                 value = torch.from_numpy(np.asarray(getattr(learner.sums, each.name)))
                 getattr(self, f"sum_{each.name}").copy_(value)
         self.n_steps.fill_(learner.n_steps)
+        self.cooling = learner.cooling
         self.pressure.fill_(learner.pressure)
 
     # --- posteriors and codes

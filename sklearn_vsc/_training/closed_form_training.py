@@ -24,7 +24,7 @@ from .._models.sparse_linear import SparseLinearModel
 from .._rows.arrays import draw_seed, seeded_generator, to_numpy
 from .._rows.sources import RowSource
 from .._rows.user_warnings import warn_user
-from ..solvers.linear_model.learner import Learner, Memory, Step
+from ..solvers.linear_model.learner import Cooling, Learner, Memory, Step
 from ..solvers.linear_model.maximisation import contrast_levels
 from .batches import InMemoryBatches, StreamedBatches, training_rows
 from .epoch_callbacks import EpochTasks, ProgressBar, WholeEpochs
@@ -39,12 +39,22 @@ from .network_fit import epochs_so_far, stopped_early
 _MOST_REMEMBERED = 2**28
 # Share of the rows that the sums remember which a batch has.
 _BATCHES_REMEMBERED = 5
+# The least noise starts at this share of the variance and falls by this factor. It falls to a last
+# value over a share of the passes at the latest.
+_FIRST_NOISE, _COOLING_RATE = 0.5, 0.8
+_COOLED_TO, _COOLING_SHARE = 1e-3, 0.5
 # Passes before the bound may end the training.
 _LEAST_PASSES = 3
 # A share of active codes this far from what was asked for is worth a warning.
 _DENSITY_TOL = 0.2
 
 Look = Callable[[FitState, RowSource, torch.device], Any]
+
+
+def _cooling(max_iter: int) -> Cooling:
+    """Return how the least noise falls: as measured, or faster where there are few passes."""
+    rate = _COOLED_TO ** (1 / max(1.0, _COOLING_SHARE * max_iter))
+    return Cooling(_FIRST_NOISE, min(_COOLING_RATE, rate))
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class ClosedFormTraining:
         module = copy.deepcopy(state.module)
         module.to(torch.float32 if rows.dtype == np.float32 else torch.float64)
         assert isinstance(module, SparseLinearModel)
+        module.cooling = None if tasks is None or state.history else _cooling(self.run.max_iter)
         net = self._net(state, module, rows, aside, tasks, interrupts, look, order)
         whole = dict(net.callbacks_)["whole_epochs"]
         data = self._rows_in_units(state, rows)
@@ -110,6 +121,7 @@ class ClosedFormTraining:
         result = epochs_so_far(net, n_epochs)
         interrupted = missing or interrupts.came
         stopping = dict(net.callbacks_).get("bound")
+        module.cooling = None
         state.take(module, result, rows.dtype)
         state.optimizer_state = None
         if tasks is not None and not interrupted:
@@ -231,20 +243,21 @@ class ClosedFormTraining:
         if learned.density not in ("target", "fixed") or not n_epochs:
             return
         share = float(model.n_uses.mean() / model.n_rows_used)
-        if abs(share / learned.target - 1) > _DENSITY_TOL:
-            few = share < learned.target
+        if abs(share / learned.target - 1) <= _DENSITY_TOL:
+            return
+        if share < learned.target:
             cause = (
-                "fewer codes describe the rows better than the noise: a smaller 'noise_variance', "
-                "fewer components or density='learned'"
-                if few
-                else "the noise would have to be larger than 'noise_variance' allows, or training "
-                "longer: noise_variance='learned', a larger 'max_iter' or density='learned'"
+                "more codes would describe the rows no better. Use a smaller 'noise_variance' or "
+                "density='learned'"
             )
-            warn_user(
-                f"{share:.1%} of the training codes are not zero, where density="
-                f"{learned.target:g} asks for {learned.target:.1%}: {cause} would bring them "
-                "together."
-            )
+        elif learned.noise == "fixed":
+            cause = "'noise_variance' is too small for fewer. Use a larger one, or learn it"
+        else:
+            cause = "training ended before the noise was large enough. Use a larger 'max_iter'"
+        warn_user(
+            f"{share:.1%} of the training codes are not zero, where the prior has "
+            f"{learned.target:.1%}: {cause}."
+        )
 
 
 class _Passes(nn.Module):
@@ -376,6 +389,6 @@ class BoundStopping(Callback):
         rise = losses[-2] - losses[-1]
         whole = max(losses[0] - losses[-1], 1e-12)
         self.last_rise_ = rise / whole
-        if self.last_rise_ < self.tol:
+        if self.last_rise_ < self.tol and not net.module_.model.is_cooling:
             self.stopped_ = True
             raise KeyboardInterrupt

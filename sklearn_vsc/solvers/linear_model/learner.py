@@ -44,6 +44,39 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Cooling:
+    """A least noise that falls from step to step.
+
+    Once the noise is small, the dictionary hardly moves. So it may not fall faster than this:
+    measured, dictionaries of known tables are then found where they were not.
+
+    Attributes
+    ----------
+    least : float
+        Least noise variance, as a share of the variance of the feature.
+    rate : float
+        Factor by which it falls each time that the sums have seen all that they remember.
+    """
+
+    least: float
+    rate: float
+
+    def step(
+        self, model: SparseLinear, learned: WhatIsLearned, share: float
+    ) -> tuple[SparseLinear, Cooling]:
+        """Return a model with no less noise, and the next state."""
+        if not self.least or learned.noise == "fixed":
+            return model, self
+        noise = np.maximum(model.noise, self.least * learned.scale**2)
+        return replace(model, noise=noise), replace(self, least=self.least * self.rate**share)
+
+    def holds(self, model: SparseLinear, learned: WhatIsLearned) -> bool:
+        """Return whether it keeps the noise of most features up."""
+        last = self.least / self.rate
+        return bool(self.least and np.median(model.noise / learned.scale**2) <= 1.01 * last)
+
+
+@dataclass(frozen=True)
 class Step:
     """What a step found for each of its rows, in nats, before the parameters moved."""
 
@@ -71,6 +104,8 @@ class Learner:
         Factor of the noise variance that keeps codes from being denser than asked for.
     has_contrast : bool, default=False
         Whether each row has a contrast of its own.
+    cooling : Cooling, default=None
+        How a least noise falls; None: there is none.
     """
 
     def __init__(
@@ -81,6 +116,7 @@ class Learner:
         n_steps: int = 0,
         pressure: float = 1.0,
         has_contrast: bool = False,
+        cooling: Cooling | None = None,
     ) -> None:
         self.model = model
         self.learned = learned
@@ -88,6 +124,7 @@ class Learner:
         self.n_steps = n_steps
         self.pressure = pressure
         self.has_contrast = has_contrast
+        self.cooling = cooling or Cooling(0.0, 1.0)
 
     @property
     def memory_rows(self) -> int:
@@ -135,6 +172,8 @@ class Learner:
             self.sums = self.sums.mixed(sums, keep, 1.0)
         self._update_pressure()
         self.model = maximise(model, self.sums, self.learned, self.pressure)
+        share = 1.0 if all_rows else min(1.0, float(sums.n_rows) / self.memory_rows)
+        self.model, self.cooling = self.cooling.step(self.model, self.learned, share)
         if not math.isinf(model.freedom):
             self._update_freedom(X, found)
         active = found.factors.inclusion > 0.5
