@@ -7,12 +7,22 @@ from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from ._base.constraints import DENSITY, SCALE
+from ._base.closed_form import (
+    CLOSED_FORM_CONSTRAINTS,
+    dense_columns_of_fit,
+    density_of_family,
+    density_of_fit,
+    describe_closed_form,
+    solver_of,
+)
+from ._base.constraints import SCALE
 from ._base.neural_coder import NeuralSparseCoder
 from ._inference.fitted_model import refuse_to_collapse
 from ._models.construction import VariationalDescription
+from ._models.description import ModelDescription
 from ._models.objectives import SCORE_GRADIENTS, Objective
 from ._rows.compat import Interval, StrOptions
 from .latents import Continuous, LatentFamily, SpikeSlab
@@ -38,12 +48,14 @@ class SparseVAE(NeuralSparseCoder):
 
     * **Most used**: ``n_components``, ``prior``, ``density``, ``likelihood``, ``encoder``,
       ``decoder``, ``max_iter``.
-    * **Model**: ``prior_scale``, ``slab``, ``posterior_family``, ``noise_variance``,
-      ``hidden_layer_sizes``, ``n_unrolled``, ``image_shape``, ``output_activation``.
-    * **Training**: ``gradient``, ``temperature``, ``n_draws``, ``objective``,
+    * **Model**: ``prior_scale``, ``slab``, ``posterior_family``, ``noise_variance``, ``n_dense``,
+      ``row_scale``, ``positive_code``, ``hidden_layer_sizes``, ``n_unrolled``, ``image_shape``,
+      ``output_activation``.
+    * **Training**: ``solver``, ``gradient``, ``temperature``, ``n_draws``, ``objective``,
       ``gradient_of_bound``, ``kl_weight``, ``kl_warmup``, ``batch_size``, ``learning_rate_init``,
       ``early_stopping``, ``validation_fraction``, ``n_iter_no_change``, ``tol``, ``warm_start``.
-    * **Inference**: ``n_refine``, ``transform_method``, ``score_method``, ``score_draws``.
+    * **Inference**: ``n_refine``, ``refine_tol``, ``transform_method``, ``score_method``,
+      ``score_draws``.
     * **Published settings** (to reproduce a paper): ``decoder_penalty``.
     * **Running**: ``random_state``, ``verbose``, ``callbacks``, ``sparse_output``, ``device``,
       ``precision``.
@@ -58,8 +70,12 @@ class SparseVAE(NeuralSparseCoder):
         this package or of your own; it is copied, not changed. With an object, ``prior_scale``,
         ``density`` and ``slab`` do not apply, and ``posterior_family`` must be 'auto'.
 
-    density : float, default=0.1
+    density : float or {'auto', 'learned', 'per_component'}, default='auto'
         Prior probability that a code is not zero, which is the expected share of non-zero codes.
+        'learned': estimated from the training rows, one for all codes. 'per_component': one for
+        each. Both need ``solver='em'``. With a number, a learned noise variance stays large enough
+        that the codes of the training rows are no denser. 'auto': 'per_component' with
+        ``solver='em'``, else 0.1.
         Used by ``prior='spike_slab'``.
 
     likelihood : {'gaussian', 'bernoulli', 'poisson', 'negative_binomial'} \
@@ -97,10 +113,28 @@ class SparseVAE(NeuralSparseCoder):
         priors, else the same as the prior; a ``prior`` object brings its own posterior. A posterior
         with an infinite KL divergence from the prior raises an error.
 
-    noise_variance : 'learned' or float, default='learned'
+    noise_variance : float, array-like of shape (n_features,), or one of \
+            {'auto', 'learned', 'per_feature'}, default='auto'
         Variance of the Gaussian likelihood, in squared units of X. 'learned': estimated from the
-        training rows. Where posteriors are refined, a learned variance stays large enough that the
-        codes of the training rows are no denser than the prior's ``density``.
+        training rows, one for all features. 'per_feature': one for each. An array: one for each, as
+        given. The last two need ``solver='em'``. A learned variance is no smaller than the
+        resolution of the data allows: h^2 / 12 for values that are h apart. 'auto': 'per_feature'
+        with ``solver='em'``, else 'learned'.
+
+    n_dense : int, default=0
+        Number of dense columns beside the sparse codes: directions in which all rows vary, each by
+        a normally distributed amount. They count as noise that features share, and are integrated
+        out exactly. Needs ``solver='em'``.
+
+    row_scale : {'noise', 'row'} or None, default=None
+        What differs in size from row to row. 'noise': the noise of a row, dense columns included,
+        has a scale of its own, so that it follows a multivariate Student t distribution. 'row': the
+        whole row, less the intercept, has a contrast of its own, by which its codes are multiplied.
+        Both need ``solver='em'``.
+
+    positive_code : bool, default=False
+        Whether codes are never negative, under the prior and under the posterior. Needs
+        ``solver='em'``.
 
     hidden_layer_sizes : int or array-like of int, default=(512,)
         Sizes of the hidden layers of the MLP encoder; an MLP decoder has them in reverse order.
@@ -116,6 +150,12 @@ class SparseVAE(NeuralSparseCoder):
         Activation of the decoder's output under the Gaussian likelihood, in the units of X. 'auto':
         'identity'. Other likelihoods have a fixed activation: 'bernoulli' a sigmoid, 'poisson' and
         'negative_binomial' an exponential.
+
+    solver : {'auto', 'em', 'gradient'}, default='auto'
+        How the model learns. 'em': by closed forms, pass by pass, without a network. It needs a
+        linear decoder, a Gaussian likelihood and a prior that is a spike and slab. 'gradient': by
+        steps of Adam on an encoder and a decoder. 'auto': 'em' where it applies and no parameter of
+        'gradient' (``encoder``, ``gradient``, ``objective``, ``kl_weight`` and the like) is set.
 
     gradient : str, default='auto'
         How training differentiates the bound. 'exact': the gradient of the ELBO in closed form,
@@ -152,7 +192,8 @@ class SparseVAE(NeuralSparseCoder):
         Share of the training steps over which the weight of the KL divergence grows from zero.
 
     batch_size : int or 'auto', default='auto'
-        Number of rows per training step. 'auto': min(128, n_samples).
+        Number of rows per training step. 'auto': min(128, n_samples) with ``solver='gradient'``;
+        with 'em' all rows, or 4 for each component where there are more than 20 for each.
 
     learning_rate_init : float, default=0.001
         Highest learning rate of Adam: it rises over the first steps of ``fit`` and then falls along
@@ -167,20 +208,27 @@ class SparseVAE(NeuralSparseCoder):
 
     n_iter_no_change : int, default=10
         Number of epochs without an improvement of the training loss (of the validation loss with
-        ``early_stopping``) after which training stops.
+        ``early_stopping``) after which training stops. With ``solver='em'`` only
+        ``early_stopping`` uses it.
 
-    tol : float, default=1e-4
-        Smallest improvement of the loss that counts, in nats per row.
+    tol : float or 'auto', default='auto'
+        With ``solver='gradient'``: smallest improvement of the loss that counts, in nats per row.
+        With ``solver='em'``: training stops once a pass raises the bound by less than this share of
+        all that it has risen. 'auto': 1e-4 with 'gradient', 0.005 with 'em'.
 
     warm_start : bool, default=False
         Whether ``fit`` continues from the last fit.
 
     n_refine : int or 'auto', default='auto'
-        Number of sweeps of coordinate ascent that refine the encoder's posterior of each row, in
-        ``transform``, ``posterior`` and ``score``. No sweep lowers the ELBO of any row. With the
-        exact gradient, the decoder learns from posteriors refined by at most 5 sweeps. Sweeps need
-        ``prior='spike_slab'``, a linear decoder and a Gaussian likelihood. 'auto': 20 where sweeps
-        apply and the gradient is exact, else 0.
+        Most sweeps over the codes of a row that find its posterior, in ``transform``, ``posterior``
+        and ``score``. They start from no code at all, let codes enter one by one, and end once the
+        bound of the row rises by less than ``refine_tol``. With ``gradient='exact'`` the decoder
+        learns from posteriors of the encoder refined by at most 5 sweeps. Sweeps need a linear
+        decoder, a Gaussian likelihood and a spike and slab. 'auto': as many as it takes where
+        sweeps apply and training is exact, else 0, which is the posterior of the encoder.
+
+    refine_tol : float, default=0.05
+        Rise of the bound of a row below which its sweeps end, in nats.
 
     transform_method : {'map', 'mean', 'max_elbo', 'sample'}, default='map'
         The code that ``transform`` returns. 'map': a point estimate, sparse with a spike and slab.
@@ -243,8 +291,16 @@ class SparseVAE(NeuralSparseCoder):
     n_dead_ : int
         Number of atoms that no training row uses: the zeros of ``component_usage_``.
 
-    noise_variance_ : float
+    noise_variance_ : float or ndarray of shape (n_features,)
         Variance of the Gaussian likelihood, in squared units of X. NaN for any other likelihood.
+
+    density_ : float or ndarray of shape (n_components,)
+        Prior probability that a code is not zero, or that of each code where they were learned one
+        by one.
+
+    dense_components_ : ndarray of shape (n_dense, n_features)
+        The dense columns, in units of X. A column times a standard normal number is its part of a
+        row.
 
     history_ : list of dict
         One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is in
@@ -307,9 +363,9 @@ class SparseVAE(NeuralSparseCoder):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NeuralSparseCoder._parameter_constraints,
         **NeuralSparseCoder._variational_constraints,
+        **CLOSED_FORM_CONSTRAINTS,
         "prior": [StrOptions({"gaussian", "laplace", "cauchy", "spike_slab"}), LatentFamily],
         "prior_scale": [SCALE],
-        "density": [DENSITY],
         "slab": [StrOptions({"gaussian", "laplace"})],
         "posterior_family": [StrOptions({"auto", "gaussian", "laplace", "cauchy", "spike_slab"})],
         "gradient": [StrOptions({"auto", "exact", *_RELAXED_GRADIENTS, *SCORE_GRADIENTS})],
@@ -324,7 +380,7 @@ class SparseVAE(NeuralSparseCoder):
         *,
         prior: str | LatentFamily = "laplace",
         prior_scale: float = 1.0,
-        density: float = 0.1,
+        density: float | str = "auto",
         slab: str = "gaussian",
         posterior_family: str = "auto",
         gradient: str = "auto",
@@ -334,7 +390,11 @@ class SparseVAE(NeuralSparseCoder):
         gradient_of_bound: str = "auto",
         kl_weight: float = 1.0,
         likelihood: str | Likelihood = "gaussian",
-        noise_variance: float | str = "learned",
+        noise_variance: float | str | ArrayLike = "auto",
+        n_dense: int = 0,
+        row_scale: str | None = None,
+        positive_code: bool = False,
+        solver: str = "auto",
         encoder: str | nn.Module = "auto",
         decoder: str | nn.Module = "mlp",
         image_shape: tuple[int, int, int] | None = None,
@@ -343,6 +403,7 @@ class SparseVAE(NeuralSparseCoder):
         n_unrolled: int = 8,
         decoder_penalty: float = 0.0,
         n_refine: int | str = "auto",
+        refine_tol: float = 0.05,
         transform_method: str = "map",
         score_method: str = "elbo",
         score_draws: int = 64,
@@ -353,7 +414,7 @@ class SparseVAE(NeuralSparseCoder):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        tol: float = 1e-4,
+        tol: float | str = "auto",
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
         verbose: bool | int = False,
@@ -376,6 +437,10 @@ class SparseVAE(NeuralSparseCoder):
         self.kl_weight = kl_weight
         self.likelihood = likelihood
         self.noise_variance = noise_variance
+        self.n_dense = n_dense
+        self.row_scale = row_scale
+        self.positive_code = positive_code
+        self.solver = solver
         self.encoder = encoder
         self.decoder = decoder
         self.image_shape = image_shape
@@ -384,6 +449,7 @@ class SparseVAE(NeuralSparseCoder):
         self.n_unrolled = n_unrolled
         self.decoder_penalty = decoder_penalty
         self.n_refine = n_refine
+        self.refine_tol = refine_tol
         self.transform_method = transform_method
         self.score_method = score_method
         self.score_draws = score_draws
@@ -403,14 +469,23 @@ class SparseVAE(NeuralSparseCoder):
         self.device = device
         self.precision = precision
 
-    def _describe(self) -> VariationalDescription:
+    def _describe(self) -> ModelDescription:
+        common = {
+            "n_components": self.n_components,
+            "likelihood_name": self._likelihood_name,
+            "networks": self._networks(),
+            "n_draws": self.n_draws,
+            "n_refine": self.n_refine,
+            "refine_tol": float(self.refine_tol),
+        }
+        if solver_of(self) == "em":
+            return describe_closed_form(self, self._likelihood(), **common)
+        return self._network_description(**common)
+
+    def _network_description(self, **common: Any) -> VariationalDescription:
         return VariationalDescription(
-            n_components=self.n_components,
+            **common,
             likelihood=self._likelihood(),
-            likelihood_name=self._likelihood_name,
-            networks=self._networks(),
-            n_draws=self.n_draws,
-            n_refine=self.n_refine,
             kl_weight=self.kl_weight,
             decoder_penalty=self.decoder_penalty,
             kl_warmup=self.kl_warmup,
@@ -430,6 +505,16 @@ class SparseVAE(NeuralSparseCoder):
                 and self._can_be_doubly_reparameterised,
             ),
         )
+
+    @property
+    def density_(self) -> float | NDArray:
+        """Prior probability that a code is not zero, or that of each code."""
+        return density_of_fit(self)
+
+    @property
+    def dense_components_(self) -> NDArray:
+        """The dense columns, (n_dense, n_features), in units of X."""
+        return dense_columns_of_fit(self)
 
     @property
     def _family_name(self) -> str:
@@ -477,7 +562,7 @@ class SparseVAE(NeuralSparseCoder):
         return SpikeSlab(
             self.slab,
             prior_scale=self.prior_scale,
-            density=self.density,
+            density=density_of_family(self),
             gradient="score" if self.gradient in SCORE_GRADIENTS else gradient,
         )
 

@@ -85,7 +85,7 @@ class BaseSparseCoder(
         "components_": ("K", "D"),
         "component_usage_": ("K",),
         "n_dead_": Integral,
-        "noise_variance_": Real,
+        "noise_variance_": [Real, ("D",)],
         "history_": list,
         "n_iter_": "n_iter",
         "_sklearn_output_config?": dict,

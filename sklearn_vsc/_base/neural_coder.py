@@ -17,19 +17,26 @@ from torch.utils.data import Dataset, IterableDataset
 from .._inference.fitted_model import FittedModel, InferenceOptions
 from .._models.description import ModelDescription, NetworkParameters, Start
 from .._models.latent_variable import LatentVariableModel
+from .._models.sparse_linear_construction import SparseLinearDescription
 from .._models.units import Units
 from .._rows.array_api import follows_fit, follows_input, learns_from_input
-from .._rows.arrays import draw_seed, private_random_state, resolve_device, seeded_generator
+from .._rows.arrays import (
+    draw_seed,
+    private_random_state,
+    resolve_device,
+    seeded_generator,
+)
 from .._rows.compat import Interval, StrOptions, fit_context
 from .._rows.missing import ObservedRows
 from .._rows.numbers import check_count
 from .._rows.sources import ArrayRows, RowSource, dataset_rows
 from .._rows.sparse_output import join_codes
 from .._rows.user_warnings import warn_user
+from .._training.closed_form_training import ClosedFormTraining
 from .._training.fit_state import FitState, RunParameters
 from .._training.fit_tasks import FitTasks
 from .._training.interruption import HeldInterrupts, unchanged_on_error
-from .._training.model_fit import ModelFit
+from .._training.model_fit import ModelFit, WayToTrain
 from .._training.network_training import NetworkTraining
 from .._training.precision import check_precision
 from .._training.process_group import ProcessGroup, accelerate_state
@@ -52,7 +59,7 @@ class NeuralSparseCoder(BaseSparseCoder):
     device: str
     precision: str
     likelihood: str | Likelihood
-    noise_variance: float | str
+    noise_variance: float | str | ArrayLike
     encoder: str | nn.Module
     decoder: str | nn.Module
     image_shape: Sequence[int] | None
@@ -69,7 +76,7 @@ class NeuralSparseCoder(BaseSparseCoder):
     early_stopping: bool
     validation_fraction: float
     n_iter_no_change: int
-    tol: float
+    tol: float | str
     warm_start: bool
     random_state: int | np.random.RandomState | None
     verbose: bool | int
@@ -267,7 +274,7 @@ class NeuralSparseCoder(BaseSparseCoder):
             n_iter = 0 if reset else self.n_iter_
             group.check_same(rows.chunks(), self._shared_parameters() | {"n_iter_": n_iter})
         run, inference = self._run_parameters(), self._inference_options()
-        way = NetworkTraining(description, run, device, group, inference)
+        way = self._way(description, run, device, group, inference)
         fit = ModelFit(description, run, way, device, group, inference, self._as)
         if not reset:
             return fit, self._state(), rows
@@ -279,6 +286,19 @@ class NeuralSparseCoder(BaseSparseCoder):
             if name not in _NOT_BUILT_WITH
         }
         return fit, state, rows
+
+    @staticmethod
+    def _way(
+        description: ModelDescription,
+        run: RunParameters,
+        device: torch.device,
+        group: ProcessGroup | None,
+        inference: InferenceOptions,
+    ) -> WayToTrain:
+        """Return what trains the model."""
+        if isinstance(description, SparseLinearDescription):
+            return ClosedFormTraining(run, inference)
+        return NetworkTraining(description, run, device, group, inference)
 
     def _rows_of(
         self, X: ArrayLike | Dataset, likelihood: Likelihood, *, reset: bool
@@ -308,7 +328,7 @@ class NeuralSparseCoder(BaseSparseCoder):
             self.early_stopping,
             self.validation_fraction,
             self.n_iter_no_change,
-            self.tol,
+            self._description.default_tol if isinstance(self.tol, str) else float(self.tol),
             self.random_state,
             self.verbose,
             self.callbacks,
@@ -380,8 +400,8 @@ class NeuralSparseCoder(BaseSparseCoder):
         if isinstance(self.likelihood, Likelihood):
             return self.likelihood
         named = LIKELIHOODS[self.likelihood]
-        if named is GaussianLikelihood and not isinstance(self.noise_variance, str):
-            return GaussianLikelihood(self.noise_variance, learned=False)
+        if named is GaussianLikelihood and isinstance(self.noise_variance, Real):
+            return GaussianLikelihood(float(self.noise_variance), learned=False)
         return named()
 
     @property
@@ -562,7 +582,7 @@ class NeuralSparseCoder(BaseSparseCoder):
         n_samples = check_count(n_samples, "n_samples")
         generator = seeded_generator(draw_seed(private_random_state(self.random_state)))
         return self._fitted_on(torch.device("cpu")).sample(
-            n_samples, self._n_features_out, generator, self.components_.dtype
+            n_samples, generator, self.components_.dtype
         )
 
     # --- for metrics

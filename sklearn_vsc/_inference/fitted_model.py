@@ -223,8 +223,8 @@ class FittedModel:
         if method == "collapsed_elbo" and not model.can_collapse:
             refuse_to_collapse(self.options.obstacle_to_collapsing or "the model as fitted")
         posterior = model.infer(rows, self.n_sweeps)
-        if method == "elbo" and model.has_closed_likelihood and model.family.has_closed_kl:
-            return model.expected_log_likelihood(rows, posterior) - posterior.kl().sum(-1)
+        if method == "elbo" and model.has_closed_bound:
+            return model.closed_bound(rows, posterior)
         draws = self.draws(posterior, raw, self.options.score_draws)
         if method == "elbo":
             return bounds.elbo(model.log_weights(rows, posterior, draws, exact_ratio=False))
@@ -265,14 +265,11 @@ class FittedModel:
             )
         return found
 
-    def sample(
-        self, n_samples: int, n_codes: int, generator: torch.Generator, dtype: np.dtype
-    ) -> NDArray:
+    def sample(self, n_samples: int, generator: torch.Generator, dtype: np.dtype) -> NDArray:
         """Draw new rows: codes from the prior, decoded, with observation noise."""
         model = self.module
         with torch.no_grad():
-            codes = model.family.sample_prior((n_samples, n_codes), generator, self._dtype)
-            rows = model.likelihood.sample(model.decoder(codes), generator)
+            rows = model.sample(n_samples, generator, self._dtype)
             return to_numpy(self.units.to_data(rows), dtype)
 
 

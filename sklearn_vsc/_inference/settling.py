@@ -38,12 +38,15 @@ class RowSummary:
         Share of codes that are not zero, in the sample of rows that a model is started from.
     dictionary : ndarray of shape (n_components, n_features) or None
         Least-squares dictionary of the codes; None where the decoder is linear.
+    n_rows : int
+        Number of rows that were counted.
     """
 
     n_uses: NDArray
     squared_error: float
     sample_density: float
     dictionary: NDArray | None
+    n_rows: int
 
 
 def settle(fitted: FittedModel, rows: RowSource, n_draws: int) -> RowSummary:
@@ -148,7 +151,8 @@ class _Counts:
         dictionary = None
         if self.moments is not None:
             dictionary = self.moments.dictionary(self.fitted, self._codes)
-        return RowSummary(self.n_uses, error, self.n_used / max(1, self.n_sampled), dictionary)
+        density = self.n_used / max(1, self.n_sampled)
+        return RowSummary(self.n_uses, error, density, dictionary, len(self.rows))
 
     def _codes(self, rows: RowSource) -> Iterator[NDArray]:
         def codes(model: LatentVariableModel, normal: Tensor, _: NDArray) -> Tensor:

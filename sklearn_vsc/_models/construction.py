@@ -37,8 +37,8 @@ from .objectives import Objective
 
 # Share of the data's variance that decoded draws of the prior start with.
 _INITIAL_POWER = 0.1
-# Sweeps of n_refine='auto'.
-_SWEEPS = 20
+# Most sweeps of n_refine='auto': the bound of the row ends them.
+_SWEEPS = 1000
 # First and last thresholds of an unrolled encoder, in standard deviations of the noise: measured,
 # falling ones learn better than equal ones.
 _THRESHOLDS = (6.0, 0.3)
@@ -207,6 +207,7 @@ class VariationalDescription(ModelDescription):
         model.numbers_per_row = max(n_components, start.n_features)
         if model.can_refine and self.trains_exactly:
             model.default_sweeps = _SWEEPS
+        model.refine_tol = self.refine_tol
         return model
 
     def _tied_encoder(

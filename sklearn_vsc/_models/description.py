@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -110,6 +111,8 @@ class ModelDescription(ABC):
         Draws of the posterior for each row.
     n_refine : int or 'auto'
         Sweeps of coordinate ascent on posteriors after training.
+    refine_tol : float
+        Rise of the bound of a row below which sweeps end, in nats.
     kl_weight : float
         Weight of the KL in training, and for posteriors that codes are read from.
     decoder_penalty, kl_warmup, noise_warmup : float
@@ -124,11 +127,15 @@ class ModelDescription(ABC):
     networks: NetworkParameters
     n_draws: int = 1
     n_refine: int | str = 0
+    refine_tol: float = 0.05
     kl_weight: float = 1.0
     decoder_penalty: float = 0.0
     kl_warmup: float = 0.0
     noise_warmup: float = 0.0
     temperatures: tuple[float, float] = (1.0, 1.0)
+
+    # What tol='auto' stands for: nats per row.
+    default_tol: ClassVar[float] = 1e-4
 
     @property
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -9,14 +10,19 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from .._rows.arrays import to_numpy
 from ..latents import Draws, LatentFamily, LatentPosterior
+from ..latents.free_form import FreeFormPosterior
 from ..likelihoods import GaussianLikelihood, Likelihood, squared_error
 from ..networks import BoundedDecoder, LinearDecoder, TiedEncoder
 from ..networks._init import linear_layer
+from ..solvers.linear_model.parameters import Slab, SparseLinear
+from ..solvers.linear_model.row_posteriors import Stops
 from ..solvers.missing import observed
 from ..solvers.posterior.collapsed import conditional_mean, log_evidence
 from ..solvers.posterior.coordinate_ascent import SlabPrior, refine, refine_observed
 from .gate_gradients import NVILBaseline
+from .inferred_posterior import REFINE_TOL, inferred
 from .objectives import Objective, TrainingStep, training_step
 
 # Smallest weight of the KL in coordinate ascent, for a weight that warms up from zero: without a
@@ -87,7 +93,9 @@ class LatentVariableModel(nn.Module):
     Attributes
     ----------
     default_sweeps : int
-        Sweeps of coordinate ascent that refine posteriors where the user does not say how many.
+        Most sweeps of coordinate ascent that find posteriors, where the user does not say how many.
+    refine_tol : float
+        Rise of the bound of a row below which its sweeps end, in nats.
     n_components : int
         Number of atoms.
     numbers_per_row : int
@@ -115,6 +123,7 @@ class LatentVariableModel(nn.Module):
         self.family = family
         self.gate_baseline = gate_baseline
         self.default_sweeps = 0
+        self.refine_tol = REFINE_TOL
         self.n_components = 1
         self.numbers_per_row = 1
 
@@ -193,9 +202,25 @@ class LatentVariableModel(nn.Module):
         return family.gated_posterior(*found)
 
     def infer(self, x: Tensor, n_refine: int, kl_weight: float = 1.0) -> LatentPosterior:
-        """Posterior of each row: that of the encoder, refined."""
-        posterior = self.posterior(x)
-        return self.refine(x, posterior, n_refine, kl_weight) if n_refine else posterior
+        """Posterior of each row: that of the encoder or, where sweeps apply, the best one.
+
+        Sweeps start from no code at all, and not from the encoder's posterior: measured, they end
+        at a better bound, and sooner.
+        """
+        if not n_refine:
+            return self.posterior(x)
+        rows, atoms, noise_variance = self.linear_gaussian.parts(x)
+        # A weight of the KL acts like a factor of the noise variance.
+        noise_variance = max(kl_weight, _LEAST_KL_WEIGHT) * noise_variance
+        gated = self.family.as_gated()
+        assert gated is not None
+        model = SparseLinear.plain(
+            to_numpy(atoms),
+            noise_variance,
+            Slab(gated.slab_name, gated.prior_scale),
+            1 / (1 + math.exp(-gated.prior_logit)),
+        )
+        return inferred(model, rows, Stops(max_sweeps=n_refine, bound_tol=self.refine_tol))
 
     def sparse_code(self, x: Tensor, posterior: LatentPosterior, *, refined: bool) -> Tensor:
         """Sparse point estimate of each row, given its posterior from `infer`.
@@ -206,10 +231,11 @@ class LatentVariableModel(nn.Module):
         """
         if not refined:
             return posterior.mode()
-        gated = posterior.as_gated()
+        gated = self.family.as_gated()
+        assert gated is not None
         support = posterior.inclusion > 0.5
         linear = self.linear_gaussian.parts(x)
-        scale = gated.family.slab_scale
+        scale = gated.slab_scale
         return conditional_mean(*linear, scale, support[None], observed(x))[0]
 
     def by_atom(self, code: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,6 +281,20 @@ class LatentVariableModel(nn.Module):
         output = self.decoder(posterior.mean)
         return output, self.decoder.output_variance(posterior.variance, observed(x))
 
+    @property
+    def has_closed_bound(self) -> bool:
+        """Whether the bound that a posterior gives needs no draws."""
+        return self.has_closed_likelihood and self.family.has_closed_kl
+
+    def closed_bound(self, x: Tensor, posterior: LatentPosterior) -> Tensor:
+        """Lower bound on log p(x) that a posterior gives, (n,), nats."""
+        return self.expected_log_likelihood(x, posterior) - posterior.kl().sum(-1)
+
+    def sample(self, n_samples: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Draw rows: codes from the prior, decoded, with observation noise."""
+        codes = self.family.sample_prior((n_samples, self.n_codes), generator, dtype)
+        return self.likelihood.sample(self.decoder(codes), generator)
+
     def log_weights(
         self, x: Tensor, posterior: LatentPosterior, draws: Draws, *, exact_ratio: bool
     ) -> Tensor:
@@ -279,8 +319,10 @@ class LatentVariableModel(nn.Module):
 
         S says which codes are not zero; their values are integrated out. No gradient passes.
         """
-        gates = posterior.as_gated()
-        scale = gates.family.slab_scale
+        gates = posterior if isinstance(posterior, FreeFormPosterior) else posterior.as_gated()
+        gated = self.family.as_gated()
+        assert gated is not None
+        scale = gated.slab_scale
         evidence = log_evidence(*self.linear_gaussian.parts(x), scale, draws.active, observed(x))
         return evidence + gates.gate_log_ratio(draws).sum(-1)
 

@@ -230,6 +230,9 @@ def _check_values(values: dict[str, Any], wanted: dict[str, Any], sizes: dict[st
         if name not in values:
             continue
         value = values[name]
+        if isinstance(spec, list):
+            # A number, or an array.
+            spec = spec[0] if isinstance(value, Real) else spec[1]
         if isinstance(spec, tuple):
             shape = tuple(sizes[size] for size in spec)
             kinds = "O" if name == "feature_names_in_" else "fiub"

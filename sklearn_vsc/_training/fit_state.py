@@ -56,7 +56,7 @@ class FitState:
         Rows seen that use each atom.
     n_rows_seen : int
         Rows seen.
-    noise_variance : float
+    noise_variance : float or ndarray of shape (n_features,)
         In squared units of X; NaN where there is none.
     components : ndarray of shape (n_components, n_features)
         The dictionary; empty before training.
@@ -72,7 +72,7 @@ class FitState:
     history: list[dict[str, Any]]
     n_uses: NDArray
     n_rows_seen: int
-    noise_variance: float = np.nan
+    noise_variance: float | NDArray = np.nan
     components: NDArray = field(default_factory=lambda: np.empty((0, 0)))
     intercept: NDArray | None = None
 

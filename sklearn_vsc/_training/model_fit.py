@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 
-from .._inference.fitted_model import InferenceOptions
-from .._inference.settling import RowSummary, settle, summarise
+from .._inference.fitted_model import FittedModel, InferenceOptions
+from .._inference.settling import RowSummary
 from .._models.description import ModelDescription, Start
 from .._models.units import Units
 from .._rows.arrays import (
@@ -47,6 +47,12 @@ class WayToTrain(Protocol):
         Without tasks it is one pass over the rows. ``look`` takes a state, rows and a device, and
         returns the estimator as if the fit had ended there, for callbacks.
         """
+
+    def settle(self, fitted: FittedModel, rows: RowSource, n_draws: int) -> RowSummary:
+        """Set what follows from training rows once the model is trained, and sum the rows up."""
+
+    def sum_up(self, fitted: FittedModel, rows: RowSource) -> RowSummary:
+        """Sum rows up after one more pass over them."""
 
 
 class ModelFit:
@@ -144,7 +150,8 @@ class ModelFit:
         """
         if self.way.train(state, rows, None, None, None, self._look):
             raise KeyboardInterrupt
-        self._take_summary(state, summarise(state.fitted(self.device, self.inference), rows), rows)
+        summary = self.way.sum_up(state.fitted(self.device, self.inference), rows)
+        self._take_summary(state, summary, rows)
 
     def _split(self, state: FitState, rows: RowSource) -> tuple[RowSource, RowSource]:
         if len(rows) < 2:
@@ -175,7 +182,7 @@ class ModelFit:
             sample = state.units.to_model(start_sample(rows), fitted.device)
             model.settle_scales(sample.to(next(model.parameters()).dtype), generator)
             model.cpu()
-        summary = settle(fitted, rows, self.description.settling_draws)
+        summary = self.way.settle(fitted, rows, self.description.settling_draws)
         state.n_uses, state.n_rows_seen = np.zeros(model.n_components), 0
         self._take_summary(state, summary, rows)
 
@@ -190,7 +197,7 @@ class ModelFit:
             state.components = to_numpy(decoder.weight * units.scale, rows.dtype)
             state.intercept = to_numpy(decoder.bias * units.scale, rows.dtype) + units.offset
         state.n_uses = state.n_uses + summary.n_uses
-        state.n_rows_seen += len(rows)
+        state.n_rows_seen += summary.n_rows
 
 
 def _few(rows: RowSource) -> RowSource:

@@ -117,7 +117,7 @@ def train(
     n_epochs = whole_epochs.n_epochs_
     if done is None or len(net.history) > n_epochs:
         whole_epochs.restore(net)
-    missing = n_epochs - whole_epochs.n_loaded_ < options.max_iter and not _stopped_early(net)
+    missing = n_epochs - whole_epochs.n_loaded_ < options.max_iter and not stopped_early(net)
     result = epochs_so_far(net, n_epochs)
     result.interrupted = missing or interrupts.came
     if options.schedule and X_valid is None and n_epochs > whole_epochs.n_loaded_:
@@ -145,8 +145,8 @@ def _rates(
     return [(name, {"lr": factor * options.learning_rate}) for name, factor in factors.items()]
 
 
-def _stopped_early(net: NeuralNet) -> bool:
-    """Whether an early-stopping callback, ours or the user's, ended the training."""
+def stopped_early(net: NeuralNet) -> bool:
+    """Return whether an early-stopping callback, ours or the user's, ended the training."""
     return any(
         getattr(callback, "stopped_", False)
         or (isinstance(callback, EarlyStopping) and _has_run_out(callback))

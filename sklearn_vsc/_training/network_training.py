@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from skorch import NeuralNet
 from torch import Tensor
 
-from .._inference.fitted_model import InferenceOptions
+from .._inference.fitted_model import FittedModel, InferenceOptions
+from .._inference.settling import RowSummary, settle, summarise
 from .._models.description import ModelDescription
 from .._rows.arrays import draw_seed, seeded_generator
 from .._rows.sources import RowSource
@@ -121,6 +122,14 @@ class NetworkTraining:
             raise KeyboardInterrupt
         state.take(module, result, rows.dtype)
         return result.interrupted
+
+    def settle(self, fitted: FittedModel, rows: RowSource, n_draws: int) -> RowSummary:
+        """Set a learned noise variance to its best value for these rows, and sum the rows up."""
+        return settle(fitted, rows, n_draws)
+
+    def sum_up(self, fitted: FittedModel, rows: RowSource) -> RowSummary:
+        """Sum rows up after one more pass over them."""
+        return summarise(fitted, rows)
 
     def options(self, state: FitState, n_rows: int, *, schedule: bool) -> TrainingOptions:
         """Return how to train on ``n_rows`` rows; without a schedule, as at the end of a fit."""

@@ -165,6 +165,12 @@ class FreeFormPosterior(LatentPosterior):
         code = draws.code / self.contrast
         return torch.where(draws.active, self._log_ratio_on(code), off)
 
+    def gate_log_ratio(self, draws: Draws) -> Tensor:
+        """Return log p(S) - log q(S given x) of which codes are not zero, in nats."""
+        on = logsigmoid(self.laws.logit) - logsigmoid(self.logit)
+        off = logsigmoid(-self.laws.logit) - logsigmoid(-self.logit)
+        return torch.where(draws.active, on, off)
+
     def _log_ratio_on(self, code: Tensor) -> Tensor:
         mass = self.logit - self.laws.logit - self.laws.log_constant
         prior = logsigmoid(self.laws.logit) + self.laws.log_constant

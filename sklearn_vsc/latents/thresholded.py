@@ -18,8 +18,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import brentq
+from scipy.special import ndtri
 from torch import Tensor
 
 from ._base import LatentFamily, LatentPosterior
@@ -219,6 +222,26 @@ class Thresholded(LatentFamily):
         return _marginal_threshold(
             torch.full_like(like, self.prior_scale), shape, shape / threshold
         )
+
+    def threshold_at(self, density: float | NDArray) -> float | NDArray:
+        """Return the threshold, or the mean of its Gamma prior, at which codes are so dense.
+
+        Raises
+        ------
+        NotImplementedError
+            For a Gaussian base distribution with Gamma thresholds, where it has no closed form.
+        """
+        share = np.asarray(density)
+        if self.base_distribution is Gaussian:
+            if self.gamma_shape is not None:
+                raise NotImplementedError("Gamma thresholds of a Gaussian base are drawn.")
+            found = -self.prior_scale * ndtri(share / 2)
+        elif self.gamma_shape is None:
+            found = -self.prior_scale * np.log(share)
+        else:
+            # The activity (1 + mean / (shape b))^-shape, solved for the mean.
+            found = self.gamma_shape * self.prior_scale * (share ** (-1 / self.gamma_shape) - 1)
+        return found if found.ndim else float(found)
 
     def _threshold_of_density(self, density: float) -> float:
         """Return the threshold at which the activity of the prior equals ``density``."""

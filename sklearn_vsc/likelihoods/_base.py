@@ -110,7 +110,7 @@ class Likelihood(nn.Module, ABC):
         """Set the noise variance, in squared units of the model."""
         raise NotImplementedError(f"{type(self).__name__} has no noise variance.")
 
-    def noise_variance_in(self, unit: float) -> float:
+    def noise_variance_in(self, unit: float) -> float | NDArray:
         """Return the noise variance of rows in units of X; NaN where there is none.
 
         Raises

@@ -1,4 +1,4 @@
-"""Normal noise with one variance."""
+"""Normal noise, with one variance or one for each feature."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from typing import Any, Self
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..solvers.missing import n_observed
@@ -21,7 +22,7 @@ _LEAST_FIXED_VARIANCE = 1e-10
 
 
 class GaussianLikelihood(Likelihood):
-    """Independent normal noise with the same variance for every feature.
+    """Independent normal noise, with the same variance for every feature unless a model says so.
 
     Parameters
     ----------
@@ -53,9 +54,20 @@ class GaussianLikelihood(Likelihood):
     def noise_variance(self) -> Tensor:
         """The variance; a learned one is at least the floor that keeps log densities finite."""
         log_variance = self.log_noise_variance
-        if self.learned:
+        if self.learned and not log_variance.ndim:
             log_variance = log_variance.clamp_min(math.log(_MIN_NOISE_VARIANCE))
         return log_variance.exp()
+
+    @torch.no_grad()
+    def put_noise_variance(self, values: Tensor) -> None:
+        """Set variances of shape (n_features,), in squared units of the model, one each."""
+        variance = self.log_noise_variance
+        if variance.shape == values.shape:
+            variance.copy_(values.log())
+        else:
+            self.log_noise_variance = nn.Parameter(
+                values.log().to(variance), requires_grad=variance.requires_grad
+            )
 
     def set_noise_variance(self, value: float) -> None:
         """Set the variance, in squared units of the model."""
@@ -79,17 +91,22 @@ class GaussianLikelihood(Likelihood):
 
     def restore_fixed(self) -> None:
         """Set a variance that is not learned again, after a change of precision rounded it."""
-        if not self.learned and self._given is not None:
+        if not self.learned and self._given is not None and not self.log_noise_variance.ndim:
             self.set_noise_variance(self._given)
 
     @property
     def learned_noise_variance(self) -> float | None:
         """The variance, where it is learned."""
-        return float(self.noise_variance.detach()) if self.learned else None
+        if not self.learned or self.log_noise_variance.ndim:
+            return None
+        return float(self.noise_variance.detach())
 
-    def noise_variance_in(self, unit: float) -> float:
-        """Return the noise variance of rows in units of X."""
-        variance = float(self.noise_variance.detach()) * unit**2
+    def noise_variance_in(self, unit: float) -> float | NDArray:
+        """Return the noise variance, or that of each feature, of rows in units of X."""
+        variances = self.noise_variance.detach().double().cpu().numpy() * unit**2
+        if variances.ndim:
+            return variances
+        variance = float(variances)
         if not math.isfinite(variance):
             raise ValueError(
                 "Training diverged: the learned noise variance is not finite. Try a smaller "
@@ -99,6 +116,11 @@ class GaussianLikelihood(Likelihood):
 
     def log_prob(self, x: Tensor, output: Tensor) -> Tensor:
         """Log density of rows (n, D) given outputs (..., n, D), summed over observed entries."""
+        if self.log_noise_variance.ndim:
+            deviation = self.noise_variance.sqrt()
+            error = squared_error(x / deviation, output / deviation)
+            log_scale = torch.where(x.isnan(), 0, deviation.log()).sum(-1)
+            return -0.5 * (error + n_observed(x) * _LOG_2PI) - log_scale
         return self.log_prob_of_error(squared_error(x, output), n_observed(x))
 
     def log_prob_of_error(self, error: Tensor, n_features: Tensor | int) -> Tensor:

@@ -17,6 +17,8 @@ from .sums import RowSums, sums_of_rows
 # Rows that the sums remember for each atom. Measured: fewer make the dictionary restless, more keep
 # it from leaving the noise of the first passes behind.
 ROWS_PER_ATOM = 20
+# And at least so many: fewer rows are one batch.
+_LEAST_MEMORY = 4096
 # In learning, sweeps end early: the next pass goes on from where they ended.
 _FIRST_VISIT = Stops(max_sweeps=4, tol=0.2, bound_tol=1.0)
 _LATER_VISIT = Stops(max_sweeps=10, tol=0.1, bound_tol=0.3)
@@ -49,6 +51,7 @@ class Step:
     kl: NDArray
     active: NDArray
     memory: Memory
+    uses: NDArray
 
 
 class Learner:
@@ -89,7 +92,7 @@ class Learner:
     @property
     def memory_rows(self) -> int:
         """Number of rows that the sums remember."""
-        return ROWS_PER_ATOM * len(self.model.atoms)
+        return max(_LEAST_MEMORY, ROWS_PER_ATOM * len(self.model.atoms))
 
     def step(
         self,
@@ -134,9 +137,9 @@ class Learner:
         self.model = maximise(model, self.sums, self.learned, self.pressure)
         if not math.isinf(model.freedom):
             self._update_freedom(X, found)
-        active = (found.factors.inclusion > 0.5).mean(1)
+        active = found.factors.inclusion > 0.5
         held = Memory(found.factors.field, found.contrast)
-        return Step(found.bound, found.factors.kl, active, held)
+        return Step(found.bound, found.factors.kl, active.mean(1), held, active.sum(0))
 
     def _first_contrast(self, X: NDArray) -> NDArray:
         contrast = np.empty(len(X))

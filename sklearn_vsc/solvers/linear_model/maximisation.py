@@ -87,7 +87,7 @@ def maximise(
     )
 
 
-def _ridge(sums: RowSums) -> NDArray:
+def _ridge(sums: RowSums) -> float:
     """Return what keeps the system of an atom without rows solvable."""
     return 1e-6 * max(float(sums.design.diagonal()[:-1].mean()), 1e-12) + 1e-12
 

@@ -128,6 +128,19 @@ class SparseLinear:
     freedom: float = math.inf
     contrasts: Contrasts | None = None
 
+    @classmethod
+    def plain(cls, atoms: NDArray, noise: float, slab: Slab, density: float) -> SparseLinear:
+        """Return a model of rows less their intercept, with one noise variance and one density."""
+        n_components, n_features = atoms.shape
+        return cls(
+            atoms.astype(float),
+            np.zeros(n_features),
+            np.full(n_features, noise),
+            np.zeros((0, n_features)),
+            np.full(n_components, density),
+            slab,
+        )
+
     @property
     def priors(self) -> CodePriors:
         """Priors of the codes."""

@@ -1,0 +1,381 @@
+"""Learning a sparse linear model by closed forms, batch by batch: another way to fit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from skorch import NeuralNet
+from skorch.callbacks import Callback, EarlyStopping
+from skorch.dataset import Dataset as TensorDataset
+from skorch.helper import predefined_split
+from torch import Tensor, nn
+
+from .._inference.fitted_model import FittedModel, InferenceOptions
+from .._inference.settling import RowSummary
+from .._models.sparse_linear import SparseLinearModel
+from .._rows.arrays import draw_seed, seeded_generator, to_numpy
+from .._rows.sources import RowSource
+from .._rows.user_warnings import warn_user
+from ..solvers.linear_model.learner import Learner, Memory, Step
+from ..solvers.linear_model.maximisation import contrast_levels
+from .batches import InMemoryBatches, StreamedBatches, training_rows
+from .epoch_callbacks import EpochTasks, ProgressBar, WholeEpochs
+from .fit_state import FitState, RunParameters
+from .fit_tasks import FitTasks
+from .interruption import HeldInterrupts
+from .loss import MeanLoss
+from .loss_parts import PartSums, RecordParts
+from .network_fit import epochs_so_far, stopped_early
+
+# Numbers in the fields of all rows, at most, that are kept from one pass to the next.
+_MOST_REMEMBERED = 2**28
+# Share of the rows that the sums remember which a batch has.
+_BATCHES_REMEMBERED = 5
+# Passes before the bound may end the training.
+_LEAST_PASSES = 3
+# A share of active codes this far from what was asked for is worth a warning.
+_DENSITY_TOL = 0.2
+
+Look = Callable[[FitState, RowSource, torch.device], Any]
+
+
+@dataclass(frozen=True)
+class ClosedFormTraining:
+    """Training of a sparse linear model by closed forms.
+
+    Attributes
+    ----------
+    run : RunParameters
+        How to train.
+    inference : InferenceOptions
+        How the fitted model is asked.
+    """
+
+    run: RunParameters
+    inference: InferenceOptions
+
+    def train(
+        self,
+        state: FitState,
+        rows: RowSource,
+        aside: RowSource | None,
+        tasks: FitTasks | None,
+        interrupts: HeldInterrupts | None,
+        look: Look,
+    ) -> bool:
+        """Train for at most ``max_iter`` passes, or without tasks for one pass.
+
+        Parameters
+        ----------
+        state : FitState
+            Changed in place.
+        rows : RowSource
+            Training rows in the units of X.
+        aside : RowSource or None
+            Rows that early stopping watches.
+        tasks : FitTasks or None
+            Receives the passes.
+        interrupts : HeldInterrupts or None
+            Defers Ctrl-C between passes.
+        look : callable
+            Takes a state, rows and a device; returns the estimator as if the fit had ended there.
+
+        Returns
+        -------
+        interrupted : bool
+            Whether Ctrl-C came.
+        """
+        interrupts = HeldInterrupts() if interrupts is None else interrupts
+        order = seeded_generator(draw_seed(state.random_state))
+        module = copy.deepcopy(state.module)
+        module.to(torch.float32 if rows.dtype == np.float32 else torch.float64)
+        assert isinstance(module, SparseLinearModel)
+        net = self._net(state, module, rows, aside, tasks, interrupts, look, order)
+        whole = dict(net.callbacks_)["whole_epochs"]
+        data = self._rows_in_units(state, rows)
+        done = interrupts.attempt(lambda: net.partial_fit(data))
+        n_epochs = whole.n_epochs_
+        if done is None or len(net.history) > n_epochs:
+            whole.restore(net)
+        n_asked = self.run.max_iter if tasks is not None else 1
+        missing = n_epochs - whole.n_loaded_ < n_asked and not stopped_early(net)
+        result = epochs_so_far(net, n_epochs)
+        interrupted = missing or interrupts.came
+        stopping = dict(net.callbacks_).get("bound")
+        state.take(module, result, rows.dtype)
+        state.optimizer_state = None
+        if tasks is not None and not interrupted:
+            self._warn(module, stopping, n_epochs)
+        return interrupted
+
+    def _net(
+        self,
+        state: FitState,
+        module: SparseLinearModel,
+        rows: RowSource,
+        aside: RowSource | None,
+        tasks: FitTasks | None,
+        interrupts: HeldInterrupts,
+        look: Look,
+        order: torch.Generator,
+    ) -> NeuralNet:
+        """Return the net whose steps are closed forms."""
+        run, n_rows = self.run, len(rows)
+        batch_size = self._batch_size(module, n_rows)
+        max_iter = run.max_iter if tasks is not None else 1
+        n_steps = max_iter * math.ceil(n_rows / batch_size)
+        remembered = n_rows if tasks is not None and max_iter > 1 and rows.has_numbers else 0
+        if remembered * module.n_components > _MOST_REMEMBERED:
+            remembered = 0
+        in_memory = isinstance(self._rows_in_units(state, rows), Tensor)
+        passes = _Passes(module, remembered if in_memory else 0, n_rows)
+        callbacks: list[Any] = [
+            ("parts", RecordParts()),
+            ("whole_epochs", WholeEpochs(n_steps, interrupts)),
+            ("ends", _EndOfPass()),
+        ]
+        if run.verbose:
+            callbacks.append(("progress", ProgressBar(n_steps)))
+        callbacks += [*(run.callbacks or ()), self._epoch_tasks(state, tasks, rows, look)]
+        held_aside = None if aside is None else self._rows_in_units(state, aside)
+        if held_aside is not None:
+            callbacks.append(("stopping", self._early_stopping()))
+        elif tasks is not None:
+            callbacks.append(("bound", BoundStopping(float(run.tol))))
+        if isinstance(held_aside, Tensor):
+            held_aside = TensorDataset(held_aside)
+        net = _ClosedFormNet(
+            passes,
+            criterion=MeanLoss,
+            optimizer=torch.optim.SGD,
+            lr=1.0,
+            max_epochs=max_iter,
+            batch_size=batch_size,
+            iterator_train=_NumberedBatches if in_memory else StreamedBatches,
+            iterator_train__generator=order if batch_size < n_rows else None,
+            iterator_valid=InMemoryBatches
+            if isinstance(held_aside, TensorDataset)
+            else StreamedBatches,
+            train_split=None if held_aside is None else predefined_split(held_aside),
+            callbacks=callbacks,
+            callbacks__print_log=None,
+            device="cpu",
+            verbose=0,
+        )
+        net.initialize()
+        return net
+
+    def _batch_size(self, module: SparseLinearModel, n_rows: int) -> int:
+        if self.run.batch_size != "auto":
+            return int(min(self.run.batch_size, n_rows))
+        remembered = module.learner().memory_rows
+        return n_rows if n_rows <= remembered else max(1, remembered // _BATCHES_REMEMBERED)
+
+    def _early_stopping(self) -> EarlyStopping:
+        return EarlyStopping(
+            monitor="valid_loss",
+            patience=self.run.n_iter_no_change,
+            threshold=0.0,
+            threshold_mode="abs",
+            load_best=True,
+            sink=lambda _: None,
+        )
+
+    def _rows_in_units(self, state: FitState, rows: RowSource) -> Any:
+        cpu = torch.device("cpu")
+        return training_rows(rows, cpu, lambda X: state.units.to_model(X, cpu))
+
+    def _epoch_tasks(
+        self, state: FitState, tasks: FitTasks | None, rows: RowSource, look: Look
+    ) -> EpochTasks:
+        """Return the callback that shows the estimator as if training had ended with a pass."""
+
+        def fitted(net: NeuralNet) -> Any:
+            seen = replace(state, random_state=copy.deepcopy(state.random_state))
+            module = copy.deepcopy(net.module_.model)
+            seen.take(module, epochs_so_far(net, len(net.history)), rows.dtype)
+            return look(seen, rows, torch.device("cpu"))
+
+        return EpochTasks(tasks, fitted, len(state.history))
+
+    def settle(self, fitted: FittedModel, rows: RowSource, n_draws: int) -> RowSummary:
+        """Sum up the last pass over the training rows; nothing is left to settle."""
+        model = fitted.module
+        assert isinstance(model, SparseLinearModel)
+        n_uses = np.rint(to_numpy(model.n_uses, np.dtype(float)))
+        n_rows = int(model.n_rows_used)
+        return RowSummary(n_uses, math.nan, math.nan, None, n_rows)
+
+    def sum_up(self, fitted: FittedModel, rows: RowSource) -> RowSummary:
+        """Sum up the pass over rows that has just ended."""
+        return self.settle(fitted, rows, 0)
+
+    def _warn(self, model: SparseLinearModel, stopping: Any, n_epochs: int) -> None:
+        """Say what kept the fit from what was asked for."""
+        if stopping is not None and not stopping.stopped_:
+            warn_user(
+                f"The bound still rose after max_iter={self.run.max_iter} passes, by "
+                f"{stopping.last_rise_:.2g} of all that it has risen in the last one: use a larger "
+                f"'max_iter', or a 'tol' above {self.run.tol:g}.",
+                ConvergenceWarning,
+            )
+        learned = model.learned
+        if learned.density not in ("target", "fixed") or not n_epochs:
+            return
+        share = float(model.n_uses.mean() / model.n_rows_used)
+        if abs(share / learned.target - 1) > _DENSITY_TOL:
+            few = share < learned.target
+            cause = (
+                "fewer codes describe the rows better than the noise: a smaller 'noise_variance', "
+                "fewer components or density='learned'"
+                if few
+                else "the noise would have to be larger than 'noise_variance' allows, or training "
+                "longer: noise_variance='learned', a larger 'max_iter' or density='learned'"
+            )
+            warn_user(
+                f"{share:.1%} of the training codes are not zero, where density="
+                f"{learned.target:g} asks for {learned.target:.1%}: {cause} would bring them "
+                "together."
+            )
+
+
+class _Passes(nn.Module):
+    """The model in training, with where the posteriors of its rows ended.
+
+    Parameters
+    ----------
+    model : SparseLinearModel
+        Changed in place.
+    n_remembered : int
+        Number of rows whose posteriors are kept; zero: each visit starts anew.
+    n_rows : int
+        Number of training rows.
+    """
+
+    def __init__(self, model: SparseLinearModel, n_remembered: int, n_rows: int) -> None:
+        super().__init__()
+        self.model = model
+        self.parts = PartSums()
+        self.progress = self.annealed = 1.0
+        self.n_remembered, self.n_rows = n_remembered, n_rows
+        self._memory: Memory | None = None
+        self._seen = np.zeros(n_remembered, dtype=bool)
+        self.begin_pass()
+
+    def begin_pass(self) -> None:
+        """Forget what was counted in the last pass."""
+        self._uses = np.zeros(self.model.n_components)
+        self._n_used = 0.0
+        self._contrasts: list[NDArray] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the loss of each row (n,), nats."""
+        return -self.model.infer(x, 0).bound
+
+    def learn(self, x: Tensor, numbers: NDArray | None) -> Tensor:
+        """Move the parameters; return the loss of each row before that."""
+        rows = x.numpy()
+        learner: Learner = self.model.learner()
+        memory = self._remembered(numbers, rows)
+        step = learner.step(rows, memory, all_rows=len(rows) == self.n_rows)
+        self.model.take(learner)
+        self._remember(numbers, step, rows.dtype)
+        self._uses += step.uses
+        self._n_used += len(rows)
+        self._contrasts.append(step.memory.contrast)
+        values = {"log_likelihood": step.bound + step.kl, "kl": step.kl, "density": step.active}
+        self.parts.add({name: torch.from_numpy(value) for name, value in values.items()})
+        return torch.from_numpy(-step.bound)
+
+    def _remembered(self, numbers: NDArray | None, rows: NDArray) -> Memory | None:
+        if numbers is None or self._memory is None or not self._seen[numbers].all():
+            return None
+        return Memory(self._memory.fields[numbers], self._memory.contrast[numbers])
+
+    def _remember(self, numbers: NDArray | None, step: Step, dtype: np.dtype) -> None:
+        if numbers is None or not self.n_remembered:
+            return
+        if self._memory is None:
+            shape = self.n_remembered, self.model.n_components
+            self._memory = Memory(np.empty(shape, dtype), np.empty(self.n_remembered))
+        self._memory.fields[numbers] = step.memory.fields
+        self._memory.contrast[numbers] = step.memory.contrast
+        self._seen[numbers] = True
+
+    def end_pass(self) -> None:
+        """Write down what the pass has counted."""
+        model = self.model
+        model.n_uses.copy_(torch.from_numpy(self._uses))
+        model.n_rows_used.fill_(self._n_used)
+        if model.row_scale == "row":
+            contrasts = contrast_levels(np.concatenate(self._contrasts))
+            model.levels.copy_(torch.from_numpy(contrasts.levels))
+            model.shares.copy_(torch.from_numpy(contrasts.shares))
+
+
+class _ClosedFormNet(NeuralNet):
+    """A net whose training step is that of `_Passes`, without a gradient."""
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        rows, numbers = batch
+        with torch.no_grad():
+            loss = self.module_.learn(rows, numbers.numpy() if numbers.ndim == 1 else None)
+        return {"loss": loss.mean(), "y_pred": loss}
+
+
+class _NumberedBatches(InMemoryBatches):
+    """Batches of rows held in memory, with the numbers of their rows."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n_rows = len(self.X)
+        if self.generator is None:
+            order = torch.arange(n_rows)
+        else:
+            order = torch.randperm(n_rows, generator=self.generator)
+        for picked in order.split(self.batch_size):
+            yield self.X[picked], picked
+
+
+class _EndOfPass(Callback):
+    """Tells the model where passes begin and end; before `WholeEpochs` keeps its state."""
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        net.module_.begin_pass()
+
+    def on_batch_end(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
+        if training and net.module_._n_used >= net.module_.n_rows:
+            net.module_.end_pass()
+
+
+class BoundStopping(Callback):
+    """Ends training once a pass raises the bound by less than a share of its whole rise.
+
+    Parameters
+    ----------
+    tol : float
+        That share.
+    """
+
+    def __init__(self, tol: float) -> None:
+        self.tol = tol
+        self.stopped_ = False
+        self.last_rise_ = math.inf
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        losses = [row["train_loss"] for row in net.history]
+        if len(losses) < _LEAST_PASSES:
+            return
+        rise = losses[-2] - losses[-1]
+        whole = max(losses[0] - losses[-1], 1e-12)
+        self.last_rise_ = rise / whole
+        if self.last_rise_ < self.tol:
+            self.stopped_ = True
+            raise KeyboardInterrupt
