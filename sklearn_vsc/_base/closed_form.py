@@ -122,7 +122,12 @@ def obstacle_to_closed_forms(estimator: Any) -> str | None:
         return "n_refine=0"
     if estimator.device == "accelerate":
         return "device='accelerate'"
-    if slab_of(estimator._make_family(True), positive=False) is None:
+    try:
+        slab = slab_of(estimator._make_family(True), positive=False)
+    except ValueError:
+        # A value out of range, which is reported where the model is built.
+        return None
+    if slab is None:
         return str(estimator._family_name)
     return None
 

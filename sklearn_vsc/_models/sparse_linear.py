@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -234,10 +234,9 @@ class SparseLinearModel(nn.Module):
         The codes that are more likely not zero than zero, at the best linear estimate given which
         they are; codes that may not be negative are at the mean of their slab.
         """
-        assert isinstance(posterior, InferredPosterior)
         if self.slab.positive:
             return posterior.mode()
-        return refitted(self.parameters_now, x, posterior)
+        return refitted(self.parameters_now, x, cast(InferredPosterior, posterior))
 
     def by_atom(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return the code of each atom, (n, K), and 1 where a row uses the atom, else 0."""
@@ -251,8 +250,7 @@ class SparseLinearModel(nn.Module):
 
     def closed_bound(self, x: Tensor, posterior: LatentPosterior) -> Tensor:
         """Lower bound on log p(x) that a posterior gives, (n,), nats."""
-        assert isinstance(posterior, InferredPosterior)
-        return posterior.bound
+        return cast(InferredPosterior, posterior).bound
 
     def log_weights(
         self, x: Tensor, posterior: LatentPosterior, draws: Draws, *, exact_ratio: bool
@@ -268,7 +266,7 @@ class SparseLinearModel(nn.Module):
 
     def _log_likelihood(self, x: Tensor, posterior: LatentPosterior, code: Tensor) -> Tensor:
         """Log p(x given z), dense columns and scales of rows integrated out, (n_draws, n)."""
-        assert isinstance(posterior, InferredPosterior)
+        posterior = cast(InferredPosterior, posterior)
         model = self.parameters_now
         rows, output = to_numpy(x, _DOUBLE), to_numpy(self.decoder(code), _DOUBLE)
         contrast = to_numpy(posterior.contrast[:, 0], _DOUBLE)
@@ -296,7 +294,7 @@ class SparseLinearModel(nn.Module):
 
     def collapsed_log_weights(self, x: Tensor, posterior: LatentPosterior, draws: Draws) -> Tensor:
         """Log p(x, S) - log q(S given x) of drawn supports S, (n_draws, n), nats, for scoring."""
-        assert isinstance(posterior, InferredPosterior)
+        posterior = cast(InferredPosterior, posterior)
         deviation = self.likelihood.noise_variance.detach().sqrt().expand(x.shape[1])
         mask = observed(x)
         log_scale = deviation.log().expand_as(x)

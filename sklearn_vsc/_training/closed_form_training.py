@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -105,9 +105,8 @@ class ClosedFormTraining:
         """
         interrupts = HeldInterrupts() if interrupts is None else interrupts
         order = seeded_generator(draw_seed(state.random_state))
-        module = copy.deepcopy(state.module)
+        module = cast(SparseLinearModel, copy.deepcopy(state.module))
         module.to(torch.float32 if rows.dtype == np.float32 else torch.float64)
-        assert isinstance(module, SparseLinearModel)
         module.cooling = None if tasks is None or state.history else _cooling(self.run.max_iter)
         net = self._net(state, module, rows, aside, tasks, interrupts, look, order)
         whole = dict(net.callbacks_)["whole_epochs"]
@@ -220,8 +219,7 @@ class ClosedFormTraining:
 
     def settle(self, fitted: FittedModel, rows: RowSource, n_draws: int) -> RowSummary:
         """Sum up the last pass over the training rows; nothing is left to settle."""
-        model = fitted.module
-        assert isinstance(model, SparseLinearModel)
+        model = cast(SparseLinearModel, fitted.module)
         n_uses = np.rint(to_numpy(model.n_uses, np.dtype(float)))
         n_rows = int(model.n_rows_used)
         return RowSummary(n_uses, math.nan, math.nan, None, n_rows)
@@ -311,16 +309,19 @@ class _Passes(nn.Module):
     def _remembered(self, numbers: NDArray | None, rows: NDArray) -> Memory | None:
         if numbers is None or self._memory is None or not self._seen[numbers].all():
             return None
-        return Memory(self._memory.fields[numbers], self._memory.contrast[numbers])
+        memory = self._memory
+        return Memory(memory.fields[numbers], memory.contrast[numbers], memory.weight[numbers])
 
     def _remember(self, numbers: NDArray | None, step: Step, dtype: np.dtype) -> None:
         if numbers is None or not self.n_remembered:
             return
         if self._memory is None:
             shape = self.n_remembered, self.model.n_components
-            self._memory = Memory(np.empty(shape, dtype), np.empty(self.n_remembered))
+            of_rows = (np.empty(self.n_remembered) for _ in range(2))
+            self._memory = Memory(np.empty(shape, dtype), *of_rows)
         self._memory.fields[numbers] = step.memory.fields
         self._memory.contrast[numbers] = step.memory.contrast
+        self._memory.weight[numbers] = step.memory.weight
         self._seen[numbers] = True
 
     def end_pass(self) -> None:

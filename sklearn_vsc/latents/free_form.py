@@ -14,8 +14,11 @@ from ._base import LatentPosterior
 from ._draws import Draws, Noise, logistic_noise, open_uniform
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-# Standard deviations below which moments of a tail follow from their expansion.
-_FAR_TAIL = -50.0
+_ROOT_HALF, _ROOT_2_OVER_PI = math.sqrt(0.5), math.sqrt(2 / math.pi)
+# Keeps the formulas finite for atoms of norm zero.
+_TINY = 1e-30
+# Cuts below which moments of a tail follow from a continued fraction, and its number of terms.
+_TAIL, _N_TERMS = -4.0, 12
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class FreeFormPosterior(LatentPosterior):
     @cached_property
     def _spread(self) -> Tensor:
         """Standard deviation of the normal distributions that are cut."""
-        return (self.curvature + self.laws.precision).rsqrt()
+        return (self.curvature + self.laws.precision + _TINY).rsqrt()
 
     @cached_property
     def _sides(self) -> tuple[_Side, _Side]:
@@ -128,7 +131,8 @@ class FreeFormPosterior(LatentPosterior):
         """Draw uniform noise for the values, and logistic noise for the gates."""
         shape = (n_draws, *self.field.shape)
         return Noise(
-            open_uniform(shape, generator).to(self.field),
+            # Not rounded to float32, where numbers near one would become one.
+            open_uniform(shape, generator).to(self.field.device),
             logistic_noise(shape, generator, self.field),
         )
 
@@ -137,11 +141,11 @@ class FreeFormPosterior(LatentPosterior):
         assert noise.gate is not None
         above, below = self._sides
         share = self._share_above
-        uniform = noise.base.double()
+        uniform, share = noise.base, share.to(noise.base)
         is_above = uniform < share
         # What is left of the number, given the side, is uniform again.
-        up = uniform / share.double().clamp_min(1e-300)
-        down = (uniform - share) / (1 - share).double().clamp_min(1e-300)
+        up = uniform / share.clamp_min(_TINY)
+        down = (uniform - share) / (1 - share).clamp_min(_TINY)
         size = torch.where(is_above, above.quantile(up), below.quantile(down))
         slab = torch.where(is_above, size, -size).to(self.field)
         active = self.logit + noise.gate > 0
@@ -186,59 +190,74 @@ class _Side:
     """
 
     def __init__(self, h: Tensor, spread: Tensor) -> None:
-        self.cut = h * spread
         self.spread = spread
-        # log Phi(t) + t^2 / 2 from the scaled complementary error function, which does not overflow
-        # where t is small, nor lose digits where it is large.
-        t = self.cut
-        low = torch.log(torch.special.erfcx(-t.clamp_max(0) * math.sqrt(0.5)) / 2)
-        high = torch.special.log_ndtr(t.clamp_min(0)) + 0.5 * t.clamp_min(0) ** 2
-        self.log_tail = torch.where(t < 0, low, high)
-
-    @property
-    def log_mass(self) -> Tensor:
-        """Log of the integral of the density."""
-        return _HALF_LOG_2PI + self.spread.log() + self.log_tail
+        # Mean of the normal distribution, in units of its spread.
+        self.cut = h * spread
 
     @cached_property
-    def _beyond(self) -> Tensor:
-        """Mean in units of the spread."""
+    def log_mass(self) -> Tensor:
+        """Log of the integral of the density."""
         t = self.cut
-        near = t + torch.exp(-_HALF_LOG_2PI - self.log_tail)
-        far = t.clamp_max(_FAR_TAIL)
-        return torch.where(t < _FAR_TAIL, -(1 - 2 / far**2) / far, near)
+        # Without overflow where t is small, and without loss of digits where it is large.
+        low = torch.log(torch.special.erfcx(-t.clamp_max(0) * _ROOT_HALF) / 2)
+        high = torch.special.log_ndtr(t.clamp_min(0)) + 0.5 * t.clamp_min(0) ** 2
+        return _HALF_LOG_2PI + self.spread.log() + torch.where(t < 0, low, high)
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and mean square, in units of the spread."""
+        t = self.cut
+        ratio = (-0.5 * t.clamp_min(_TAIL) ** 2 - _HALF_LOG_2PI).exp()
+        near = t + ratio / torch.special.ndtr(t.clamp_min(_TAIL))
+        # The continued fraction of Mills' ratio; its steps give the moments without a difference.
+        x = -t.clamp_max(_TAIL)
+        rest = 0.5 * (x + (x**2 + 4 * (_N_TERMS + 1)).sqrt())
+        for j in range(_N_TERMS, 2, -1):
+            rest = x + j / rest
+        last = x + 2 / rest
+        in_tail = t < _TAIL
+        mean = torch.where(in_tail, 1 / last, near)
+        return mean, torch.where(in_tail, 2 / last / rest, 1 + t * near)
 
     @property
     def mean(self) -> Tensor:
         """Mean."""
-        return self.spread * self._beyond
+        return self.spread * self._moments[0]
 
     @property
     def square(self) -> Tensor:
         """Mean square."""
-        t = self.cut
-        far = t.clamp_max(_FAR_TAIL)
-        near = 1 + t * self._beyond
-        return self.spread**2 * torch.where(t < _FAR_TAIL, (2 - 10 / far**2) / far**2, near)
+        return self.spread**2 * self._moments[1]
 
     def quantile(self, probability: Tensor) -> Tensor:
-        """Return the value below which there is this share of the mass."""
-        t = self.cut.double()
-        # The upper tail keeps its digits where the cut is far out.
-        log_upper = torch.special.log_ndtr(t) + torch.log1p(-probability.clamp(0, 1 - 1e-16))
-        near = t - _ndtri_exp(log_upper)
-        far = -torch.log1p(-probability.clamp(0, 1 - 1e-16)) / -t.clamp_max(-1)
-        found = torch.where(t < -30, far, near)
-        return self.spread.double() * found.clamp_min(0)
+        """Return the value below which there is this share of the mass, in its dtype."""
+        t = self.cut.to(probability)
+        probability = probability.clamp_max(1 - torch.finfo(probability.dtype).eps / 2)
+        near = t - torch.special.ndtri(torch.special.ndtr(t.clamp_min(_TAIL)) * (1 - probability))
+        far = _tail_quantile(-t.clamp_max(_TAIL), -torch.log1p(-probability))
+        found = torch.where(t < _TAIL, far, near)
+        return self.spread.to(found) * found.clamp_min(0)
 
 
-def _ndtri_exp(log_probability: Tensor) -> Tensor:
-    """Return the normal quantile of a probability given as its logarithm."""
-    near = torch.special.ndtri(log_probability.exp())
-    # Asymptotic start and two Newton steps, where the probability is too small for a float.
-    start = -torch.sqrt((-2 * log_probability).clamp_min(1e-12))
-    for _ in range(4):
-        log_ndtr = torch.special.log_ndtr(start)
-        slope = torch.exp(-0.5 * start**2 - _HALF_LOG_2PI - log_ndtr)
-        start = start - (log_ndtr - log_probability) / slope
-    return torch.where(log_probability < -300, start, near)
+def _tail_quantile(x: Tensor, hazard: Tensor) -> Tensor:
+    """Return by how much a standard normal number beyond x exceeds it.
+
+    Parameters
+    ----------
+    x : Tensor
+        Where the tail starts, far above zero.
+    hazard : Tensor
+        Minus the log of the share of the tail that lies above the result.
+    """
+
+    def log_ratio(y: Tensor) -> Tensor:
+        """Log of Mills' ratio, up to a constant."""
+        return torch.special.erfcx(y * _ROOT_HALF).log()
+
+    # Newton steps, from the value that a constant ratio would give.
+    found = 2 * hazard / (x + (x**2 + 2 * hazard).sqrt())
+    for _ in range(3):
+        y = x + found
+        excess = found * (x + 0.5 * found) + log_ratio(x) - log_ratio(y) - hazard
+        found = found - excess * torch.special.erfcx(y * _ROOT_HALF) / _ROOT_2_OVER_PI
+    return found

@@ -37,10 +37,13 @@ class Memory:
         Fields of their codes.
     contrast : ndarray of shape (n_rows,)
         Their contrasts.
+    weight : ndarray of shape (n_rows,) or None
+        Weights of their noise, for Student t rows. None: one.
     """
 
     fields: NDArray
     contrast: NDArray
+    weight: NDArray | None = None
 
 
 @dataclass(frozen=True)
@@ -158,9 +161,12 @@ class Learner:
         if self.has_contrast:
             contrast = self._first_contrast(X) if memory is None else memory.contrast
         stops = _FIRST_VISIT if memory is None else _LATER_VISIT
-        found = infer(model, X, stops, start, contrast)
+        weight = None if memory is None else memory.weight
+        found = infer(model, X, stops, start, contrast, weight)
+        if not math.isinf(model.freedom):
+            model, found = self._with_best_freedom(X, found, sample_weight)
         if self.has_contrast:
-            found = self._with_best_contrast(X, found)
+            found = _with_best_contrast(model, X, found)
         sums = sums_of_rows(model, X, found, sample_weight)
         self.n_steps += 1
         if self.sums is None or all_rows:
@@ -174,10 +180,8 @@ class Learner:
         self.model = maximise(model, self.sums, self.learned, self.pressure)
         share = 1.0 if all_rows else min(1.0, float(sums.n_rows) / self.memory_rows)
         self.model, self.cooling = self.cooling.step(self.model, self.learned, share)
-        if not math.isinf(model.freedom):
-            self._update_freedom(X, found)
         active = found.factors.inclusion > 0.5
-        held = Memory(found.factors.field, found.contrast)
+        held = Memory(found.factors.field, found.contrast, found.factors.weight)
         return Step(found.bound, found.factors.kl, active.mean(1), held, active.sum(0))
 
     def _first_contrast(self, X: NDArray) -> NDArray:
@@ -187,15 +191,6 @@ class Learner:
             part = X[rows] if observed is None else X[np.ix_(rows, observed)]
             contrast[rows] = row_contrast(metric, part - metric.intercept.astype(X.dtype))
         return contrast
-
-    def _with_best_contrast(self, X: NDArray, found: RowPosteriors) -> RowPosteriors:
-        contrast = np.empty(len(X))
-        for rows, observed in same_observed(X):
-            metric = NoiseMetric(self.model, X.dtype, observed)
-            part = X[rows] if observed is None else X[np.ix_(rows, observed)]
-            residual = part - metric.intercept.astype(X.dtype)
-            contrast[rows] = best_contrast(metric, residual, found.rows(rows))
-        return replace(found, contrast=contrast)
 
     def _update_pressure(self) -> None:
         """Raise the noise while more codes are active than asked for, and lower it again."""
@@ -207,9 +202,36 @@ class Learner:
         moved = self.pressure * math.exp(_PRESSURE_STEP * float(np.clip(excess, -1, 1)))
         self.pressure = float(np.clip(moved, 1.0, _MOST_PRESSURE))
 
-    def _update_freedom(self, X: NDArray, found: RowPosteriors) -> None:
+    def _with_best_freedom(
+        self, X: NDArray, found: RowPosteriors, sample_weight: NDArray | None
+    ) -> tuple[SparseLinear, RowPosteriors]:
+        """Return the model with the best degrees of freedom, and the weights of rows under it.
+
+        The scale of all noise moves along, dense columns included, so that the weights have a mean
+        of one. What they say of each feature is left to the sums.
+        """
+        model, factors = self.model, found.factors
         n_observed = np.count_nonzero(~np.isnan(X), axis=1)
-        error = found.factors.error
-        freedom, scale = best_freedom(error, n_observed, self.model.freedom)
-        self.model = replace(self.model, freedom=freedom)
-        _ = scale
+        freedom, scale = best_freedom(
+            factors.error,
+            n_observed,
+            model.freedom,
+            sample_weight,
+            fixed_scale=self.learned.noise == "fixed",
+        )
+        error = factors.error / scale
+        weight = (freedom + n_observed) / (freedom + error)
+        factors = replace(factors, error=error, weight=weight)
+        noise, dense = scale * model.noise, math.sqrt(scale) * model.dense
+        model = replace(model, noise=noise, dense=dense, freedom=freedom)
+        return model, replace(found, factors=factors)
+
+
+def _with_best_contrast(model: SparseLinear, X: NDArray, found: RowPosteriors) -> RowPosteriors:
+    contrast = np.empty(len(X))
+    for rows, observed in same_observed(X):
+        metric = NoiseMetric(model, X.dtype, observed)
+        part = X[rows] if observed is None else X[np.ix_(rows, observed)]
+        residual = part - metric.intercept.astype(X.dtype)
+        contrast[rows] = best_contrast(metric, residual, found.rows(rows))
+    return replace(found, contrast=contrast)

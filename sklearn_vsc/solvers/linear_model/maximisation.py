@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
-from scipy.special import gammaln
+from scipy.special import digamma, gammaln
 
-from .parameters import Contrasts, SparseLinear
+from .parameters import LEAST_DENSITY, MOST_DENSITY, Contrasts, SparseLinear
 from .sums import RowSums
 
 # The noise of a feature is drawn towards that of the others as if so many more rows had it:
@@ -23,7 +24,10 @@ _ATOM_ROWS = 1.0
 _RIDGE = 1e-9
 # Steps of factor analysis for each step of the rest.
 _DENSE_STEPS = 3
-# Spacing of the levels of contrast on the log scale, and how far they reach.
+# Degrees of freedom of Student t rows, and how far one step moves the log scale of their noise.
+_LEAST_FREEDOM, _MOST_FREEDOM, _LOG_SCALE = 0.5, 1e4, 20.0
+# Spacing of the levels of contrast on the log scale, larger where they would not reach, and their
+# number.
 _LEVEL_STEP = 0.12
 N_LEVELS = 64
 
@@ -76,10 +80,8 @@ def maximise(
     density = _density(model, sums, learned)
     if learned.noise != "fixed":
         noise = np.maximum(pressure * noise, learned.floor)
-    # The slab has a fixed scale: what the codes say of it goes into the atoms. Both sides of the
-    # ratio count the prior as some rows more, so that it is one where there is nothing to learn.
-    expected = model.slab.mean_size(density)
-    growth = (sums.size + expected) / ((sums.inclusion + 1) * expected)
+    # The slab has a fixed scale: what the codes say of it goes into the atoms.
+    growth = model.slab.growth(density, sums.inclusion, sums.size, sums.square)
     atoms = atoms * growth[:, None]
     return replace(
         model, atoms=atoms, intercept=intercept, noise=noise, dense=dense, density=density
@@ -150,16 +152,29 @@ def _factor_steps(
 
 def _density(model: SparseLinear, sums: RowSums, learned: WhatIsLearned) -> NDArray:
     """Return the best densities, or those of before."""
-    n_rows = float(sums.n_rows)
-    shared = float(sums.inclusion.mean()) / n_rows
-    if learned.density == "shared":
-        return np.full_like(model.density, shared)
+    if learned.density not in ("shared", "per_component"):
+        return model.density
+    n_rows, best = float(sums.n_rows), model.slab.best_density
+    inclusion, size = sums.inclusion.mean(), sums.size.mean()
+    found = np.full_like(model.density, best(np.asarray(n_rows), inclusion, size))
     if learned.density == "per_component":
-        return (sums.inclusion + _ATOM_ROWS * shared) / (n_rows + _ATOM_ROWS)
-    return model.density
+        # As many rows more as the others have on average.
+        more = _ATOM_ROWS / n_rows
+        found = best(
+            np.asarray(n_rows + _ATOM_ROWS), sums.inclusion + more * inclusion,
+            sums.size + more * size,
+        )  # fmt: skip
+    return np.clip(found, LEAST_DENSITY, MOST_DENSITY)
 
 
-def best_freedom(error: NDArray, n_features: NDArray, freedom: float) -> tuple[float, float]:
+def best_freedom(
+    error: NDArray,
+    n_features: NDArray,
+    freedom: float,
+    sample_weight: NDArray | None = None,
+    *,
+    fixed_scale: bool = False,
+) -> tuple[float, float]:
     """Return the degrees of freedom and the scale of the noise that fit the errors of rows best.
 
     Parameters
@@ -170,25 +185,42 @@ def best_freedom(error: NDArray, n_features: NDArray, freedom: float) -> tuple[f
         Number of observed features of each row.
     freedom : float
         Where the search starts.
+    sample_weight : ndarray of shape (n_rows,), default=None
+        How often each row counts.
+    fixed_scale : bool, default=False
+        Whether the scale is one.
+
+    Returns
+    -------
+    freedom, scale : float
+        The scale is a factor of noise variances.
     """
 
-    def loss(logs: NDArray) -> float:
-        nu, scale = math.exp(logs[0]), math.exp(logs[1])
+    def loss(logs: NDArray) -> tuple[float, NDArray]:
+        nu, log_scale = math.exp(logs[0]), logs[1]
         half = 0.5 * (nu + n_features)
-        log_prob = gammaln(half) - gammaln(0.5 * nu) - 0.5 * n_features * math.log(nu * scale)
-        return -float(np.mean(log_prob - half * np.log1p(error / (nu * scale))))
+        ratio = error * math.exp(-log_scale) / nu
+        log_prob = gammaln(half) - gammaln(0.5 * nu) - 0.5 * n_features * (logs[0] + log_scale)
+        log_prob -= half * np.log1p(ratio)
+        pull = half * ratio / (1 + ratio) - 0.5 * n_features
+        slope = digamma(half) - digamma(0.5 * nu) - np.log1p(ratio)
+        slopes = [0.5 * nu * slope + pull, pull]
+        return -float(average(log_prob)), -np.array([average(each) for each in slopes])
 
-    found = minimize(
-        loss, [math.log(freedom), 0.0], method="Nelder-Mead", options={"maxiter": 80, "xatol": 1e-2}
-    )
-    return float(np.clip(math.exp(found.x[0]), 0.5, 1e4)), float(math.exp(found.x[1]))
+    average = partial(np.average, weights=sample_weight)
+    start = math.log(min(max(freedom, _LEAST_FREEDOM), _MOST_FREEDOM))
+    reach = 0.0 if fixed_scale else _LOG_SCALE
+    bounds = [(math.log(_LEAST_FREEDOM), math.log(_MOST_FREEDOM)), (-reach, reach)]
+    found = minimize(loss, [start, 0.0], jac=True, method="L-BFGS-B", bounds=bounds).x
+    return math.exp(found[0]), math.exp(found[1])
 
 
 def contrast_levels(contrast: NDArray) -> Contrasts:
     """Return the distribution of contrasts that these of rows suggest."""
     logs = np.log(contrast)
-    middle = 0.5 * (np.quantile(logs, 0.001) + np.quantile(logs, 0.999))
-    levels = middle + _LEVEL_STEP * (np.arange(N_LEVELS) - N_LEVELS // 2)
+    low, high = np.quantile(logs, [0.001, 0.999])
+    step = max(_LEVEL_STEP, (high - low) / (N_LEVELS - 2))
+    levels = 0.5 * (low + high) + step * (np.arange(N_LEVELS) - N_LEVELS // 2)
     nearest = np.abs(logs[:, None] - levels).argmin(1)
     counts = np.bincount(nearest, minlength=N_LEVELS).astype(float)
     # Neighbours share, so that no level between two that rows have is empty.

@@ -37,9 +37,8 @@ class NoiseMetric:
         self.atoms = self._cut(model.atoms)
         self.has_dense = len(self.dense) > 0
         self._scaled_dense = self.dense / self.noise
-        inner = self._scaled_dense @ self.dense.T
-        inner[np.diag_indices_from(inner)] += 1
-        self._inner = inner
+        # Precision of the dense codes of a row, given the row and its sparse codes.
+        self.dense_precision = self._scaled_dense @ self.dense.T + np.eye(len(self.dense))
 
     def _cut(self, values: NDArray) -> NDArray:
         return values if self.observed is None else values[..., self.observed]
@@ -53,7 +52,7 @@ class NoiseMetric:
     def log_det(self) -> float:
         """Log determinant of the covariance."""
         found = float(np.log(self.noise).sum())
-        return found + float(np.linalg.slogdet(self._inner)[1]) if self.has_dense else found
+        return found + float(np.linalg.slogdet(self.dense_precision)[1])
 
     def weighted(self, rows: NDArray) -> NDArray:
         """Return rows times the inverse covariance."""
@@ -67,7 +66,7 @@ class NoiseMetric:
     @cached_property
     def dense_weights(self) -> NDArray:
         """Return what a residual is multiplied by to give the mean of its dense codes, (D, r)."""
-        return np.linalg.solve(self._inner, self._scaled_dense).T
+        return np.linalg.solve(self.dense_precision, self._scaled_dense).T
 
     @cached_property
     def _weighted_atoms(self) -> NDArray:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtri
+from scipy.special import erf, log_ndtr, ndtr, ndtri
 
 from ..posterior.free_form import CodePriors
 
 # Probabilities of a code that is not zero stay this far from 0 and 1.
-_LEAST_DENSITY, _MOST_DENSITY = 1e-6, 1 - 1e-6
+LEAST_DENSITY, MOST_DENSITY = 1e-6, 1 - 1e-6
+# Beyond the threshold, in standard deviations, of the least density.
+_MOST_THRESHOLD = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,11 @@ class Slab:
 
     def threshold(self, density: NDArray) -> NDArray:
         """Return the threshold of a 'thresholded' slab at which so many draws are not zero."""
-        return -self.scale * ndtri(density / 2)
+        return -self.scale * ndtri(np.clip(density, LEAST_DENSITY, MOST_DENSITY) / 2)
 
     def priors(self, density: NDArray) -> CodePriors:
         """Return the priors of codes that are not zero with these probabilities, (K,)."""
-        density = np.clip(density, _LEAST_DENSITY, _MOST_DENSITY)
+        density = np.clip(density, LEAST_DENSITY, MOST_DENSITY)
         logit = np.log(density) - np.log1p(-density)
         rate, precision = np.zeros_like(logit), np.zeros_like(logit)
         if self.name == "laplace":
@@ -76,6 +78,53 @@ class Slab:
             return np.full_like(density, self.scale**2)
         ratio = self.threshold(density) / self.scale
         return self.scale**2 - self.scale * ratio * self.mean_size(density)
+
+    def best_density(self, n_codes: NDArray, inclusion: NDArray, size: NDArray) -> NDArray:
+        """Return the most likely density.
+
+        Parameters
+        ----------
+        n_codes, inclusion, size : ndarray
+            Number of codes, expected number of those that are not zero, and their expected sum of
+            absolute values.
+        """
+        if self.name != "thresholded":
+            return inclusion / n_codes
+        # The threshold decides on the sizes too: those of draws are larger by it. The slope of the
+        # log likelihood in the threshold falls from infinity; its root is found by halving.
+        lowest, highest = np.zeros_like(inclusion), np.full_like(inclusion, _MOST_THRESHOLD)
+        n_zeros = np.maximum(n_codes - inclusion, 0)
+        for _ in range(50):
+            middle = 0.5 * (lowest + highest)
+            peak = np.exp(-0.5 * middle**2) * math.sqrt(2 / math.pi)
+            slope = n_zeros * peak / erf(middle * math.sqrt(0.5))
+            rises = slope > inclusion * middle + size / self.scale
+            lowest, highest = np.where(rises, middle, lowest), np.where(rises, highest, middle)
+        return 2 * ndtr(-highest)
+
+    def growth(
+        self, density: NDArray, inclusion: NDArray, size: NDArray, square: NDArray
+    ) -> NDArray:
+        """Return the most likely scale of codes that are not zero, as a multiple of their own.
+
+        Parameters
+        ----------
+        density : ndarray of shape (n_components,)
+            Prior probabilities of codes that are not zero.
+        inclusion, size, square : ndarray of shape (n_components,)
+            Expected number of codes that are not zero, and their expected sums of absolute values
+            and of squares. The prior counts as one code more.
+        """
+        n = inclusion + 1
+        size = (size + self.mean_size(density)) / self.scale
+        if self.name == "laplace":
+            return size / n
+        square = (square + self.mean_square(density)) / self.scale**2
+        pull = np.zeros_like(size)
+        if self.name == "thresholded":
+            pull = self.threshold(density) / self.scale * size
+        # The positive root of n s^2 - pull s - square.
+        return (pull + np.sqrt(pull**2 + 4 * n * square)) / (2 * n)
 
 
 @dataclass

@@ -19,6 +19,9 @@ _LOG_2PI = math.log(2 * math.pi)
 # Levels of contrast that the bound of a row sums over, those nearest to the row's own. All others
 # have little mass, and leaving them out keeps it a bound.
 _LEVELS_OF_A_ROW = 7
+# Least contrast of a row. The bound of a row that equals the intercept rises without end as its
+# contrast falls, and the row would outweigh all others in learning.
+_LEAST_CONTRAST = 1e-3
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ class RowPosteriors:
     Attributes
     ----------
     factors : Factors
-        Posterior factors of the codes of each row divided by its contrast.
+        Posterior factors of the codes of each row, at its contrast.
     contrast : ndarray of shape (n_rows,)
-        The most likely contrast of each row.
+        The contrast of each row: the one given, or the most likely one; one where the model has
+        none.
     bound : ndarray of shape (n_rows,)
-        Lower bound on log p(x), in nats.
+        Lower bound on log p(x), in nats; where contrasts were given, on that of x given them.
     """
 
     factors: Factors
@@ -60,6 +64,7 @@ def infer(
     stops: Stops,
     start: NDArray | None = None,
     contrast: NDArray | None = None,
+    weight: NDArray | None = None,
 ) -> RowPosteriors:
     """Find the posterior of each row.
 
@@ -72,9 +77,17 @@ def infer(
     stops : Stops
         When sweeps end.
     start : ndarray of shape (n_rows, n_components), default=None
-        Fields to start from; None: codes enter one by one.
+        Fields to start from; None: codes enter one by one, as always where contrasts are summed
+        over.
     contrast : ndarray of shape (n_rows,), default=None
         Contrasts that are known, as in learning. None: those of the model, summed over.
+    weight : ndarray of shape (n_rows,), default=None
+        Weights of the noise of rows to start from, for Student t rows. None: one.
+
+    Returns
+    -------
+    posteriors : RowPosteriors
+        Of all rows.
     """
     n_rows, dtype = len(X), X.dtype
     found = Factors.empty(n_rows, len(model.atoms), dtype)
@@ -83,7 +96,7 @@ def infer(
         metric = NoiseMetric(model, dtype, observed)
         part = X[rows] if observed is None else X[np.ix_(rows, observed)]
         residual = part - metric.intercept.astype(dtype)
-        begin = None if start is None else start[rows]
+        begin = _Begin() if start is None else _Begin(start, weight).rows(rows)
         if contrast is not None:
             solved = _at_contrast(model, metric, residual, contrast[rows], stops, begin)
         elif model.contrasts is not None:
@@ -115,13 +128,26 @@ def same_observed(X: NDArray) -> Iterator[tuple[NDArray, NDArray | None]]:
         yield rows, observed[rows[0]]
 
 
+@dataclass(frozen=True)
+class _Begin:
+    """Fields of codes and weights of rows to start from, if there are any."""
+
+    fields: NDArray | None = None
+    weight: NDArray | None = None
+
+    def rows(self, numbers: NDArray) -> _Begin:
+        """Return those of some rows."""
+        fields = None if self.fields is None else self.fields[numbers]
+        return _Begin(fields, None if self.weight is None else self.weight[numbers])
+
+
 def _at_contrast(
     model: SparseLinear,
     metric: NoiseMetric,
     residual: NDArray,
     contrast: NDArray | None,
     stops: Stops,
-    start: NDArray | None,
+    begin: _Begin,
 ) -> RowPosteriors:
     """Posteriors of rows whose contrasts are known; None: they are one."""
     if contrast is not None:
@@ -134,7 +160,8 @@ def _at_contrast(
         n_features,
         model.priors,
         RowNoise(model.freedom),
-        start=start,
+        start=begin.fields,
+        start_weight=begin.weight,
         max_sweeps=stops.max_sweeps,
         tol=stops.tol,
         bound_tol=stops.bound_tol,
@@ -174,16 +201,16 @@ def _over_contrasts(
     at = partial(_at_contrast, model, metric, residual, stops=stops)
     # A first look, at the contrast that explains the size of the row without any code.
     guess = row_contrast(metric, residual)
-    first = at(contrast=guess, start=None)
+    first = at(contrast=guess, begin=_Begin())
     guess = best_contrast(metric, residual, first)
     nearest = np.abs(np.log(guess)[:, None] - np.log(levels)).argmin(1)
     most = min(_LEVELS_OF_A_ROW, len(levels))
     lowest = np.clip(nearest - most // 2, 0, len(levels) - most)
     log_weights, best, chosen = [], None, None
-    # From the row's own level outwards, so that each starts from a solved one.
+    begin = _Begin(first.factors.field, first.factors.weight)
     for step in range(most):
         level = lowest + step
-        solved = at(contrast=levels[level], start=first.factors.field)
+        solved = at(contrast=levels[level], begin=begin)
         with np.errstate(divide="ignore"):
             weight = solved.bound + np.log(shares[level])
         log_weights.append(weight)
@@ -205,19 +232,24 @@ def _take_rows(into: Factors, rows: NDArray, source: Factors) -> None:
 
 def row_contrast(metric: NoiseMetric, residual: NDArray) -> NDArray:
     """Return the contrast at which a row without codes has the size of an average one."""
+    if not metric.n_features:
+        return np.ones(len(residual))
     covariance = metric.noise + np.einsum("rd,rd->d", metric.dense, metric.dense)
     signal = np.einsum("kd,kd->d", metric.atoms, metric.atoms) / max(1, len(metric.atoms))
     size = np.mean(residual.astype(float) ** 2 / (covariance + signal), axis=1)
-    return np.sqrt(np.maximum(size, 1e-12))
+    return np.maximum(np.sqrt(size), _LEAST_CONTRAST)
 
 
 def best_contrast(metric: NoiseMetric, residual: NDArray, solved: RowPosteriors) -> NDArray:
-    """Return the contrast of each row that raises its bound most, with its codes held.
+    """Return the contrast of each row that raises its bound most, with its codes and weight held.
 
-    With s = 1 / contrast, the bound is D log s - (s^2 energy - 2 s fit) / 2 plus a constant.
+    With s = 1 / contrast, the bound is D log s - weight (s^2 energy - 2 s fit) / 2 + constant.
     """
-    energy = np.maximum(metric.energy(residual), 1e-30)
+    if not metric.n_features:
+        return np.ones(len(residual))
+    weight = solved.factors.weight
+    energy = weight * np.maximum(metric.energy(residual), 1e-30)
     mean = solved.factors.mean
-    fit = np.einsum("nk,nk->n", mean, metric.products(residual), dtype=float)
+    fit = weight * np.einsum("nk,nk->n", mean, metric.products(residual), dtype=float)
     inverse = (fit + np.sqrt(fit**2 + 4 * energy * metric.n_features)) / (2 * energy)
-    return 1 / inverse
+    return np.maximum(1 / inverse, _LEAST_CONTRAST)

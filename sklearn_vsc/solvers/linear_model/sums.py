@@ -138,24 +138,25 @@ def _completed(
         metric = NoiseMetric(model, X.dtype, observed)
         mean, contrast = found.factors.mean[rows], found.contrast[rows]
         atoms = model.atoms[:, hole]
-        spread = np.diag(model.noise[hole])
         code = mean @ atoms
         if has_dense:
-            # What the observed residual says of the dense codes.
+            # The dense codes pass on what the observed entries leave unexplained.
             passed = metric.dense_weights @ model.dense[:, hole]
             residual = X[np.ix_(rows, observed)] - metric.intercept
             residual = residual / contrast[:, None] - mean @ metric.atoms
             code = code + residual @ passed
             atoms = atoms - metric.atoms @ passed
-            dense = model.dense[:, hole]
-            spread = spread + dense.T @ np.linalg.solve(metric._inner, dense)
         filled[np.ix_(rows, hole)] = model.intercept[hole] + contrast[:, None] * code
         weight = found.factors.weight[rows] * counts[rows]
-        varied = weight @ variance[rows]
+        varied, n_rows = weight @ variance[rows], counts[rows].sum()
         data[:, hole] += varied[:, None] * atoms
-        added = (atoms.T * varied) @ atoms + counts[rows].sum() * spread
-        squares[hole] += np.diag(added)
         if has_dense:
+            dense = model.dense[:, hole]
+            spread = np.diag(model.noise[hole])
+            spread += dense.T @ np.linalg.solve(metric.dense_precision, dense)
+            added = (atoms.T * varied) @ atoms + n_rows * spread
             products[np.ix_(hole, hole)] += added
-            # Codes also enter the dense part of a missing entry.
+            squares[hole] += np.diag(added)
+        else:
+            squares[hole] += varied @ atoms**2 + n_rows * model.noise[hole]
     return filled, _Extra(data, squares, products)

@@ -110,6 +110,7 @@ def solve(
     noise: RowNoise = RowNoise(),
     *,
     start: NDArray | None = None,
+    start_weight: NDArray | None = None,
     max_sweeps: int = 1000,
     tol: float = 0.05,
     bound_tol: float = 0.05,
@@ -132,6 +133,8 @@ def solve(
         Law of the scale of a row's noise.
     start : ndarray of shape (n_rows, n_components), default=None
         Fields to start from. None: codes enter one by one.
+    start_weight : ndarray of shape (n_rows,), default=None
+        Weights of the rows to start from, for Student t noise. None: one.
     max_sweeps : int, default=1000
         Most sweeps over the codes of a row.
     tol : float, default=0.05
@@ -148,6 +151,7 @@ def solve(
     found = Factors.empty(n_rows, n_components, products.dtype)
     if start is not None:
         found.field[:] = start
+    found.weight[:] = 1 if start_weight is None or math.isinf(noise.freedom) else start_weight
     gram = np.ascontiguousarray(gram, products.dtype)
     atoms = np.stack(
         [

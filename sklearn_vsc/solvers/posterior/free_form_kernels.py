@@ -211,7 +211,7 @@ def solve_rows(  # type: ignore[no-untyped-def]
 
     The arguments are those of `free_form.solve`, with ``atoms`` as described above, a freedom of
     zero for normal noise, and ``warm``: whether to start from ``fields``. The last eight arrays are
-    filled in.
+    filled in; ``weights`` are those to start from.
     """
     n_rows, n_components = products.shape
     residual, kl = np.empty_like(products[0]), np.empty(n_components)
@@ -232,7 +232,7 @@ def solve_rows(  # type: ignore[no-untyped-def]
         field, mean, second = fields[i], means[i], seconds[i]
         state = (residual, field, mean, second, inclusions[i], sizes[i], kl)
         residual[:], mean[:], earlier[:], change[:] = products[i], 0, 0, 0
-        w, new_weight, settled, last = 1.0, True, freedom == 0.0, -_NEVER_SEEN
+        w, new_weight, last = weights[i], True, -_NEVER_SEEN
         until_ahead, is_ahead = _FIRST_AHEAD, False
         for sweep in range(max_sweeps):
             visit_all = new_weight
@@ -276,10 +276,11 @@ def solve_rows(  # type: ignore[no-untyped-def]
             last = bound
             if sweep == max_sweeps - 1:
                 break
-            if not settled:
+            if freedom > 0.0:
                 best_weight = (freedom + n_observed[i]) / (freedom + error)
-                settled = sweep > 0 and rise < 10 * bound_tol
-                if abs(best_weight - w) > 1e-3 * w:
+                # What it brings in nats, to second order.
+                nats = 0.25 * (freedom + n_observed[i]) * (best_weight / w - 1.0) ** 2
+                if nats > 0.1 * bound_tol:
                     w, new_weight = best_weight, True
                     continue
             if not moved or rise < bound_tol:
