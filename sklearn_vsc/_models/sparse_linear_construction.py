@@ -107,7 +107,7 @@ class SparseLinearDescription(ModelDescription):
         """
         self.check_family(self.family)
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-        rows = start.rows.double().numpy()
+        rows = np.ascontiguousarray(start.rows.double().numpy())
         filled = np.nan_to_num(rows - np.nanmean(rows, axis=0))
         variance = np.mean(filled**2, axis=0)
         overall = max(float(variance.mean()), 1e-30)

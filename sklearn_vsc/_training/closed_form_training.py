@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .._inference.fitted_model import FittedModel, InferenceOptions
 from .._inference.settling import RowSummary
+from .._models.latent_variable import LatentVariableModel
 from .._models.sparse_linear import SparseLinearModel
 from .._rows.arrays import draw_seed, seeded_generator, to_numpy
 from .._rows.sources import RowSource
@@ -121,7 +122,7 @@ class ClosedFormTraining:
         interrupted = missing or interrupts.came
         stopping = dict(net.callbacks_).get("bound")
         module.cooling = None
-        state.take(module, result, rows.dtype)
+        state.take(cast(LatentVariableModel, module), result, rows.dtype)
         state.optimizer_state = None
         if tasks is not None and not interrupted:
             self._warn(module, stopping, n_epochs)
@@ -202,7 +203,8 @@ class ClosedFormTraining:
 
     def _rows_in_units(self, state: FitState, rows: RowSource) -> Any:
         cpu = torch.device("cpu")
-        return training_rows(rows, cpu, lambda X: state.units.to_model(X, cpu))
+        # Sums over rows round alike in every memory layout.
+        return training_rows(rows, cpu, lambda X: state.units.to_model(X, cpu).contiguous())
 
     def _epoch_tasks(
         self, state: FitState, tasks: FitTasks | None, rows: RowSource, look: Look
@@ -310,6 +312,7 @@ class _Passes(nn.Module):
         if numbers is None or self._memory is None or not self._seen[numbers].all():
             return None
         memory = self._memory
+        assert memory.weight is not None
         return Memory(memory.fields[numbers], memory.contrast[numbers], memory.weight[numbers])
 
     def _remember(self, numbers: NDArray | None, step: Step, dtype: np.dtype) -> None:
@@ -321,7 +324,8 @@ class _Passes(nn.Module):
             self._memory = Memory(np.empty(shape, dtype), *of_rows)
         self._memory.fields[numbers] = step.memory.fields
         self._memory.contrast[numbers] = step.memory.contrast
-        self._memory.weight[numbers] = step.memory.weight
+        if self._memory.weight is not None and step.memory.weight is not None:
+            self._memory.weight[numbers] = step.memory.weight
         self._seen[numbers] = True
 
     def end_pass(self) -> None:

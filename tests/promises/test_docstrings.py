@@ -101,7 +101,7 @@ OWN = {
             "closed forms learn more",
         )
     ],
-    "positive_code": [Own("VS F", ("type", "Whether", "Needs"), "the prior has no negative codes")],
+    "positive_code": [Own("VS F", ("Whether", "Needs"), "the prior has no negative codes")],
     "n_unrolled": [Own("VS C", ("Used by",), "SCVAE always unrolls")],
     "image_shape": [Own("VS C", ("No other", "With it"), "SCVAE takes images with their axes")],
     "gradient": [
@@ -120,13 +120,15 @@ OWN = {
         Own(
             "VSC F", ("type", "default", "'auto':", "With mini", "None:"), "full batches by default"
         ),
-        Own("VS C", ("With ``solver",), "closed forms take larger batches"),
+        Own("VS CF", ("With ``solver",), "closed forms take larger batches"),
     ],
     "n_iter_no_change": [Own("VS C", ("With ``solver",), "closed forms stop by their own rule")],
     "learning_rate_init": [Own("VS C", ("default",), "measured for each class")],
     "tol": [
-        Own("VSC F", ("default", "Smallest", "Full batch:", "Mini-batch:"), "different rules"),
-        Own("VS C", ("type", "default", "Smallest", "With ``solver", "'auto':"), "closed forms"),
+        Own("VSC F", ("Smallest", "Full batch:", "Mini-batch:"), "different rules"),
+        Own("VS C F", ("default",), "different rules"),
+        Own("VS CF", ("type", "With ``solver", "'auto':"), "closed forms"),
+        Own("VS C", ("Smallest",), "closed forms"),
     ],
     "n_refine": [Own("V S", ("Sweeps need",), "each has its own gates")],
     "transform_method": [
