@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import fields, replace
 from typing import Any, cast
@@ -64,8 +65,6 @@ class SparseLinearModel(nn.Module):
     noise_floor: Tensor
     n_steps: Tensor
     pressure: Tensor
-    n_uses: Tensor
-    n_rows_used: Tensor
 
     scales: tuple[str, ...] = ()
     networks: tuple[nn.Module, ...] = ()
@@ -88,9 +87,11 @@ class SparseLinearModel(nn.Module):
         super().__init__()
         self.decoder = LinearDecoder(torch.from_numpy(start.atoms).float())
         self.likelihood = likelihood
-        self.family = family
+        self.family = copy.deepcopy(family)
+        # Saved and loaded along, though no draw of this model relaxes a gate.
+        self.family.temperature = family.temperature
         self.slab = start.slab
-        self.learned = learned
+        self._learned = replace(learned, scale=np.empty(0), floor=np.empty(0))
         self.row_scale = row_scale
         self.refine_tol = refine_tol
         self.shared_noise = shared_noise
@@ -116,8 +117,6 @@ class SparseLinearModel(nn.Module):
             self._hold(f"sum_{name}", np.zeros(shape))
         self._hold("n_steps", np.zeros(()))
         self._hold("pressure", np.ones(()))
-        self._hold("n_uses", np.zeros(n_components))
-        self._hold("n_rows_used", np.zeros(()))
         # Only while a fit runs.
         self.cooling: Cooling | None = None
         self.put(start)
@@ -175,21 +174,24 @@ class SparseLinearModel(nn.Module):
             self.shares.copy_(torch.from_numpy(model.contrasts.shares))
 
     @property
+    def learned(self) -> WhatIsLearned:
+        """Which parameters are learned."""
+        scale, floor = self._array("feature_scale"), self._array("noise_floor")
+        return replace(self._learned, scale=scale, floor=floor)
+
+    @property
     def learns_density(self) -> bool:
         """Whether the density of the codes is learned."""
-        return self.learned.density in ("shared", "per_component")
+        return self._learned.density in ("shared", "per_component")
 
     def learner(self) -> Learner:
         """Return what learns from further batches of rows, with all that it remembers."""
         sums = None
         if self._array("sum_n_rows") > 0:
             sums = RowSums(**{f.name: self._array(f"sum_{f.name}") for f in fields(RowSums)})
-        learned = replace(
-            self.learned, scale=self._array("feature_scale"), floor=self._array("noise_floor")
-        )
         return Learner(
             self.parameters_now,
-            learned,
+            self.learned,
             sums,
             int(self.n_steps),
             float(self.pressure),

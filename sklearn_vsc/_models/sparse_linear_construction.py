@@ -76,7 +76,7 @@ class SparseLinearDescription(ModelDescription):
     def obstacle_to_collapsing(self) -> str | None:
         """Name the parameter that keeps slabs from being integrated out, if there is one."""
         if self.slab.name != "gaussian":
-            return f"a {self.slab.name} slab"
+            return f"slab={self.slab.name!r}"
         if self.positive:
             return "positive_code=True"
         if self.n_dense:

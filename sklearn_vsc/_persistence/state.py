@@ -158,6 +158,7 @@ def _estimator_from(
     known: Any = classes[name]
     n_weights = sum(tensor.numel() for tensor in tensors.values())
     decoder = Decoder(tensors)
+    _upgrade_parameters(config, known._get_param_names())
     _check_names(config["parameters"], known._get_param_names(), f"The file of a {name}")
     parameters = Parts.decoded(config["parameters"], decoder, parts)
     estimator = known(**parameters)
@@ -203,6 +204,25 @@ def _state_from(
             _check_values(state[name], fields, sizes)
             state[name] = record_class(**state[name])
     return state
+
+
+# What version 0.1 did, in the parameters that came after it.
+_LATER_PARAMETERS = {
+    "solver": "gradient",
+    "n_dense": 0,
+    "row_scale": None,
+    "positive_code": False,
+    "refine_tol": 0.05,
+}
+
+
+def _upgrade_parameters(config: dict[str, Any], names: Iterable[str]) -> None:
+    """Add the parameters that version 0.1 did not have, where it wrote the file."""
+    if "solver" not in names or "solver" in config["parameters"]:
+        return
+    config["parameters"] |= _LATER_PARAMETERS
+    if "_built_with" in config["fitted"]:
+        config["fitted"]["_built_with"] |= _LATER_PARAMETERS
 
 
 def _upgrade(state: dict[str, Any], kept: dict[str, Any]) -> None:

@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping
-from skorch.dataset import Dataset as TensorDataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from .._inference.fitted_model import FittedModel, InferenceOptions
-from .._inference.settling import RowSummary
+from .._inference.settling import RowSummary, summarise
 from .._models.latent_variable import LatentVariableModel
 from .._models.sparse_linear import SparseLinearModel
-from .._rows.arrays import draw_seed, seeded_generator, to_numpy
-from .._rows.sources import RowSource
+from .._models.units import Units
+from .._rows.arrays import draw_seed, seeded_generator
+from .._rows.sources import ArrayRows, RowSource
 from .._rows.user_warnings import warn_user
 from ..solvers.linear_model.learner import Cooling, Learner, Memory, Step
 from ..solvers.linear_model.maximisation import contrast_levels
-from .batches import InMemoryBatches, StreamedBatches, training_rows
 from .epoch_callbacks import EpochTasks, ProgressBar, WholeEpochs
 from .fit_state import FitState, RunParameters
 from .fit_tasks import FitTasks
@@ -37,7 +37,7 @@ from .loss_parts import PartSums, RecordParts
 from .network_fit import epochs_so_far, stopped_early
 
 # Numbers in the fields of all rows, at most, that are kept from one pass to the next.
-_MOST_REMEMBERED = 2**28
+_MOST_REMEMBERED, _MOST_REMEMBERED_OF_STREAMS = 2**28, 2**25
 # Share of the rows that the sums remember which a batch has.
 _BATCHES_REMEMBERED = 5
 # The least noise starts at this share of the variance and falls by this factor. It falls to a last
@@ -111,7 +111,7 @@ class ClosedFormTraining:
         module.cooling = None if tasks is None or state.history else _cooling(self.run.max_iter)
         net = self._net(state, module, rows, aside, tasks, interrupts, look, order)
         whole = dict(net.callbacks_)["whole_epochs"]
-        data = self._rows_in_units(state, rows)
+        data = _NumberedRows(rows, state.units)
         done = interrupts.attempt(lambda: net.partial_fit(data))
         n_epochs = whole.n_epochs_
         if done is None or len(net.history) > n_epochs:
@@ -125,7 +125,7 @@ class ClosedFormTraining:
         state.take(cast(LatentVariableModel, module), result, rows.dtype)
         state.optimizer_state = None
         if tasks is not None and not interrupted:
-            self._warn(module, stopping, n_epochs)
+            self._warn(module, stopping, state.history)
         return interrupted
 
     def _net(
@@ -144,11 +144,10 @@ class ClosedFormTraining:
         batch_size = self._batch_size(module, n_rows)
         max_iter = run.max_iter if tasks is not None else 1
         n_steps = max_iter * math.ceil(n_rows / batch_size)
-        remembered = n_rows if tasks is not None and max_iter > 1 and rows.has_numbers else 0
-        if remembered * module.n_components > _MOST_REMEMBERED:
-            remembered = 0
-        in_memory = isinstance(self._rows_in_units(state, rows), Tensor)
-        passes = _Passes(module, remembered if in_memory else 0, n_rows)
+        held = isinstance(rows, ArrayRows) and rows.in_memory
+        most = _MOST_REMEMBERED if held else _MOST_REMEMBERED_OF_STREAMS
+        remembered = n_rows if max_iter > 1 and n_rows * module.n_components <= most else 0
+        passes = _Passes(module, remembered, n_rows)
         callbacks: list[Any] = [
             ("parts", RecordParts()),
             ("whole_epochs", WholeEpochs(n_steps, interrupts)),
@@ -157,13 +156,11 @@ class ClosedFormTraining:
         if run.verbose:
             callbacks.append(("progress", ProgressBar(n_steps)))
         callbacks += [*(run.callbacks or ()), self._epoch_tasks(state, tasks, rows, look)]
-        held_aside = None if aside is None else self._rows_in_units(state, aside)
-        if held_aside is not None:
+        if aside is not None:
             callbacks.append(("stopping", self._early_stopping()))
         elif tasks is not None:
             callbacks.append(("bound", BoundStopping(float(run.tol))))
-        if isinstance(held_aside, Tensor):
-            held_aside = TensorDataset(held_aside)
+        split = None if aside is None else predefined_split(_NumberedRows(aside, state.units))
         net = _ClosedFormNet(
             passes,
             criterion=MeanLoss,
@@ -171,12 +168,10 @@ class ClosedFormTraining:
             lr=1.0,
             max_epochs=max_iter,
             batch_size=batch_size,
-            iterator_train=_NumberedBatches if in_memory else StreamedBatches,
+            iterator_train=_NumberedBatches,
             iterator_train__generator=order if batch_size < n_rows else None,
-            iterator_valid=InMemoryBatches
-            if isinstance(held_aside, TensorDataset)
-            else StreamedBatches,
-            train_split=None if held_aside is None else predefined_split(held_aside),
+            iterator_valid=_NumberedBatches,
+            train_split=split,
             callbacks=callbacks,
             callbacks__print_log=None,
             device="cpu",
@@ -201,11 +196,6 @@ class ClosedFormTraining:
             sink=lambda _: None,
         )
 
-    def _rows_in_units(self, state: FitState, rows: RowSource) -> Any:
-        cpu = torch.device("cpu")
-        # Sums over rows round alike in every memory layout.
-        return training_rows(rows, cpu, lambda X: state.units.to_model(X, cpu).contiguous())
-
     def _epoch_tasks(
         self, state: FitState, tasks: FitTasks | None, rows: RowSource, look: Look
     ) -> EpochTasks:
@@ -220,17 +210,14 @@ class ClosedFormTraining:
         return EpochTasks(tasks, fitted, len(state.history))
 
     def settle(self, fitted: FittedModel, rows: RowSource, n_draws: int) -> RowSummary:
-        """Sum up the last pass over the training rows; nothing is left to settle."""
-        model = cast(SparseLinearModel, fitted.module)
-        n_uses = np.rint(to_numpy(model.n_uses, np.dtype(float)))
-        n_rows = int(model.n_rows_used)
-        return RowSummary(n_uses, math.nan, math.nan, None, n_rows)
+        """Sum the training rows up; nothing is left to settle."""
+        return summarise(fitted, rows)
 
     def sum_up(self, fitted: FittedModel, rows: RowSource) -> RowSummary:
-        """Sum up the pass over rows that has just ended."""
-        return self.settle(fitted, rows, 0)
+        """Sum rows up after one more pass over them."""
+        return summarise(fitted, rows)
 
-    def _warn(self, model: SparseLinearModel, stopping: Any, n_epochs: int) -> None:
+    def _warn(self, model: SparseLinearModel, stopping: Any, history: list[Any]) -> None:
         """Say what kept the fit from what was asked for."""
         if stopping is not None and not stopping.stopped_:
             warn_user(
@@ -240,9 +227,9 @@ class ClosedFormTraining:
                 ConvergenceWarning,
             )
         learned = model.learned
-        if learned.density not in ("target", "fixed") or not n_epochs:
+        if learned.density not in ("target", "fixed") or not history:
             return
-        share = float(model.n_uses.mean() / model.n_rows_used)
+        share = history[-1]["density"]
         if abs(share / learned.target - 1) <= _DENSITY_TOL:
             return
         if share < learned.target:
@@ -285,8 +272,7 @@ class _Passes(nn.Module):
 
     def begin_pass(self) -> None:
         """Forget what was counted in the last pass."""
-        self._uses = np.zeros(self.model.n_components)
-        self._n_used = 0.0
+        self.n_seen = 0
         self._contrasts: list[NDArray] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -301,8 +287,7 @@ class _Passes(nn.Module):
         step = learner.step(rows, memory, all_rows=len(rows) == self.n_rows)
         self.model.take(learner)
         self._remember(numbers, step, rows.dtype)
-        self._uses += step.uses
-        self._n_used += len(rows)
+        self.n_seen += len(rows)
         self._contrasts.append(step.memory.contrast)
         values = {"log_likelihood": step.bound + step.kl, "kl": step.kl, "density": step.active}
         self.parts.add({name: torch.from_numpy(value) for name, value in values.items()})
@@ -331,8 +316,6 @@ class _Passes(nn.Module):
     def end_pass(self) -> None:
         """Write down what the pass has counted."""
         model = self.model
-        model.n_uses.copy_(torch.from_numpy(self._uses))
-        model.n_rows_used.fill_(self._n_used)
         if model.row_scale == "row":
             contrasts = contrast_levels(np.concatenate(self._contrasts))
             model.levels.copy_(torch.from_numpy(contrasts.levels))
@@ -349,17 +332,44 @@ class _ClosedFormNet(NeuralNet):
         return {"loss": loss.mean(), "y_pred": loss}
 
 
-class _NumberedBatches(InMemoryBatches):
-    """Batches of rows held in memory, with the numbers of their rows."""
+class _NumberedRows(Dataset[Tensor]):
+    """Rows in the units of a model, read batch by batch, with their numbers."""
+
+    def __init__(self, rows: RowSource, units: Units) -> None:
+        self.rows, self.units = rows, units
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(
+        self, size: int, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all rows, in a random order if there is a generator and rows have numbers."""
+        order = None
+        if generator is not None and self.rows.has_numbers:
+            order = torch.randperm(len(self), generator=generator)
+        first = 0
+        for batch in self.rows.batches(size, order):
+            numbers = torch.arange(first, first + len(batch))
+            first += len(batch)
+            # Sums over rows round alike in every memory layout.
+            found = self.units.to_model(batch, torch.device("cpu")).contiguous()
+            yield found, numbers if order is None else order[numbers]
+
+
+class _NumberedBatches:
+    """What skorch iterates over."""
+
+    def __init__(
+        self, dataset: _NumberedRows, batch_size: int, generator: torch.Generator | None = None
+    ) -> None:
+        self.dataset, self.batch_size, self.generator = dataset, batch_size, generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.dataset) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        n_rows = len(self.X)
-        if self.generator is None:
-            order = torch.arange(n_rows)
-        else:
-            order = torch.randperm(n_rows, generator=self.generator)
-        for picked in order.split(self.batch_size):
-            yield self.X[picked], picked
+        return self.dataset.batches(self.batch_size, self.generator)
 
 
 class _EndOfPass(Callback):
@@ -369,7 +379,7 @@ class _EndOfPass(Callback):
         net.module_.begin_pass()
 
     def on_batch_end(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
-        if training and net.module_._n_used >= net.module_.n_rows:
+        if training and net.module_.n_seen >= net.module_.n_rows:
             net.module_.end_pass()
 
 

@@ -30,7 +30,7 @@ SMALL = {"max_iter": 6, "hidden_layer_sizes": (16,), "random_state": 0, "batch_s
 
 
 def vsc(n_components=8, **params):
-    return ThresholdedVSC(n_components, **(SMALL | params))
+    return ThresholdedVSC(n_components, **({"solver": "gradient"} | SMALL | params))
 
 
 def assert_same_state(module, state):

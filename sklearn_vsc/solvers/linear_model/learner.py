@@ -87,7 +87,6 @@ class Step:
     kl: NDArray
     active: NDArray
     memory: Memory
-    uses: NDArray
 
 
 class Learner:
@@ -182,7 +181,7 @@ class Learner:
         self.model, self.cooling = self.cooling.step(self.model, self.learned, share)
         active = found.factors.inclusion > 0.5
         held = Memory(found.factors.field, found.contrast, found.factors.weight)
-        return Step(found.bound, found.factors.kl, active.mean(1), held, active.sum(0))
+        return Step(found.bound, found.factors.kl, active.mean(1), held)
 
     def _first_contrast(self, X: NDArray) -> NDArray:
         contrast = np.empty(len(X))
