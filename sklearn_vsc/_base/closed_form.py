@@ -178,6 +178,7 @@ def describe_closed_form(estimator: Any, likelihood: Likelihood, **common: Any) 
     return SparseLinearDescription(
         likelihood=likelihood,
         make_family=lambda: estimator._make_family(True),
+        check_choices=getattr(estimator, "_check_choices", lambda: None),
         check_family=getattr(estimator, "_check_family", lambda _: None),
         noise=noise,
         density=density,

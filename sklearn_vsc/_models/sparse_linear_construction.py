@@ -44,6 +44,8 @@ class SparseLinearDescription(ModelDescription):
         Returns the prior as declared.
     check_family : callable
         Raises the errors of a prior that cannot be learned.
+    check_choices : callable
+        Raises the errors of parameters that do not go together.
     noise : {'shared', 'per_feature'}, float or ndarray
         Noise variance: learned, or given in squared units of X.
     density : float, {'learned', 'per_component'} or None
@@ -58,6 +60,7 @@ class SparseLinearDescription(ModelDescription):
 
     make_family: Callable[[], LatentFamily] = field(kw_only=True)
     check_family: Callable[[LatentFamily], None] = field(kw_only=True)
+    check_choices: Callable[[], None] = field(kw_only=True)
     noise: str | float | NDArray = field(kw_only=True)
     density: str | float | None = field(kw_only=True)
     n_dense: int = field(kw_only=True)
@@ -66,6 +69,11 @@ class SparseLinearDescription(ModelDescription):
 
     # A share of the whole rise of the bound.
     default_tol: ClassVar[float] = 5e-3
+
+    def check(self) -> None:
+        """Check what the constraints of single parameters cannot say."""
+        super().check()
+        self.check_choices()
 
     @property
     def objective(self) -> Objective:

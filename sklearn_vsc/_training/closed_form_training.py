@@ -123,7 +123,8 @@ class ClosedFormTraining:
         stopping = dict(net.callbacks_).get("bound")
         module.cooling = None
         state.take(cast(LatentVariableModel, module), result, rows.dtype)
-        state.optimizer_state = None
+        # There is no optimiser that keeps anything.
+        state.optimizer_state = {}
         if tasks is not None and not interrupted:
             self._warn(module, stopping, state.history)
         return interrupted
@@ -147,7 +148,7 @@ class ClosedFormTraining:
         held = isinstance(rows, ArrayRows) and rows.in_memory
         most = _MOST_REMEMBERED if held else _MOST_REMEMBERED_OF_STREAMS
         remembered = n_rows if max_iter > 1 and n_rows * module.n_components <= most else 0
-        passes = _Passes(module, remembered, n_rows)
+        passes = _Passes(module, remembered, n_rows, starts_over=tasks is not None)
         callbacks: list[Any] = [
             ("parts", RecordParts()),
             ("whole_epochs", WholeEpochs(n_steps, interrupts)),
@@ -258,14 +259,19 @@ class _Passes(nn.Module):
         Number of rows whose posteriors are kept; zero: each visit starts anew.
     n_rows : int
         Number of training rows.
+    starts_over : bool
+        Whether nothing but these rows counts, as in a fit.
     """
 
-    def __init__(self, model: SparseLinearModel, n_remembered: int, n_rows: int) -> None:
+    def __init__(
+        self, model: SparseLinearModel, n_remembered: int, n_rows: int, *, starts_over: bool
+    ) -> None:
         super().__init__()
         self.model = model
         self.parts = PartSums()
         self.progress = self.annealed = 1.0
         self.n_remembered, self.n_rows = n_remembered, n_rows
+        self.starts_over = starts_over
         self._memory: Memory | None = None
         self._seen = np.zeros(n_remembered, dtype=bool)
         self.begin_pass()
@@ -284,7 +290,8 @@ class _Passes(nn.Module):
         rows = x.numpy()
         learner: Learner = self.model.learner()
         memory = self._remembered(numbers, rows)
-        step = learner.step(rows, memory, all_rows=len(rows) == self.n_rows)
+        all_rows = self.starts_over and len(rows) == self.n_rows
+        step = learner.step(rows, memory, all_rows=all_rows)
         self.model.take(learner)
         self._remember(numbers, step, rows.dtype)
         self.n_seen += len(rows)

@@ -148,7 +148,9 @@ def test_the_density_of_the_prior_does_not_bind_if_the_data_are_sparser():
     rows, *_ = make_sparse_coded(
         2000, n_features=20, n_components=20, density=0.05, noise=0.05, random_state=0
     )
-    model = ThresholdedVSC(20, density=0.4, n_refine=5, max_iter=60, random_state=0, solver="gradient")
+    model = ThresholdedVSC(
+        20, density=0.4, n_refine=5, max_iter=60, random_state=0, solver="gradient"
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*atoms are used by no training row")
         model.fit(rows)

@@ -172,7 +172,8 @@ class Learner:
             self.sums = sums
         else:
             # A step forgets as many rows as it brings, once there are enough of them.
-            share = max(float(sums.n_rows) / self.memory_rows, 1 / self.n_steps)
+            n_new, n_old = float(sums.n_rows), float(self.sums.n_rows)
+            share = max(n_new / self.memory_rows, min(1 / self.n_steps, n_new / n_old))
             keep = 1 - min(share, 1.0)
             self.sums = self.sums.mixed(sums, keep, 1.0)
         self._update_pressure()

@@ -117,10 +117,12 @@ def _noise(
         dense = model.dense
     if learned.noise == "fixed":
         return model.noise, dense
-    relative = np.maximum(noise, 0) / learned.scale**2
+    # A constant feature has no unit of its own but its floor.
+    unit = np.maximum(learned.scale**2, learned.floor)
+    relative = np.maximum(noise, 0) / unit
     if learned.noise == "per_feature":
         relative = (n_rows * relative + _SHARED_ROWS * relative.mean()) / (n_rows + _SHARED_ROWS)
-        return relative * learned.scale**2, dense
+        return relative * unit, dense
     return np.full_like(noise, np.maximum(noise, 0).mean()), dense
 
 
