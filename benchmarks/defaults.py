@@ -10,9 +10,9 @@ ThresholdedVSC; NMF needs rows without negative entries.
 
 "version 0.1" is ThresholdedVSC(solver="gradient"), which learns as version 0.1 did. It and
 MiniBatchDictionaryLearning are left out where a fit takes more than about a minute; --all runs them
-everywhere.
+everywhere. --variants prints ThresholdedVSC with one parameter changed at a time instead.
 
-    python benchmarks/defaults.py [--only iris digits ...] [--all] [--rows 5000]
+    python benchmarks/defaults.py [--only iris digits ...] [--all] [--variants] [--rows 5000]
 """
 
 import argparse
@@ -99,6 +99,22 @@ TABLES = {
 }
 
 
+# Parameters that --variants changes.
+VARIANTS = {
+    "default": {},
+    "tol=1e-3": {"tol": 1e-3},
+    "density='learned'": {"density": "learned"},
+    "density=0.05": {"density": 0.05},
+    "density=0.1": {"density": 0.1},
+    "noise_variance='learned'": {"noise_variance": "learned"},
+    "n_dense=8": {"n_dense": 8},
+    "n_dense=32": {"n_dense": 32},
+    "row_scale='noise'": {"row_scale": "noise"},
+    "row_scale='row'": {"row_scale": "row"},
+    "positive_code=True": {"positive_code": True},
+}
+
+
 def fitted(model, X):
     """Fit a model, and return it with the CPU seconds that this took."""
     start = time.process_time()
@@ -176,7 +192,14 @@ def candidates(name, X, X_test, *, everything):
         yield "MiniBatchDictionaryLearning", *fitted(lasso, X)
 
 
-def main(names, *, everything, n_rows):
+def variants(name, X):
+    """Yield ThresholdedVSC with one parameter changed at a time."""
+    for label, changed in VARIANTS.items():
+        model = ThresholdedVSC(N_COMPONENTS.get(name), random_state=0, **changed)
+        yield label, *fitted(model, X)
+
+
+def main(names, *, everything, with_variants, n_rows):
     """Print one table for each data set."""
     warnings.simplefilter("ignore")
     # The first fit compiles.
@@ -191,7 +214,8 @@ def main(names, *, everything, n_rows):
         print(f"\n{name}: {X.shape[0]} rows of {X.shape[1]} features, {size} atoms\n")
         print("| model | score, nats | non-zero | explained | fit, CPU s | unused |")
         print("| --- " + "| ---: " * 5 + "|")
-        for label, model, seconds in candidates(name, X, X_test, everything=everything):
+        models = candidates(name, X, X_test, everything=everything)
+        for label, model, seconds in variants(name, X) if with_variants else models:
             line(label, X, X_test, model, seconds)
 
 
@@ -199,6 +223,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--all", action="store_true", help="run slow models everywhere, too")
+    parser.add_argument("--variants", action="store_true", help="change one parameter at a time")
     parser.add_argument("--rows", type=int, default=5_000, help="training rows of images")
     options = parser.parse_args()
-    main(options.only, everything=options.all, n_rows=options.rows)
+    main(
+        options.only,
+        everything=options.all,
+        with_variants=options.variants,
+        n_rows=options.rows,
+    )
