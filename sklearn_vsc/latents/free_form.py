@@ -199,16 +199,22 @@ class _Side:
         """Log of the integral of the density."""
         t = self.cut
         # Without overflow where t is small, and without loss of digits where it is large.
-        low = torch.log(torch.special.erfcx(-t.clamp_max(0) * _ROOT_HALF) / 2)
+        low = torch.log(self._scaled_share / 2)
         high = torch.special.log_ndtr(t.clamp_min(0)) + 0.5 * t.clamp_min(0) ** 2
         return _HALF_LOG_2PI + self.spread.log() + torch.where(t < 0, low, high)
+
+    @cached_property
+    def _scaled_share(self) -> Tensor:
+        """Twice the share above zero times ``exp(t^2 / 2)``, where t is negative."""
+        return torch.special.erfcx(-self.cut.clamp_max(0) * _ROOT_HALF)
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
         """Mean and mean square, in units of the spread."""
         t = self.cut
-        ratio = (-0.5 * t.clamp_min(_TAIL) ** 2 - _HALF_LOG_2PI).exp()
-        near = t + ratio / torch.special.ndtr(t.clamp_min(_TAIL))
+        density = torch.exp(-0.5 * t.clamp_min(0) ** 2 - _HALF_LOG_2PI)
+        high = density / torch.special.ndtr(t.clamp_min(0))
+        near = t + torch.where(t < 0, _ROOT_2_OVER_PI / self._scaled_share, high)
         # The continued fraction of Mills' ratio; its steps give the moments without a difference.
         x = -t.clamp_max(_TAIL)
         rest = 0.5 * (x + (x**2 + 4 * (_N_TERMS + 1)).sqrt())
