@@ -28,6 +28,8 @@ _INITIAL_DENSITY = 0.1
 _INITIAL_FREEDOM = 10.0
 # A noise variance is at least this share of the variance of its feature, or of all features.
 _LEAST_NOISE = 1e-6
+# Less variance than this, in units of the model, is rounding error.
+_LEAST_VARIANCE = 1e-6
 # Share of the variance that the first dense columns take.
 _DENSE_SHARE = 0.3
 # Rounding error of a number of size one.
@@ -118,7 +120,9 @@ class SparseLinearDescription(ModelDescription):
         rows = np.ascontiguousarray(start.rows.double().numpy())
         filled = np.nan_to_num(rows - np.nanmean(rows, axis=0))
         variance = np.mean(filled**2, axis=0)
-        overall = max(float(variance.mean()), 1e-30)
+        # In units of the model it is one, unless all rows are equal.
+        overall = float(variance.mean())
+        overall = overall if overall > _LEAST_VARIANCE else 1.0
         unit, given = start.units.scale, None
         if not isinstance(self.noise, str):
             _check_length(self.noise, variance)

@@ -164,16 +164,20 @@ def test_score_is_a_bound_on_log_evidence(prior, gamma_shape, params):
     before = model.set_params(score_draws=1).score_samples(X)
     # With one draw the mean is the ELBO.
     error = (before - elbo).std() / len(X) ** 0.5
-    assert abs((before - elbo).mean()) < 4 * error
+    assert abs((before - elbo).mean()) < 4 * error + 1e-9
     for n_draws in (8, 64, 3000):
         tighter = model.set_params(score_draws=n_draws).score_samples(X)
         error = (tighter - evidence).std() / len(X) ** 0.5
-        assert tighter.mean() <= evidence.mean() + 4 * error
+        assert tighter.mean() <= evidence.mean() + 4 * error + 1e-9
         rise = tighter - before
-        assert rise.mean() > -3 * rise.std() / len(X) ** 0.5
+        assert rise.mean() > -3 * rise.std() / len(X) ** 0.5 - 1e-9
         before = tighter
     assert tighter.mean() == pytest.approx(evidence.mean(), abs=0.1)
-    assert tighter.mean() > elbo.mean() + (0.01 if likelihood == "gaussian" else 0)
+    if closed:
+        # The best factor of a single code is its posterior.
+        assert_allclose(elbo, evidence, atol=1e-6)
+    else:
+        assert tighter.mean() > elbo.mean() + (0.01 if likelihood == "gaussian" else 0)
 
 
 def test_gaussian_codes_without_threshold_are_probabilistic_pca():
@@ -538,7 +542,7 @@ def test_recovers_a_known_dictionary():
     assert match(best.components_, atoms) > 0.98
     assert 0.05 < np.mean(best.transform(X) != 0) < 0.3
     # It ends above the truth, where codes are as dense as the prior.
-    assert best.noise_variance_ < 4 * 0.02**2
+    assert np.mean(best.noise_variance_) < 4 * 0.02**2
 
 
 def test_default_explains_digits():
