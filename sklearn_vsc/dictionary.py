@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 
 from ._base.coder import Posterior
 from ._base.lasso_coder import LassoCoder
-from ._inference.laplace_model import LassoModel, check_alpha
+from ._inference.exponential_model import PositiveLassoModel
+from ._inference.laplace_model import SignedLassoModel
+from ._inference.lasso_model import LassoModel, check_alpha
 from ._rows.array_api import follows_fit, follows_input, learns_from_input
 from ._rows.arrays import draw_seed, private_random_state
 from ._rows.compat import Interval, StrOptions, fit_context
@@ -71,7 +73,8 @@ class FISTADictionaryLearner(LassoCoder):
         Maximum number of epochs, that is, of passes over the rows.
 
     positive_code : bool, default=False
-        Whether codes must be non-negative.
+        Whether codes must be non-negative, in the model of the score as well: its prior is then
+        exponential.
 
     positive_dict : bool, default=False
         Whether atoms must be non-negative.
@@ -172,11 +175,12 @@ class FISTADictionaryLearner(LassoCoder):
 
     noise_variance_ : float
         Variance of the Gaussian likelihood, in squared units of X. It is s2 in the model of the
-        score, and maximises the mean bound of the training rows (of up to 4096 of them).
+        score, and maximises the mean bound of the training rows (of up to 4096 of them, or 1024
+        with ``positive_code``).
 
     prior_scale_ : float
-        Scale b = s2 / alpha of the Laplace prior in the model of the score; infinite where
-        ``alpha`` is zero.
+        Scale b = s2 / alpha of the Laplace prior in the model of the score, or mean of its
+        exponential prior with ``positive_code``; infinite where ``alpha`` is zero.
 
     error_ : ndarray of shape (`n_iter_`,)
         Objective of all rows, over observed entries, after each pass; in a full-batch fit with our
@@ -213,8 +217,12 @@ class FISTADictionaryLearner(LassoCoder):
     with alpha = s2 / b. The lasso code is the mode of its posterior. A product of Laplace
     distributions around that code, with the scales that maximise the bound, gives a lower bound
     on log p(x) in closed form. Codes have a density under this model, so their posterior
-    probability of being non-zero is one. ``positive_code`` restricts the lasso codes, not this
-    model.
+    probability of being non-zero is one.
+
+    With ``positive_code`` the prior is the exponential distribution with mean b. The posterior is
+    then a product of normal distributions truncated to non-negative codes, the best of all
+    products for the bound, which sweeps of coordinate ascent compute from the lasso code. Scoring
+    a row takes several times as long as coding it.
 
     An interrupted ``fit`` (Ctrl-C) warns and leaves the dictionary of the last full pass, or the
     initial dictionary if no pass was finished. An interrupted ``partial_fit`` raises
@@ -445,7 +453,8 @@ class FISTADictionaryLearner(LassoCoder):
     def score_samples(self, X: ArrayLike) -> NDArray:
         """Return a lower bound on log p(x) of each row, in nats.
 
-        The bound is taken at the lasso code for ``alpha``; ``transform_algorithm`` does not matter.
+        The bound is taken at the lasso code for ``alpha``, or computed from it with
+        ``positive_code``; ``transform_algorithm`` does not matter.
 
         Parameters
         ----------
@@ -468,7 +477,7 @@ class FISTADictionaryLearner(LassoCoder):
 
     @follows_input
     def posterior(self, X: ArrayLike) -> Posterior:
-        """Return the moments of the Laplace posterior of each row.
+        """Return the moments of the posterior of each row.
 
         Parameters
         ----------
@@ -478,8 +487,9 @@ class FISTADictionaryLearner(LassoCoder):
         Returns
         -------
         posterior : Posterior
-            ``mean`` is the lasso code for ``alpha``; ``inclusion`` is one throughout, since
-            a Laplace distribution has no mass at zero.
+            ``mean`` is the lasso code for ``alpha``, except with ``positive_code``: means of
+            truncated distributions are positive. ``inclusion`` is one throughout, since there is
+            no mass at zero.
 
         Raises
         ------
@@ -492,7 +502,7 @@ class FISTADictionaryLearner(LassoCoder):
 
     @follows_input
     def sample_posterior(self, X: ArrayLike, n_draws: int = 1) -> NDArray:
-        """Draw codes from the Laplace posterior of each row.
+        """Draw codes from the posterior of each row.
 
         Parameters
         ----------
@@ -505,7 +515,8 @@ class FISTADictionaryLearner(LassoCoder):
         Returns
         -------
         draws : ndarray of shape (n_draws, n_samples, n_components)
-            Codes; none is exactly zero.
+            Codes; they have a density at zero, and no mass. With ``positive_code`` none is
+            negative.
 
         Raises
         ------
@@ -541,7 +552,7 @@ class FISTADictionaryLearner(LassoCoder):
 
     @property
     def prior_scale_(self) -> float:
-        """Scale of the Laplace prior of the score's model."""
+        """Scale of the prior of the score's model."""
         return self.noise_variance_ / self.alpha if self.alpha else math.inf
 
     def _code_divergence(self, X: ArrayLike) -> NDArray:
@@ -552,7 +563,8 @@ class FISTADictionaryLearner(LassoCoder):
     def _model(self) -> LassoModel:
         """Return the generative model of the score."""
         coder = self._row_coder("auto", self.alpha)
-        return LassoModel(self.components_, coder, self.noise_variance_, self._draw_seed)
+        model = PositiveLassoModel if self.positive_code else SignedLassoModel
+        return model(self.components_, coder, self.noise_variance_, self._draw_seed)
 
     def _options(self) -> LearningOptions:
         """Return the parameters of a fit."""

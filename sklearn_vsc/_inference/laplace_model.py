@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from torch import Tensor
 
-from .._rows.arrays import draw_blocks, private_random_state, row_generators, row_slices, to_numpy
+from .._rows.arrays import draw_blocks, row_generators, row_slices, to_numpy
 from ..latents.laplace import Laplace
 from ..solvers.missing import observed_residual
 from ..solvers.posterior.laplace_bound import (
@@ -24,63 +23,25 @@ from ..solvers.posterior.laplace_bound import (
     lower_bounds,
     posterior_scales,
 )
-from .row_coder import RowCoder
+from .lasso_model import NOISE_FLOOR, LassoModel
 
 # Rows whose bound is computed at once, in float64.
 _CHUNK_ROWS = 4096
-# Lowest noise variance, relative to the mean square of X.
-_NOISE_FLOOR = 1e-12
-# Alpha, relative to the size of X, is at most this, and at least its inverse.
-_PROPORTION = 1e50
 
 
 @dataclass(frozen=True)
-class LassoModel:
-    """A dictionary and a noise variance, with the lasso code as the posterior mode.
+class SignedLassoModel(LassoModel):
+    """Codes of both signs, z ~ Laplace(0, b).
 
     The posterior of a row is a product of Laplace distributions around its code, with the scales
     that maximise the bound on log p(x).
-
-    Attributes
-    ----------
-    dictionary : ndarray of shape (n_components, n_features)
-        Atoms V.
-    coder : RowCoder
-        Solves the lasso for the alpha = s2 / b of the model.
-    noise_variance : float
-        Variance s2 of the observation noise.
-    seed : int
-        Seed of the posterior's draws.
-
-    Raises
-    ------
-    ValueError
-        Where alpha is zero, or out of proportion to the noise.
     """
-
-    dictionary: NDArray
-    coder: RowCoder
-    noise_variance: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.coder.alpha == 0:
-            raise ValueError(
-                "alpha=0 leaves the codes without a prior, and so without a likelihood: use a "
-                "positive alpha for scores, posteriors and samples."
-            )
-        check_alpha(self.coder.alpha, math.sqrt(self.noise_variance))
 
     @cached_property
     def _model(self) -> LaplaceModel:
         return LaplaceModel(float(self.coder.alpha), self.noise_variance)
 
-    @cached_property
-    def _atoms(self) -> Tensor:
-        return torch.from_numpy(self.dictionary).double()
-
     def bounds(self, X: NDArray) -> NDArray:
-        """Return a lower bound on log p(x) of each row, in nats, (n_rows,), float64."""
         bounds = []
         for rows in row_slices(len(X), _CHUNK_ROWS):
             codes = self._codes(X[rows]).double()
@@ -91,15 +52,10 @@ class LassoModel:
         return to_numpy(torch.cat(bounds))
 
     def posterior(self, X: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-        """Return mean, standard deviation and inclusion of the codes, each (n_rows, n_components).
-
-        The inclusion is one throughout: a Laplace distribution has no mass at zero.
-        """
         codes, scales = self._centres_and_scales(X)
         return codes, np.sqrt(2).astype(X.dtype) * scales, np.ones_like(codes)
 
     def sample_posterior(self, X: NDArray, n_draws: int) -> NDArray:
-        """Draw codes from the posterior of each row, (n_draws, n_rows, n_components)."""
         codes, scales = self._centres_and_scales(X)
         draws = np.empty((n_draws, *codes.shape), dtype=X.dtype)
         for row, generator in enumerate(row_generators(X, self.seed)):
@@ -115,22 +71,11 @@ class LassoModel:
         return draws
 
     def code_divergence(self, X: NDArray) -> NDArray:
-        """Return the KL of each code's posterior from its prior, nats, (n_rows, n_components)."""
         codes, scales = (torch.from_numpy(part).double() for part in self._centres_and_scales(X))
         return to_numpy(Laplace.kl(codes, scales, self._model.prior_scale))
 
-    def sample(self, n_samples: int, random_state: Any) -> NDArray:
-        """Draw rows: codes from the prior, then the dictionary, then noise."""
-        random_state = private_random_state(random_state)
-        n_components, n_features = self.dictionary.shape
-        codes = random_state.laplace(0, self._model.prior_scale, (n_samples, n_components))
-        noise = random_state.normal(0, self.noise_variance**0.5, (n_samples, n_features))
-        return (codes @ self.dictionary + noise).astype(self.dictionary.dtype, copy=False)
-
-    def _codes(self, X: NDArray) -> Tensor:
-        rows = self.coder.to_rows(X)
-        dictionary = self.coder.to_rows(self.dictionary).to(rows.dtype)
-        return self.coder.lasso(rows, dictionary).codes.cpu()
+    def _prior_codes(self, random_state: np.random.RandomState, shape: tuple[int, int]) -> NDArray:
+        return random_state.laplace(0, self._model.prior_scale, shape)
 
     def _centres_and_scales(self, X: NDArray) -> tuple[NDArray, NDArray]:
         codes = self._codes(X)
@@ -139,18 +84,6 @@ class LassoModel:
             for rows in row_slices(len(X), _CHUNK_ROWS)
         ]
         return to_numpy(codes, X.dtype), to_numpy(torch.cat(scales), X.dtype)
-
-
-def check_alpha(alpha: float, size: float) -> None:
-    """Check that ``alpha``, which carries the unit of X, is not out of proportion to it."""
-    unit = size or 1.0
-    # In float32 the limits would overflow.
-    if alpha and not unit / _PROPORTION <= float(alpha) <= unit * _PROPORTION:
-        raise ValueError(
-            f"alpha={alpha!r} is out of proportion to X, whose size is {size:.3g}: use "
-            f"an alpha between {unit / _PROPORTION:.3g} and {unit * _PROPORTION:.3g}, or 0 for "
-            "no penalty."
-        )
 
 
 def best_noise_variance(
@@ -198,7 +131,7 @@ def _observed(X: NDArray) -> Tensor | None:
 def _highest_bound(statistics: CodeStatistics, alpha: float, power: float) -> float:
     """Return the noise variance at which the mean bound is highest, not below a floor."""
     unit = power or alpha**2 or 1.0
-    floor = _NOISE_FLOOR * unit
+    floor = NOISE_FLOOR * unit
     if alpha == 0:
         return max(statistics.residual_energy / statistics.n_features, floor)
 
@@ -207,7 +140,7 @@ def _highest_bound(statistics: CodeStatistics, alpha: float, power: float) -> fl
         better = statistics.noise_variance_update(LaplaceModel(alpha, variance))
         return math.log(better / variance)
 
-    lowest = math.log(_NOISE_FLOOR)
+    lowest = math.log(NOISE_FLOOR)
     if pull(lowest) <= 0:
         return floor
     # At this end the pull is downwards for any lasso codes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
-from .._inference.laplace_model import best_noise_variance
+from .._inference import exponential_model, laplace_model
 from .._inference.row_coder import RowCoder
 from .._rows.arrays import few_rows, row_slices, seeded_generator, to_numpy
 from ..solvers.dictionary.full_batch import Epoch, FullBatchLearner, row_blocks
@@ -102,7 +102,7 @@ class DictionaryFit:
                 n_uses.add_((codes != 0).sum(0))
                 yield rows[block][::every], codes[::every]
 
-        noise = best_noise_variance(noise_blocks(), dictionary, self.options.alpha)
+        noise = _best_noise_variance(self.options, noise_blocks(), dictionary)
         seen = learned.seen
         seen.n_uses, seen.n_rows, seen.noise_rows = to_numpy(n_uses), len(rows), len(rows)
         return replace(learned, noise_variance=noise)
@@ -158,13 +158,13 @@ def take_step(
     progress = FitProgress(epoch, list(before.history), list(before.errors))
     progress.add(epoch, len(rows))
     learned = progress.learned(before.seen)
-    return _with_rows(learned, before, options.alpha, rows, codes, dictionary, learner.idle)
+    return _with_rows(learned, before, options, rows, codes, dictionary, learner.idle)
 
 
 def _with_rows(
     learned: LearnedDictionary,
     before: LearnedDictionary,
-    alpha: float,
+    options: LearningOptions,
     rows: Tensor,
     codes: Tensor,
     dictionary: Tensor,
@@ -174,12 +174,25 @@ def _with_rows(
     seen = learned.seen
     old = seen.noise_rows * forgetting(learned.n_steps - 1, len(rows))
     every = math.ceil(len(rows) / _NOISE_ROWS)
-    noise = best_noise_variance([(rows[::every], codes[::every])], dictionary, alpha)
+    block = rows[::every], codes[::every]
+    noise = _best_noise_variance(options, [block], dictionary, before.noise_variance)
     if old > 0:
         noise = (old * before.noise_variance + len(rows) * noise) / (old + len(rows))
     seen.noise_rows, seen.n_rows = old + len(rows), seen.n_rows + len(rows)
     seen.n_uses, seen.idle = seen.n_uses + to_numpy((codes != 0).sum(0)), to_numpy(idle)
     return replace(learned, noise_variance=noise)
+
+
+def _best_noise_variance(
+    options: LearningOptions,
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    dictionary: Tensor,
+    before: float = math.nan,
+) -> float:
+    """Return the noise variance that suits rows and their codes best; ``before`` suited others."""
+    if options.positive_code:
+        return exponential_model.best_noise_variance(blocks, dictionary, options.alpha, before)
+    return laplace_model.best_noise_variance(blocks, dictionary, options.alpha)
 
 
 # --- the start of a fit
