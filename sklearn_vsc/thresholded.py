@@ -192,8 +192,9 @@ class ThresholdedVSC(NeuralSparseCoder):
         Share of the training steps over which the weight of the KL divergence grows from zero.
 
     batch_size : int or 'auto', default='auto'
-        Number of rows per training step. 'auto': min(128, n_samples) with ``solver='gradient'``;
-        with 'em' all rows, or 4 for each component where there are more than 20 for each.
+        Number of rows per training step. 'auto': min(128, n_samples). With ``solver='em'`` 'auto'
+        is all rows or, where there are more than 4096 and more than 20 for each component, a fifth
+        of that many.
 
     learning_rate_init : float, default=0.001
         Highest learning rate of Adam: it rises over the first steps of ``fit`` and then falls along
@@ -208,8 +209,8 @@ class ThresholdedVSC(NeuralSparseCoder):
 
     n_iter_no_change : int, default=10
         Number of epochs without an improvement of the training loss (of the validation loss with
-        ``early_stopping``) after which training stops. With ``solver='em'`` only
-        ``early_stopping`` uses it.
+        ``early_stopping``) after which training stops. With ``solver='em'`` it counts with
+        ``early_stopping`` alone.
 
     tol : float or 'auto', default='auto'
         With ``solver='gradient'``: smallest improvement of the loss that counts, in nats per row.

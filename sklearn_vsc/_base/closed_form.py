@@ -122,7 +122,12 @@ def obstacle_to_closed_forms(estimator: Any) -> str | None:
         return "n_refine=0"
     if estimator.device == "accelerate":
         return "device='accelerate'"
-    if slab_of(estimator._make_family(True), positive=False) is None:
+    try:
+        slab = slab_of(estimator._make_family(True), positive=False)
+    except ValueError:
+        # A value out of range, which is reported where the model is built.
+        return None
+    if slab is None:
         return str(estimator._family_name)
     return None
 
@@ -155,7 +160,8 @@ def describe_closed_form(estimator: Any, likelihood: Likelihood, **common: Any) 
     density: Any = estimator.density
     threshold = getattr(estimator, "threshold", None)
     if isinstance(estimator.prior, LatentFamily):
-        density = None if density == "auto" else density
+        # The object says how dense codes are, unless that is to be learned.
+        density = density if density in ("learned", "per_component") else None
     elif density == "auto":
         # A threshold that is given says how dense codes are.
         density = "per_component" if threshold is None else None
@@ -172,6 +178,8 @@ def describe_closed_form(estimator: Any, likelihood: Likelihood, **common: Any) 
     return SparseLinearDescription(
         likelihood=likelihood,
         make_family=lambda: estimator._make_family(True),
+        check_choices=getattr(estimator, "_check_choices", lambda: None),
+        check_family=getattr(estimator, "_check_family", lambda _: None),
         noise=noise,
         density=density,
         n_dense=int(estimator.n_dense),

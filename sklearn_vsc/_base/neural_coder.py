@@ -596,6 +596,11 @@ class NeuralSparseCoder(BaseSparseCoder):
         self, X: ArrayLike, **options: Any
     ) -> Iterator[Iterator[dict[str, Tensor]]]:
         """Yield gradients of the training loss, as `NetworkTraining.gradients` does."""
+        if isinstance(self._description, SparseLinearDescription):
+            raise ValueError(
+                f"This {type(self).__name__} learns by closed forms, without a gradient: fit it "
+                "with solver='gradient'."
+            )
         X = self._evaluated(X)
         way = NetworkTraining(
             self._description,

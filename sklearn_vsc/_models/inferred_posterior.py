@@ -48,7 +48,9 @@ class InferredPosterior(FreeFormPosterior):
 def inferred(model: SparseLinear, x: Tensor, stops: Stops) -> InferredPosterior:
     """Find the posterior of each row (n, n_features) by sweeps; no gradient passes."""
     rows = to_numpy(x, _DOUBLE if x.dtype == torch.float64 else np.dtype(np.float32))
-    found = infer(model, rows, stops)
+    # What is not finite is found in the result.
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = infer(model, rows, stops)
     return as_posterior(model, rows, found, x)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from .._rows.arrays import to_numpy
 from ..latents import Draws, LatentFamily, LatentPosterior
 from ..likelihoods import GaussianLikelihood
 from ..networks import LinearDecoder
-from ..solvers.linear_model.learner import Learner
+from ..solvers.linear_model.learner import Cooling, Learner
 from ..solvers.linear_model.maximisation import N_LEVELS, WhatIsLearned
 from ..solvers.linear_model.noise_metric import NoiseMetric
 from ..solvers.linear_model.parameters import Contrasts, SparseLinear
@@ -64,8 +65,6 @@ class SparseLinearModel(nn.Module):
     noise_floor: Tensor
     n_steps: Tensor
     pressure: Tensor
-    n_uses: Tensor
-    n_rows_used: Tensor
 
     scales: tuple[str, ...] = ()
     networks: tuple[nn.Module, ...] = ()
@@ -88,9 +87,11 @@ class SparseLinearModel(nn.Module):
         super().__init__()
         self.decoder = LinearDecoder(torch.from_numpy(start.atoms).float())
         self.likelihood = likelihood
-        self.family = family
+        self.family = copy.deepcopy(family)
+        # Saved and loaded along, though no draw of this model relaxes a gate.
+        self.family.temperature = family.temperature
         self.slab = start.slab
-        self.learned = learned
+        self._learned = replace(learned, scale=np.empty(0), floor=np.empty(0))
         self.row_scale = row_scale
         self.refine_tol = refine_tol
         self.shared_noise = shared_noise
@@ -116,8 +117,8 @@ class SparseLinearModel(nn.Module):
             self._hold(f"sum_{name}", np.zeros(shape))
         self._hold("n_steps", np.zeros(()))
         self._hold("pressure", np.ones(()))
-        self._hold("n_uses", np.zeros(n_components))
-        self._hold("n_rows_used", np.zeros(()))
+        # Only while a fit runs.
+        self.cooling: Cooling | None = None
         self.put(start)
 
     def _hold(self, name: str, values: Any) -> None:
@@ -173,26 +174,36 @@ class SparseLinearModel(nn.Module):
             self.shares.copy_(torch.from_numpy(model.contrasts.shares))
 
     @property
+    def learned(self) -> WhatIsLearned:
+        """Which parameters are learned."""
+        scale, floor = self._array("feature_scale"), self._array("noise_floor")
+        return replace(self._learned, scale=scale, floor=floor)
+
+    @property
     def learns_density(self) -> bool:
         """Whether the density of the codes is learned."""
-        return self.learned.density in ("shared", "per_component")
+        return self._learned.density in ("shared", "per_component")
 
     def learner(self) -> Learner:
         """Return what learns from further batches of rows, with all that it remembers."""
         sums = None
         if self._array("sum_n_rows") > 0:
             sums = RowSums(**{f.name: self._array(f"sum_{f.name}") for f in fields(RowSums)})
-        learned = replace(
-            self.learned, scale=self._array("feature_scale"), floor=self._array("noise_floor")
-        )
         return Learner(
             self.parameters_now,
-            learned,
+            self.learned,
             sums,
             int(self.n_steps),
             float(self.pressure),
             has_contrast=self.row_scale == "row",
+            cooling=self.cooling,
         )
+
+    @property
+    def is_cooling(self) -> bool:
+        """Whether training still keeps the noise up."""
+        learner = self.learner()
+        return learner.cooling.holds(learner.model, learner.learned)
 
     @torch.no_grad()
     def take(self, learner: Learner) -> None:
@@ -203,6 +214,7 @@ class SparseLinearModel(nn.Module):
                 value = torch.from_numpy(np.asarray(getattr(learner.sums, each.name)))
                 getattr(self, f"sum_{each.name}").copy_(value)
         self.n_steps.fill_(learner.n_steps)
+        self.cooling = learner.cooling
         self.pressure.fill_(learner.pressure)
 
     # --- posteriors and codes
@@ -224,10 +236,9 @@ class SparseLinearModel(nn.Module):
         The codes that are more likely not zero than zero, at the best linear estimate given which
         they are; codes that may not be negative are at the mean of their slab.
         """
-        assert isinstance(posterior, InferredPosterior)
         if self.slab.positive:
             return posterior.mode()
-        return refitted(self.parameters_now, x, posterior)
+        return refitted(self.parameters_now, x, cast(InferredPosterior, posterior))
 
     def by_atom(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return the code of each atom, (n, K), and 1 where a row uses the atom, else 0."""
@@ -241,8 +252,7 @@ class SparseLinearModel(nn.Module):
 
     def closed_bound(self, x: Tensor, posterior: LatentPosterior) -> Tensor:
         """Lower bound on log p(x) that a posterior gives, (n,), nats."""
-        assert isinstance(posterior, InferredPosterior)
-        return posterior.bound
+        return cast(InferredPosterior, posterior).bound
 
     def log_weights(
         self, x: Tensor, posterior: LatentPosterior, draws: Draws, *, exact_ratio: bool
@@ -258,7 +268,7 @@ class SparseLinearModel(nn.Module):
 
     def _log_likelihood(self, x: Tensor, posterior: LatentPosterior, code: Tensor) -> Tensor:
         """Log p(x given z), dense columns and scales of rows integrated out, (n_draws, n)."""
-        assert isinstance(posterior, InferredPosterior)
+        posterior = cast(InferredPosterior, posterior)
         model = self.parameters_now
         rows, output = to_numpy(x, _DOUBLE), to_numpy(self.decoder(code), _DOUBLE)
         contrast = to_numpy(posterior.contrast[:, 0], _DOUBLE)
@@ -286,7 +296,7 @@ class SparseLinearModel(nn.Module):
 
     def collapsed_log_weights(self, x: Tensor, posterior: LatentPosterior, draws: Draws) -> Tensor:
         """Log p(x, S) - log q(S given x) of drawn supports S, (n_draws, n), nats, for scoring."""
-        assert isinstance(posterior, InferredPosterior)
+        posterior = cast(InferredPosterior, posterior)
         deviation = self.likelihood.noise_variance.detach().sqrt().expand(x.shape[1])
         mask = observed(x)
         log_scale = deviation.log().expand_as(x)

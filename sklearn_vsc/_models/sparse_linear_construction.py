@@ -28,6 +28,8 @@ _INITIAL_DENSITY = 0.1
 _INITIAL_FREEDOM = 10.0
 # A noise variance is at least this share of the variance of its feature, or of all features.
 _LEAST_NOISE = 1e-6
+# Less variance than this, in units of the model, is rounding error.
+_LEAST_VARIANCE = 1e-6
 # Share of the variance that the first dense columns take.
 _DENSE_SHARE = 0.3
 # Rounding error of a number of size one.
@@ -42,6 +44,10 @@ class SparseLinearDescription(ModelDescription):
     ----------
     make_family : callable
         Returns the prior as declared.
+    check_family : callable
+        Raises the errors of a prior that cannot be learned.
+    check_choices : callable
+        Raises the errors of parameters that do not go together.
     noise : {'shared', 'per_feature'}, float or ndarray
         Noise variance: learned, or given in squared units of X.
     density : float, {'learned', 'per_component'} or None
@@ -55,6 +61,8 @@ class SparseLinearDescription(ModelDescription):
     """
 
     make_family: Callable[[], LatentFamily] = field(kw_only=True)
+    check_family: Callable[[LatentFamily], None] = field(kw_only=True)
+    check_choices: Callable[[], None] = field(kw_only=True)
     noise: str | float | NDArray = field(kw_only=True)
     density: str | float | None = field(kw_only=True)
     n_dense: int = field(kw_only=True)
@@ -63,6 +71,11 @@ class SparseLinearDescription(ModelDescription):
 
     # A share of the whole rise of the bound.
     default_tol: ClassVar[float] = 5e-3
+
+    def check(self) -> None:
+        """Check what the constraints of single parameters cannot say."""
+        super().check()
+        self.check_choices()
 
     @property
     def objective(self) -> Objective:
@@ -73,7 +86,7 @@ class SparseLinearDescription(ModelDescription):
     def obstacle_to_collapsing(self) -> str | None:
         """Name the parameter that keeps slabs from being integrated out, if there is one."""
         if self.slab.name != "gaussian":
-            return f"a {self.slab.name} slab"
+            return f"slab={self.slab.name!r}"
         if self.positive:
             return "positive_code=True"
         if self.n_dense:
@@ -102,16 +115,20 @@ class SparseLinearDescription(ModelDescription):
         generator : torch.Generator
             Decides the first atoms.
         """
+        self.check_family(self.family)
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
-        rows = start.rows.double().numpy()
+        rows = np.ascontiguousarray(start.rows.double().numpy())
         filled = np.nan_to_num(rows - np.nanmean(rows, axis=0))
         variance = np.mean(filled**2, axis=0)
-        overall = max(float(variance.mean()), 1e-30)
+        # In units of the model it is one, unless all rows are equal.
+        overall = float(variance.mean())
+        overall = overall if overall > _LEAST_VARIANCE else 1.0
         unit, given = start.units.scale, None
         if not isinstance(self.noise, str):
+            _check_length(self.noise, variance)
             given = np.broadcast_to(np.asarray(self.noise, float), variance.shape) / unit**2
             _check_proportion(given, overall, self.noise)
-        shared = isinstance(self.noise, str) and self.noise == "shared"
+        shared = self.noise == "shared" if isinstance(self.noise, str) else np.ndim(self.noise) == 0
         scale = np.full_like(variance, math.sqrt(overall))
         if not shared:
             scale = np.sqrt(np.maximum(variance, _LEAST_NOISE * overall))
@@ -132,7 +149,7 @@ class SparseLinearDescription(ModelDescription):
             _INITIAL_FREEDOM if self.row_scale == "noise" else math.inf,
         )
         learned = self._learned(given is not None, scale, floor)
-        likelihood = GaussianLikelihood(1.0, learned=given is None)
+        likelihood = GaussianLikelihood(1.0 if given is None else given[0], learned=given is None)
         return SparseLinearModel(
             model, learned, likelihood, self.family, self.row_scale, self.refine_tol,
             shared_noise=shared,
@@ -193,6 +210,14 @@ def noise_floor(rows: NDArray, variance: NDArray, overall: float, offset: NDArra
     gaps = np.where(np.isinf(gaps), 0.0, gaps)
     least = _LEAST_NOISE * np.where(variance > rounding**2, variance, overall)
     return np.maximum(np.maximum(gaps**2 / 12, rounding**2), least)
+
+
+def _check_length(noise: float | NDArray, variance: NDArray) -> None:
+    if np.ndim(noise) and np.shape(noise) != variance.shape:
+        raise ValueError(
+            "The 'noise_variance' parameter must hold one number for each of the "
+            f"{len(variance)} features of X; got {np.size(noise)}."
+        )
 
 
 def _check_proportion(given: NDArray, overall: float, asked: float | NDArray | str) -> None:

@@ -158,6 +158,7 @@ def _estimator_from(
     known: Any = classes[name]
     n_weights = sum(tensor.numel() for tensor in tensors.values())
     decoder = Decoder(tensors)
+    _upgrade_parameters(config, known._get_param_names())
     _check_names(config["parameters"], known._get_param_names(), f"The file of a {name}")
     parameters = Parts.decoded(config["parameters"], decoder, parts)
     estimator = known(**parameters)
@@ -165,7 +166,9 @@ def _estimator_from(
     kept = _with_temperature(known._kept)
     # A dictionary that is given is a parameter.
     given = {} if "components_" in kept else {"components_": estimator.components_}
-    state = _state_from(config["fitted"], kept, given, decoder, f"The file of a fitted {name}")
+    names = known._get_param_names()
+    what = f"The file of a fitted {name}"
+    state = _state_from(config["fitted"], kept, given, decoder, what, names)
     estimator.set_output(**state.pop("_sklearn_output_config", {}))
     if "_built_with" in kept:
         objects = {key: value for key, value in parameters.items() if Parts.is_part(value)}
@@ -183,10 +186,11 @@ def _state_from(
     given: dict[str, NDArray],
     decoder: Decoder,
     what: str,
+    names: Iterable[str],
 ) -> dict[str, Any]:
     """Return the fitted attributes, except the model and what needs its weights."""
     state = {name: decoder.decode(value) for name, value in data.items()}
-    _upgrade(state, kept)
+    _upgrade(state, kept, names)
     _check_names(state, kept, what)
     n_components, n_features = (state | given)["components_"].shape
     history = state.get("history_", [])
@@ -205,10 +209,29 @@ def _state_from(
     return state
 
 
-def _upgrade(state: dict[str, Any], kept: dict[str, Any]) -> None:
+# What version 0.1 did, in the parameters that came after it.
+_LATER_PARAMETERS = {
+    "solver": "gradient",
+    "n_dense": 0,
+    "row_scale": None,
+    "positive_code": False,
+    "refine_tol": 0.05,
+}
+
+
+def _upgrade_parameters(config: dict[str, Any], names: Iterable[str]) -> None:
+    """Add the parameters that version 0.1 did not have, where it wrote the file."""
+    written = config["parameters"]
+    if "solver" in names and isinstance(written, dict) and "_offset" in config["fitted"]:
+        config["parameters"] = _LATER_PARAMETERS | written
+
+
+def _upgrade(state: dict[str, Any], kept: dict[str, Any], names: Iterable[str] = ()) -> None:
     """Convert the attributes that version 0.1 wrote to the current ones."""
     old = {"_offset": "offset", "_unit": "scale", "_fill": "fill", "_reads_mask": "reads_mask"}
     if "_units" in kept and "_offset" in state:
+        if "_built_with" in state and "refine_tol" in names:
+            state["_built_with"] = _LATER_PARAMETERS | state["_built_with"]
         state["_units"] = {new: state.pop(name) for name, new in old.items() if name in state}
         # These follow from the parameters or from the model.
         for name in ("_n_components", "_fixed_noise_variance", "threshold_", "grid_shape_"):

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,19 +14,20 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping
-from skorch.dataset import Dataset as TensorDataset
 from skorch.helper import predefined_split
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from .._inference.fitted_model import FittedModel, InferenceOptions
-from .._inference.settling import RowSummary
+from .._inference.settling import RowSummary, summarise
+from .._models.latent_variable import LatentVariableModel
 from .._models.sparse_linear import SparseLinearModel
-from .._rows.arrays import draw_seed, seeded_generator, to_numpy
-from .._rows.sources import RowSource
+from .._models.units import Units
+from .._rows.arrays import draw_seed, seeded_generator
+from .._rows.sources import ArrayRows, RowSource
 from .._rows.user_warnings import warn_user
-from ..solvers.linear_model.learner import Learner, Memory, Step
+from ..solvers.linear_model.learner import Cooling, Learner, Memory, Step
 from ..solvers.linear_model.maximisation import contrast_levels
-from .batches import InMemoryBatches, StreamedBatches, training_rows
 from .epoch_callbacks import EpochTasks, ProgressBar, WholeEpochs
 from .fit_state import FitState, RunParameters
 from .fit_tasks import FitTasks
@@ -36,15 +37,25 @@ from .loss_parts import PartSums, RecordParts
 from .network_fit import epochs_so_far, stopped_early
 
 # Numbers in the fields of all rows, at most, that are kept from one pass to the next.
-_MOST_REMEMBERED = 2**28
+_MOST_REMEMBERED, _MOST_REMEMBERED_OF_STREAMS = 2**28, 2**25
 # Share of the rows that the sums remember which a batch has.
 _BATCHES_REMEMBERED = 5
+# The least noise starts at this share of the variance and falls by this factor. It falls to a last
+# value over a share of the passes at the latest.
+_FIRST_NOISE, _COOLING_RATE = 0.5, 0.8
+_COOLED_TO, _COOLING_SHARE = 1e-3, 0.5
 # Passes before the bound may end the training.
 _LEAST_PASSES = 3
 # A share of active codes this far from what was asked for is worth a warning.
 _DENSITY_TOL = 0.2
 
 Look = Callable[[FitState, RowSource, torch.device], Any]
+
+
+def _cooling(max_iter: int) -> Cooling:
+    """Return how the least noise falls: as measured, or faster where there are few passes."""
+    rate = _COOLED_TO ** (1 / max(1.0, _COOLING_SHARE * max_iter))
+    return Cooling(_FIRST_NOISE, min(_COOLING_RATE, rate))
 
 
 @dataclass(frozen=True)
@@ -95,12 +106,12 @@ class ClosedFormTraining:
         """
         interrupts = HeldInterrupts() if interrupts is None else interrupts
         order = seeded_generator(draw_seed(state.random_state))
-        module = copy.deepcopy(state.module)
+        module = cast(SparseLinearModel, copy.deepcopy(state.module))
         module.to(torch.float32 if rows.dtype == np.float32 else torch.float64)
-        assert isinstance(module, SparseLinearModel)
+        module.cooling = None if tasks is None or state.history else _cooling(self.run.max_iter)
         net = self._net(state, module, rows, aside, tasks, interrupts, look, order)
         whole = dict(net.callbacks_)["whole_epochs"]
-        data = self._rows_in_units(state, rows)
+        data = _NumberedRows(rows, state.units)
         done = interrupts.attempt(lambda: net.partial_fit(data))
         n_epochs = whole.n_epochs_
         if done is None or len(net.history) > n_epochs:
@@ -110,10 +121,12 @@ class ClosedFormTraining:
         result = epochs_so_far(net, n_epochs)
         interrupted = missing or interrupts.came
         stopping = dict(net.callbacks_).get("bound")
-        state.take(module, result, rows.dtype)
-        state.optimizer_state = None
+        module.cooling = None
+        state.take(cast(LatentVariableModel, module), result, rows.dtype)
+        # There is no optimiser that keeps anything.
+        state.optimizer_state = {}
         if tasks is not None and not interrupted:
-            self._warn(module, stopping, n_epochs)
+            self._warn(module, stopping, state.history)
         return interrupted
 
     def _net(
@@ -132,11 +145,10 @@ class ClosedFormTraining:
         batch_size = self._batch_size(module, n_rows)
         max_iter = run.max_iter if tasks is not None else 1
         n_steps = max_iter * math.ceil(n_rows / batch_size)
-        remembered = n_rows if tasks is not None and max_iter > 1 and rows.has_numbers else 0
-        if remembered * module.n_components > _MOST_REMEMBERED:
-            remembered = 0
-        in_memory = isinstance(self._rows_in_units(state, rows), Tensor)
-        passes = _Passes(module, remembered if in_memory else 0, n_rows)
+        held = isinstance(rows, ArrayRows) and rows.in_memory
+        most = _MOST_REMEMBERED if held else _MOST_REMEMBERED_OF_STREAMS
+        remembered = n_rows if max_iter > 1 and n_rows * module.n_components <= most else 0
+        passes = _Passes(module, remembered, n_rows, starts_over=tasks is not None)
         callbacks: list[Any] = [
             ("parts", RecordParts()),
             ("whole_epochs", WholeEpochs(n_steps, interrupts)),
@@ -145,13 +157,11 @@ class ClosedFormTraining:
         if run.verbose:
             callbacks.append(("progress", ProgressBar(n_steps)))
         callbacks += [*(run.callbacks or ()), self._epoch_tasks(state, tasks, rows, look)]
-        held_aside = None if aside is None else self._rows_in_units(state, aside)
-        if held_aside is not None:
+        if aside is not None:
             callbacks.append(("stopping", self._early_stopping()))
         elif tasks is not None:
             callbacks.append(("bound", BoundStopping(float(run.tol))))
-        if isinstance(held_aside, Tensor):
-            held_aside = TensorDataset(held_aside)
+        split = None if aside is None else predefined_split(_NumberedRows(aside, state.units))
         net = _ClosedFormNet(
             passes,
             criterion=MeanLoss,
@@ -159,12 +169,10 @@ class ClosedFormTraining:
             lr=1.0,
             max_epochs=max_iter,
             batch_size=batch_size,
-            iterator_train=_NumberedBatches if in_memory else StreamedBatches,
+            iterator_train=_NumberedBatches,
             iterator_train__generator=order if batch_size < n_rows else None,
-            iterator_valid=InMemoryBatches
-            if isinstance(held_aside, TensorDataset)
-            else StreamedBatches,
-            train_split=None if held_aside is None else predefined_split(held_aside),
+            iterator_valid=_NumberedBatches,
+            train_split=split,
             callbacks=callbacks,
             callbacks__print_log=None,
             device="cpu",
@@ -189,10 +197,6 @@ class ClosedFormTraining:
             sink=lambda _: None,
         )
 
-    def _rows_in_units(self, state: FitState, rows: RowSource) -> Any:
-        cpu = torch.device("cpu")
-        return training_rows(rows, cpu, lambda X: state.units.to_model(X, cpu))
-
     def _epoch_tasks(
         self, state: FitState, tasks: FitTasks | None, rows: RowSource, look: Look
     ) -> EpochTasks:
@@ -207,18 +211,14 @@ class ClosedFormTraining:
         return EpochTasks(tasks, fitted, len(state.history))
 
     def settle(self, fitted: FittedModel, rows: RowSource, n_draws: int) -> RowSummary:
-        """Sum up the last pass over the training rows; nothing is left to settle."""
-        model = fitted.module
-        assert isinstance(model, SparseLinearModel)
-        n_uses = np.rint(to_numpy(model.n_uses, np.dtype(float)))
-        n_rows = int(model.n_rows_used)
-        return RowSummary(n_uses, math.nan, math.nan, None, n_rows)
+        """Sum the training rows up; nothing is left to settle."""
+        return summarise(fitted, rows)
 
     def sum_up(self, fitted: FittedModel, rows: RowSource) -> RowSummary:
-        """Sum up the pass over rows that has just ended."""
-        return self.settle(fitted, rows, 0)
+        """Sum rows up after one more pass over them."""
+        return summarise(fitted, rows)
 
-    def _warn(self, model: SparseLinearModel, stopping: Any, n_epochs: int) -> None:
+    def _warn(self, model: SparseLinearModel, stopping: Any, history: list[Any]) -> None:
         """Say what kept the fit from what was asked for."""
         if stopping is not None and not stopping.stopped_:
             warn_user(
@@ -228,23 +228,24 @@ class ClosedFormTraining:
                 ConvergenceWarning,
             )
         learned = model.learned
-        if learned.density not in ("target", "fixed") or not n_epochs:
+        if learned.density not in ("target", "fixed") or not history:
             return
-        share = float(model.n_uses.mean() / model.n_rows_used)
-        if abs(share / learned.target - 1) > _DENSITY_TOL:
-            few = share < learned.target
+        share = history[-1]["density"]
+        if abs(share / learned.target - 1) <= _DENSITY_TOL:
+            return
+        if share < learned.target:
             cause = (
-                "fewer codes describe the rows better than the noise: a smaller 'noise_variance', "
-                "fewer components or density='learned'"
-                if few
-                else "the noise would have to be larger than 'noise_variance' allows, or training "
-                "longer: noise_variance='learned', a larger 'max_iter' or density='learned'"
+                "more codes would describe the rows no better. Use a smaller 'noise_variance' or "
+                "density='learned'"
             )
-            warn_user(
-                f"{share:.1%} of the training codes are not zero, where density="
-                f"{learned.target:g} asks for {learned.target:.1%}: {cause} would bring them "
-                "together."
-            )
+        elif learned.noise == "fixed":
+            cause = "'noise_variance' is too small for fewer. Use a larger one, or learn it"
+        else:
+            cause = "training ended before the noise was large enough. Use a larger 'max_iter'"
+        warn_user(
+            f"{share:.1%} of the training codes are not zero, where the prior has "
+            f"{learned.target:.1%}: {cause}."
+        )
 
 
 class _Passes(nn.Module):
@@ -258,22 +259,26 @@ class _Passes(nn.Module):
         Number of rows whose posteriors are kept; zero: each visit starts anew.
     n_rows : int
         Number of training rows.
+    starts_over : bool
+        Whether nothing but these rows counts, as in a fit.
     """
 
-    def __init__(self, model: SparseLinearModel, n_remembered: int, n_rows: int) -> None:
+    def __init__(
+        self, model: SparseLinearModel, n_remembered: int, n_rows: int, *, starts_over: bool
+    ) -> None:
         super().__init__()
         self.model = model
         self.parts = PartSums()
         self.progress = self.annealed = 1.0
         self.n_remembered, self.n_rows = n_remembered, n_rows
+        self.starts_over = starts_over
         self._memory: Memory | None = None
         self._seen = np.zeros(n_remembered, dtype=bool)
         self.begin_pass()
 
     def begin_pass(self) -> None:
         """Forget what was counted in the last pass."""
-        self._uses = np.zeros(self.model.n_components)
-        self._n_used = 0.0
+        self.n_seen = 0
         self._contrasts: list[NDArray] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -285,11 +290,11 @@ class _Passes(nn.Module):
         rows = x.numpy()
         learner: Learner = self.model.learner()
         memory = self._remembered(numbers, rows)
-        step = learner.step(rows, memory, all_rows=len(rows) == self.n_rows)
+        all_rows = self.starts_over and len(rows) == self.n_rows
+        step = learner.step(rows, memory, all_rows=all_rows)
         self.model.take(learner)
         self._remember(numbers, step, rows.dtype)
-        self._uses += step.uses
-        self._n_used += len(rows)
+        self.n_seen += len(rows)
         self._contrasts.append(step.memory.contrast)
         values = {"log_likelihood": step.bound + step.kl, "kl": step.kl, "density": step.active}
         self.parts.add({name: torch.from_numpy(value) for name, value in values.items()})
@@ -298,23 +303,26 @@ class _Passes(nn.Module):
     def _remembered(self, numbers: NDArray | None, rows: NDArray) -> Memory | None:
         if numbers is None or self._memory is None or not self._seen[numbers].all():
             return None
-        return Memory(self._memory.fields[numbers], self._memory.contrast[numbers])
+        memory = self._memory
+        assert memory.weight is not None
+        return Memory(memory.fields[numbers], memory.contrast[numbers], memory.weight[numbers])
 
     def _remember(self, numbers: NDArray | None, step: Step, dtype: np.dtype) -> None:
         if numbers is None or not self.n_remembered:
             return
         if self._memory is None:
             shape = self.n_remembered, self.model.n_components
-            self._memory = Memory(np.empty(shape, dtype), np.empty(self.n_remembered))
+            of_rows = (np.empty(self.n_remembered) for _ in range(2))
+            self._memory = Memory(np.empty(shape, dtype), *of_rows)
         self._memory.fields[numbers] = step.memory.fields
         self._memory.contrast[numbers] = step.memory.contrast
+        if self._memory.weight is not None and step.memory.weight is not None:
+            self._memory.weight[numbers] = step.memory.weight
         self._seen[numbers] = True
 
     def end_pass(self) -> None:
         """Write down what the pass has counted."""
         model = self.model
-        model.n_uses.copy_(torch.from_numpy(self._uses))
-        model.n_rows_used.fill_(self._n_used)
         if model.row_scale == "row":
             contrasts = contrast_levels(np.concatenate(self._contrasts))
             model.levels.copy_(torch.from_numpy(contrasts.levels))
@@ -331,17 +339,44 @@ class _ClosedFormNet(NeuralNet):
         return {"loss": loss.mean(), "y_pred": loss}
 
 
-class _NumberedBatches(InMemoryBatches):
-    """Batches of rows held in memory, with the numbers of their rows."""
+class _NumberedRows(Dataset[Tensor]):
+    """Rows in the units of a model, read batch by batch, with their numbers."""
+
+    def __init__(self, rows: RowSource, units: Units) -> None:
+        self.rows, self.units = rows, units
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(
+        self, size: int, generator: torch.Generator | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all rows, in a random order if there is a generator and rows have numbers."""
+        order = None
+        if generator is not None and self.rows.has_numbers:
+            order = torch.randperm(len(self), generator=generator)
+        first = 0
+        for batch in self.rows.batches(size, order):
+            numbers = torch.arange(first, first + len(batch))
+            first += len(batch)
+            # Sums over rows round alike in every memory layout.
+            found = self.units.to_model(batch, torch.device("cpu")).contiguous()
+            yield found, numbers if order is None else order[numbers]
+
+
+class _NumberedBatches:
+    """What skorch iterates over."""
+
+    def __init__(
+        self, dataset: _NumberedRows, batch_size: int, generator: torch.Generator | None = None
+    ) -> None:
+        self.dataset, self.batch_size, self.generator = dataset, batch_size, generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.dataset) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        n_rows = len(self.X)
-        if self.generator is None:
-            order = torch.arange(n_rows)
-        else:
-            order = torch.randperm(n_rows, generator=self.generator)
-        for picked in order.split(self.batch_size):
-            yield self.X[picked], picked
+        return self.dataset.batches(self.batch_size, self.generator)
 
 
 class _EndOfPass(Callback):
@@ -351,7 +386,7 @@ class _EndOfPass(Callback):
         net.module_.begin_pass()
 
     def on_batch_end(self, net: NeuralNet, training: bool = False, **kwargs: Any) -> None:
-        if training and net.module_._n_used >= net.module_.n_rows:
+        if training and net.module_.n_seen >= net.module_.n_rows:
             net.module_.end_pass()
 
 
@@ -376,6 +411,6 @@ class BoundStopping(Callback):
         rise = losses[-2] - losses[-1]
         whole = max(losses[0] - losses[-1], 1e-12)
         self.last_rise_ = rise / whole
-        if self.last_rise_ < self.tol:
+        if self.last_rise_ < self.tol and not net.module_.model.is_cooling:
             self.stopped_ = True
             raise KeyboardInterrupt

@@ -116,9 +116,9 @@ def log_evidence(model, X, prior, gamma_shape, likelihood="gaussian"):
     # Far out in the tails, prior weights and Bernoulli probabilities are zero.
     log_prior = special.xlogy(1, np.append(weights, zero))
     if likelihood == "gaussian":
-        s2 = model.noise_variance_
-        square = ((X[:, None] - means) ** 2).sum(-1)
-        log_likelihood = -0.5 * (square / s2 + X.shape[1] * np.log(2 * np.pi * s2))
+        s2 = np.broadcast_to(model.noise_variance_, X.shape[1])
+        square = ((X[:, None] - means) ** 2 / s2).sum(-1)
+        log_likelihood = -0.5 * (square + np.log(2 * np.pi * s2).sum())
     else:
         log_likelihood = special.xlogy(X[:, None], means).sum(-1)
         log_likelihood += special.xlog1py(1 - X[:, None], -means).sum(-1)
@@ -164,16 +164,20 @@ def test_score_is_a_bound_on_log_evidence(prior, gamma_shape, params):
     before = model.set_params(score_draws=1).score_samples(X)
     # With one draw the mean is the ELBO.
     error = (before - elbo).std() / len(X) ** 0.5
-    assert abs((before - elbo).mean()) < 4 * error
+    assert abs((before - elbo).mean()) < 4 * error + 1e-9
     for n_draws in (8, 64, 3000):
         tighter = model.set_params(score_draws=n_draws).score_samples(X)
         error = (tighter - evidence).std() / len(X) ** 0.5
-        assert tighter.mean() <= evidence.mean() + 4 * error
+        assert tighter.mean() <= evidence.mean() + 4 * error + 1e-9
         rise = tighter - before
-        assert rise.mean() > -3 * rise.std() / len(X) ** 0.5
+        assert rise.mean() > -3 * rise.std() / len(X) ** 0.5 - 1e-9
         before = tighter
     assert tighter.mean() == pytest.approx(evidence.mean(), abs=0.1)
-    assert tighter.mean() > elbo.mean() + (0.01 if likelihood == "gaussian" else 0)
+    if closed:
+        # The best factor of a single code is its posterior.
+        assert_allclose(elbo, evidence, atol=1e-6)
+    else:
+        assert tighter.mean() > elbo.mean() + (0.01 if likelihood == "gaussian" else 0)
 
 
 def test_gaussian_codes_without_threshold_are_probabilistic_pca():
@@ -356,7 +360,7 @@ def test_nearly_constant_rows_are_not_blown_up():
     # One seventh is not a binary fraction, so the mean of equal rows has a rounding error.
     X = np.full((7, 5), 1 / 7)
     model = vsc(2, max_iter=2).fit(X)
-    assert model.noise_variance_ > 1e-12
+    assert np.all(model.noise_variance_ > 1e-12)
     assert model.score(X) < 100
     assert_allclose(model.inverse_transform(model.transform(X)), X, rtol=0.5)
 
@@ -424,7 +428,7 @@ def test_every_kl_trains(kl, gradient):
 
 def test_auto_is_exact_where_it_applies():
     def components(**params):
-        return ThresholdedVSC(5, **params, **SMALL).fit(DIGITS).components_
+        return ThresholdedVSC(5, solver="gradient", **params, **SMALL).fit(DIGITS).components_
 
     assert_array_equal(components(), components(gradient="exact", kl="thresholded"))
     sampled = {"gradient": "gumbel_softmax", "kl": "thresholded"}
@@ -532,13 +536,13 @@ def test_recovers_a_known_dictionary():
     chance = match(np.random.RandomState(1).normal(size=atoms.shape), atoms)
     start = match(X[np.flatnonzero(codes.any(1))[:10]], atoms)
     assert chance < 0.5 and start < 0.8
-    # Observed: 0.99, 0.91 and 1.00. The score, which does not use the truth, picks the best.
+    # Observed: 0.99, 0.97 and 0.90. The score, which does not use the truth, picks the best.
     assert np.mean(matches) > 0.9
     best = models[np.argmax([model.score(X) for model in models])]
     assert match(best.components_, atoms) > 0.98
     assert 0.05 < np.mean(best.transform(X) != 0) < 0.3
     # It ends above the truth, where codes are as dense as the prior.
-    assert best.noise_variance_ < 4 * 0.02**2
+    assert np.mean(best.noise_variance_) < 4 * 0.02**2
 
 
 def test_default_explains_digits():
@@ -549,7 +553,7 @@ def test_default_explains_digits():
     assert 0.02 < np.mean(codes != 0) < 0.3
     assert model.n_dead_ == 0
     short = ThresholdedVSC(32, max_iter=1, random_state=0).fit(DIGITS)
-    assert model.score(DIGITS) > short.score(DIGITS) + 15
+    assert model.score(DIGITS) > short.score(DIGITS) + 5
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_number_of_draws_defaults_to_the_estimators(fitted, X):
 @pytest.mark.parametrize(
     "model",
     [
-        ThresholdedVSC(4, max_iter=2, random_state=0),
+        ThresholdedVSC(4, solver="gradient", max_iter=2, random_state=0),
         SparseVAE(4, decoder="linear", gradient="exact", max_iter=2, random_state=0),
     ],
     ids=["thresholded", "sparse"],

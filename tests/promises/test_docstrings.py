@@ -85,7 +85,23 @@ OWN = {
         Own("V SC F", ("default",), "closed forms and the lasso learn at different speeds")
     ],
     "prior_scale": [Own("V S", ("It is the scale",), "SparseVAE has more priors")],
-    "noise_variance": [Own("VS C", ("Where posteriors",), "SCVAE does not refine")],
+    "noise_variance": [
+        Own(
+            "VS C",
+            (
+                "type",
+                "default",
+                "'learned':",
+                "'per_feature'",
+                "An array",
+                "The last",
+                "A learned",
+                "'auto':",
+            ),
+            "closed forms learn more",
+        )
+    ],
+    "positive_code": [Own("VS F", ("Whether", "Needs"), "the prior has no negative codes")],
     "n_unrolled": [Own("VS C", ("Used by",), "SCVAE always unrolls")],
     "image_shape": [Own("VS C", ("No other", "With it"), "SCVAE takes images with their axes")],
     "gradient": [
@@ -103,10 +119,17 @@ OWN = {
     "batch_size": [
         Own(
             "VSC F", ("type", "default", "'auto':", "With mini", "None:"), "full batches by default"
-        )
+        ),
+        Own("VS CF", ("With ``solver",), "closed forms take larger batches"),
     ],
+    "n_iter_no_change": [Own("VS C", ("With ``solver",), "closed forms stop by their own rule")],
     "learning_rate_init": [Own("VS C", ("default",), "measured for each class")],
-    "tol": [Own("VSC F", ("default", "Smallest", "Full batch:", "Mini-batch:"), "different rules")],
+    "tol": [
+        Own("VSC F", ("Smallest", "Full batch:", "Mini-batch:"), "different rules"),
+        Own("VS C F", ("default",), "different rules"),
+        Own("VS CF", ("type", "With ``solver", "'auto':"), "closed forms"),
+        Own("VS C", ("Smallest",), "closed forms"),
+    ],
     "n_refine": [Own("V S", ("Sweeps need",), "each has its own gates")],
     "transform_method": [
         Own("V S C", ("'map'", "With ", "It then", "Other posteriors"), "each has its own rule"),
@@ -123,7 +146,10 @@ OWN = {
     "component_usage_": [
         Own("VSC F", ("A row uses", "After an interrupted"), "counted during the fit")
     ],
-    "noise_variance_": [Own("VSC F", ("NaN", "It is s2"), "the lasso has one likelihood")],
+    "noise_variance_": [
+        Own("VSC F", ("NaN", "It is s2"), "the lasso has one likelihood"),
+        Own("VS CF", ("type",), "closed forms learn one for each feature"),
+    ],
     "history_": [
         Own("VSC F", ("``loss``", "The other", "Full batch", "Mini-batch"), "different objectives"),
         Own("VS C F", ("The loss", "``log_likelihood``", "``kl`` is", "With"), "different parts"),

@@ -155,7 +155,9 @@ def assert_fitted_soundly(estimator):
     assert np.isfinite(estimator.components_).all()
     assert estimator.components_.shape[1] == estimator.n_features_in_
     if getattr(estimator, "likelihood", "gaussian") == "gaussian":
-        assert 0 < estimator.noise_variance_ < np.inf
+        assert np.all(estimator.noise_variance_ > 0) and np.all(
+            np.isfinite(estimator.noise_variance_)
+        )
     assert all(np.isfinite(record["loss"]) for record in estimator.history_)
 
 

@@ -16,10 +16,11 @@ from torch import nn
 from training_bounds import training_bound
 
 from sklearn_vsc import SCVAE, SparseVAE, ThresholdedVSC
+from sklearn_vsc._models.inferred_posterior import inferred
 from sklearn_vsc._models.latent_variable import Heads, LatentVariableModel
 from sklearn_vsc._models.objectives import Objective
 from sklearn_vsc.datasets import make_sparse_coded
-from sklearn_vsc.latents import SpikeSlab, SpikeSlabPosterior
+from sklearn_vsc.latents import SpikeSlab
 from sklearn_vsc.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from sklearn_vsc.networks import (
     EncoderInput,
@@ -29,6 +30,8 @@ from sklearn_vsc.networks import (
     mlp,
 )
 from sklearn_vsc.solvers.least_squares import effective_dictionary
+from sklearn_vsc.solvers.linear_model.parameters import Slab, SparseLinear
+from sklearn_vsc.solvers.linear_model.row_posteriors import Stops
 from sklearn_vsc.solvers.missing import n_observed, observed
 from sklearn_vsc.solvers.posterior.collapsed import conditional_mean, log_evidence
 from sklearn_vsc.solvers.posterior.coordinate_ascent import SlabPrior, refine, refine_observed
@@ -50,6 +53,12 @@ VARIANTS = {
     "spike_slab": SparseVAE(prior="spike_slab", decoder="linear", **SMALL),
     "laplace": SparseVAE(**SMALL),
     "scvae": SCVAE(**SMALL),
+}
+# The same with networks.
+NETWORKS = {
+    key: clone(estimator).set_params(solver="gradient")
+    for key, estimator in VARIANTS.items()
+    if hasattr(estimator, "solver")
 }
 each = pytest.mark.parametrize("estimator", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -390,6 +399,8 @@ def test_dtypes_are_kept(estimator):
 
 @each
 def test_complete_data_add_no_inputs_to_the_encoder(estimator):
+    if hasattr(estimator, "solver"):
+        estimator = clone(estimator).set_params(solver="gradient")
     whole, incomplete = fitted(estimator, DIGITS).module_, fitted(estimator).module_
     size = sum(p.numel() for p in incomplete.parameters()) - sum(
         p.numel() for p in whole.parameters()
@@ -623,7 +634,7 @@ def test_score_with_a_fixed_threshold_bounds_the_evidence_of_observed_entries():
 @pytest.mark.parametrize("method", ["elbo", "collapsed_elbo", "iwae"])
 def test_scores_are_those_of_a_model_of_the_observed_columns(method):
     """With the same columns missing in all rows, a smaller model gives the same scores."""
-    model = fitted(VARIANTS["spike_slab"]).set_params(score_method=method, n_refine=0)
+    model = fitted(NETWORKS["spike_slab"]).set_params(score_method=method, n_refine=0)
     seen = np.arange(64) % 3 > 0
     rows = np.where(seen, DIGITS[200:], np.nan)
     module = model.module_
@@ -647,23 +658,20 @@ def test_scores_are_those_of_a_model_of_the_observed_columns(method):
 
 
 def test_refined_codes_are_those_of_the_observed_columns():
-    """Refined to convergence, where the encoder's start no longer matters."""
+    """A row with holes has the posterior that its observed columns have alone."""
     for key in ("thresholded", "spike_slab"):
-        model = fitted(VARIANTS[key]).set_params(n_refine=500)
+        model = fitted(NETWORKS[key]).set_params(refine_tol=1e-12)
         rows = INCOMPLETE[200:215]
+        model.module_.refine_tol = 1e-12
         q = model.posterior(rows)
         x = model._units.to_model(rows, torch.device("cpu"))
-        with torch.no_grad():
-            start = model.module_.posterior(x).as_gated()
-        prior = SlabPrior(
-            start.family.slab_name, start.family.prior_scale, start.family.prior_logit
-        )
+        gated = model.module_.family.as_gated()
+        slab, density = Slab(gated.slab_name, gated.prior_scale), gated.prior_inclusion
         decoder, likelihood = model.module_.decoder, model.module_.likelihood
         noise = float(likelihood.noise_variance.detach())
+        stops = Stops(bound_tol=1e-12)
         for i, seen in enumerate(~np.isnan(rows)):
             w, row = decoder.weight.detach()[:, seen], (x[i] - decoder.bias.detach())[seen]
-            held = tuple(t[i : i + 1] for t in (start.loc, start.scale, start.logit))
-            found = refine((row @ w.T)[None], w @ w.T, noise, prior, held, 500)
-            alone = SpikeSlabPosterior(start.family, *found)
+            alone = inferred(SparseLinear.plain(w.numpy(), noise, slab, density), row[None], stops)
             assert_allclose(q.inclusion[i], alone.inclusion[0], atol=1e-6)
             assert_allclose(q.mean[i], alone.mean[0], atol=1e-6)

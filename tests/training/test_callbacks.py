@@ -340,7 +340,8 @@ def test_training_continues_from_checkpoints_of_skorch(cls, tmp_path):
 
     start, source = Start(), checkpoint()
     second = make(cls, max_iter=2, callbacks=[source, LoadInitState(source), start]).fit(X)
-    assert start.steps == {3.0}
+    # Closed forms have no optimiser that counts its steps.
+    assert start.steps == (set() if cls is ThresholdedVSC else {3.0})
     assert all((start.state[name] == weights[name]).all() for name in weights)
     assert second.n_iter_ == len(second.history_) == 5
     assert [record["epoch"] for record in second.history_] == [1, 2, 3, 4, 5]

@@ -20,7 +20,7 @@ BERNOULLI = {"likelihood": "bernoulli", "decoder": "mlp", "hidden_layer_sizes": 
 TANH = {"output_activation": "sigmoid", "decoder": "mlp", "hidden_layer_sizes": (64,)}
 CONV = {"image_shape": (1, 8, 8), "encoder": "conv", "decoder": "conv"}
 MODELS = {
-    "lista": ThresholdedVSC(**PARAMS),
+    "lista": ThresholdedVSC(**PARAMS, solver="gradient"),
     "mlp": ThresholdedVSC(**PARAMS, encoder="mlp", gradient="straight_through"),
     "vae": SparseVAE(**PARAMS),
     "bernoulli": SparseVAE(**PARAMS, **BERNOULLI),

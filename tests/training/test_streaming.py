@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*atoms are used by no training 
 
 SMALL = {"n_components": 6, "max_iter": 2, "hidden_layer_sizes": (12,), "random_state": 0}
 NEURAL = {
-    "thresholded": ThresholdedVSC(**SMALL),
+    "thresholded": ThresholdedVSC(batch_size=128, **SMALL),
     "laplace": SparseVAE(**SMALL),
     "scvae": SCVAE(**SMALL),
 }

@@ -30,7 +30,7 @@ SMALL = {"max_iter": 6, "hidden_layer_sizes": (16,), "random_state": 0, "batch_s
 
 
 def vsc(n_components=8, **params):
-    return ThresholdedVSC(n_components, **(SMALL | params))
+    return ThresholdedVSC(n_components, **({"solver": "gradient"} | SMALL | params))
 
 
 def assert_same_state(module, state):
@@ -164,7 +164,13 @@ def test_moments_stay_with_their_parameters_when_the_rates_change():
     """The optimiser numbers parameters by learning rate, and refinement adds a rate."""
     X = np.random.default_rng(0).normal(size=(40, 6))
     model = SparseVAE(
-        4, prior="spike_slab", decoder="linear", hidden_layer_sizes=(5,), max_iter=2, random_state=0
+        4,
+        prior="spike_slab",
+        decoder="linear",
+        solver="gradient",
+        hidden_layer_sizes=(5,),
+        max_iter=2,
+        random_state=0,
     ).fit(X)
     before = model._optimizer_state
     for n_refine in (0, "auto"):

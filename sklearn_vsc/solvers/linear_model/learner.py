@@ -47,6 +47,39 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Cooling:
+    """A least noise that falls from step to step.
+
+    Once the noise is small, the dictionary hardly moves. So it may not fall faster than this:
+    measured, dictionaries of known tables are then found where they were not.
+
+    Attributes
+    ----------
+    least : float
+        Least noise variance, as a share of the variance of the feature.
+    rate : float
+        Factor by which it falls each time that the sums have seen all that they remember.
+    """
+
+    least: float
+    rate: float
+
+    def step(
+        self, model: SparseLinear, learned: WhatIsLearned, share: float
+    ) -> tuple[SparseLinear, Cooling]:
+        """Return a model with no less noise, and the next state."""
+        if not self.least or learned.noise == "fixed":
+            return model, self
+        noise = np.maximum(model.noise, self.least * learned.scale**2)
+        return replace(model, noise=noise), replace(self, least=self.least * self.rate**share)
+
+    def holds(self, model: SparseLinear, learned: WhatIsLearned) -> bool:
+        """Return whether it keeps the noise of most features up."""
+        last = self.least / self.rate
+        return bool(self.least and np.median(model.noise / learned.scale**2) <= 1.01 * last)
+
+
+@dataclass(frozen=True)
 class Step:
     """What a step found for each of its rows, in nats, before the parameters moved."""
 
@@ -54,7 +87,6 @@ class Step:
     kl: NDArray
     active: NDArray
     memory: Memory
-    uses: NDArray
 
 
 class Learner:
@@ -74,6 +106,8 @@ class Learner:
         Factor of the noise variance that keeps codes from being denser than asked for.
     has_contrast : bool, default=False
         Whether each row has a contrast of its own.
+    cooling : Cooling, default=None
+        How a least noise falls; None: there is none.
     """
 
     def __init__(
@@ -84,6 +118,7 @@ class Learner:
         n_steps: int = 0,
         pressure: float = 1.0,
         has_contrast: bool = False,
+        cooling: Cooling | None = None,
     ) -> None:
         self.model = model
         self.learned = learned
@@ -91,6 +126,7 @@ class Learner:
         self.n_steps = n_steps
         self.pressure = pressure
         self.has_contrast = has_contrast
+        self.cooling = cooling or Cooling(0.0, 1.0)
 
     @property
     def memory_rows(self) -> int:
@@ -136,14 +172,17 @@ class Learner:
             self.sums = sums
         else:
             # A step forgets as many rows as it brings, once there are enough of them.
-            share = max(float(sums.n_rows) / self.memory_rows, 1 / self.n_steps)
+            n_new, n_old = float(sums.n_rows), float(self.sums.n_rows)
+            share = max(n_new / self.memory_rows, min(1 / self.n_steps, n_new / n_old))
             keep = 1 - min(share, 1.0)
             self.sums = self.sums.mixed(sums, keep, 1.0)
         self._update_pressure()
         self.model = maximise(model, self.sums, self.learned, self.pressure)
+        share = 1.0 if all_rows else min(1.0, float(sums.n_rows) / self.memory_rows)
+        self.model, self.cooling = self.cooling.step(self.model, self.learned, share)
         active = found.factors.inclusion > 0.5
         held = Memory(found.factors.field, found.contrast, found.factors.weight)
-        return Step(found.bound, found.factors.kl, active.mean(1), held, active.sum(0))
+        return Step(found.bound, found.factors.kl, active.mean(1), held)
 
     def _first_contrast(self, X: NDArray) -> NDArray:
         contrast = np.empty(len(X))

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve as solve_system
+from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
 
@@ -20,6 +20,8 @@ from .sums import RowSums
 _SHARED_ROWS = 5.0
 # As if each atom had been seen in so many more rows, at its prior: an atom that no row uses stays.
 _ATOM_ROWS = 1.0
+# Keeps the system of atoms that are always used together solvable.
+_RIDGE = 1e-9
 # Steps of factor analysis for each step of the rest.
 _DENSE_STEPS = 3
 # Degrees of freedom of Student t rows, and how far one step moves the log scale of their noise.
@@ -72,10 +74,7 @@ def maximise(
     pressure : float
         Factor of the best noise variance.
     """
-    system = sums.design.copy()
-    held = np.arange(len(model.atoms))
-    system[held, held] += sums.variance + _ridge(sums)
-    weights = solve_system(system, sums.data, assume_a="pos")
+    weights = _weights(sums)
     atoms, intercept = weights[:-1], weights[-1]
     noise, dense = _noise(model, sums, learned, weights)
     density = _density(model, sums, learned)
@@ -89,9 +88,16 @@ def maximise(
     )
 
 
-def _ridge(sums: RowSums) -> float:
-    """Return what keeps the system of an atom without rows solvable."""
-    return 1e-6 * max(float(sums.design.diagonal()[:-1].mean()), 1e-12) + 1e-12
+def _weights(sums: RowSums) -> NDArray:
+    """Return the best atoms and, below them, the best intercept."""
+    system = sums.design.copy()
+    system[:-1, :-1][np.diag_indices(len(system) - 1)] += sums.variance
+    # In units in which every code has the same size, so that rare ones are solved as well.
+    unit = 1 / np.sqrt(np.maximum(system.diagonal(), 1e-12 * max(system.diagonal().max(), 1e-300)))
+    system *= unit[:, None] * unit
+    system[np.diag_indices_from(system)] += _RIDGE
+    factor = cho_factor(system, check_finite=False)
+    return unit[:, None] * cho_solve(factor, unit[:, None] * sums.data, check_finite=False)
 
 
 def _noise(
@@ -111,10 +117,12 @@ def _noise(
         dense = model.dense
     if learned.noise == "fixed":
         return model.noise, dense
-    relative = np.maximum(noise, 0) / learned.scale**2
+    # A constant feature has no unit of its own but its floor.
+    unit = np.maximum(learned.scale**2, learned.floor)
+    relative = np.maximum(noise, 0) / unit
     if learned.noise == "per_feature":
         relative = (n_rows * relative + _SHARED_ROWS * relative.mean()) / (n_rows + _SHARED_ROWS)
-        return relative * learned.scale**2, dense
+        return relative * unit, dense
     return np.full_like(noise, np.maximum(noise, 0).mean()), dense
 
 
