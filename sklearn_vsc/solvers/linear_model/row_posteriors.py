@@ -16,9 +16,10 @@ from .noise_metric import NoiseMetric
 from .parameters import SparseLinear
 
 _LOG_2PI = math.log(2 * math.pi)
-# Levels of contrast that the bound of a row sums over, those nearest to the row's own. All others
-# have little mass, and leaving them out keeps it a bound.
-_LEVELS_OF_A_ROW = 7
+# The bound of a row sums over the levels of contrast that are this near to the row's own: in
+# standard deviations of its log contrast, which is known to 1 / sqrt(2 n_features), and at least so
+# many on each side. All others have little mass, and leaving them out keeps it a bound.
+_REACH_OF_A_ROW, _LEAST_REACH = 3.0, 3
 # Least contrast of a row. The bound of a row that equals the intercept rises without end as its
 # contrast falls, and the row would outweigh all others in learning.
 _LEAST_CONTRAST = 1e-3
@@ -204,7 +205,7 @@ def _over_contrasts(
     first = at(contrast=guess, begin=_Begin())
     guess = best_contrast(metric, residual, first)
     nearest = np.abs(np.log(guess)[:, None] - np.log(levels)).argmin(1)
-    most = min(_LEVELS_OF_A_ROW, len(levels))
+    most = min(2 * _reach(levels, metric.n_features) + 1, len(levels))
     lowest = np.clip(nearest - most // 2, 0, len(levels) - most)
     log_weights, best, chosen = [], None, None
     begin = _Begin(first.factors.field, first.factors.weight)
@@ -223,6 +224,14 @@ def _over_contrasts(
         _take_rows(chosen.factors, better, solved.factors)
     assert chosen is not None
     return RowPosteriors(chosen.factors, chosen.contrast, logsumexp(log_weights, axis=0))
+
+
+def _reach(levels: NDArray, n_features: int) -> int:
+    """Return how many levels on each side of that of a row have some mass."""
+    if len(levels) == 1 or not n_features:
+        return len(levels)
+    step = max(math.log(levels[-1] / levels[0]) / (len(levels) - 1), 1e-6)
+    return max(_LEAST_REACH, math.ceil(_REACH_OF_A_ROW / (step * math.sqrt(2 * n_features))))
 
 
 def _take_rows(into: Factors, rows: NDArray, source: Factors) -> None:
