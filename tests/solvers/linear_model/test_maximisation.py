@@ -25,7 +25,7 @@ def no_shrinkage(monkeypatch):
     """Maximum likelihood alone: no rows that are made up."""
     monkeypatch.setattr(maximisation, "_SHARED_ROWS", 0.0)
     monkeypatch.setattr(maximisation, "_ATOM_ROWS", 0.0)
-    monkeypatch.setattr(maximisation, "_ridge", lambda sums: 0.0)
+    monkeypatch.setattr(maximisation, "_RIDGE", 0.0)
 
 
 class _Step:
