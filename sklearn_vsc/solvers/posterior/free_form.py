@@ -9,7 +9,8 @@ the residual that the other codes leave, in the metric of the noise.
 
 A row starts from no code at all: the code with the highest log-odds enters, again and again, until
 none is more likely on than off. Then sweeps visit the codes whose field has moved, until the bound
-of the row no longer rises. Rows are independent of each other.
+of the row no longer rises. Between sweeps, codes that drift move ahead along their last step, and
+back again where that lowers the bound. Rows are independent of each other.
 """
 
 from __future__ import annotations
