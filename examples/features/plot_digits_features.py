@@ -33,7 +33,7 @@ X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(
     X / 16, y, test_size=600, stratify=y, random_state=1
 )
-vsc = ThresholdedVSC(96, max_iter=30, learning_rate_init=4e-3, random_state=0).fit(X_train)
+vsc = ThresholdedVSC(96, positive_code=True, noise_variance="learned", random_state=0).fit(X_train)
 lasso = FISTADictionaryLearner(96, alpha=0.3, positive_code=True, max_iter=20, random_state=0).fit(
     X_train
 )

@@ -76,9 +76,7 @@ print(f"{len(names)} texts, {len(words)} words, embeddings of {embeddings.shape[
 # direction in the embedding space. The singular directions map it to weights of words, which name
 # it. The sign of an atom is arbitrary; here the more frequent sign of its code is made positive.
 
-model = ThresholdedVSC(128, density=0.05, max_iter=20, learning_rate_init=4e-3, random_state=0).fit(
-    embeddings
-)
+model = ThresholdedVSC(128, density=0.05, random_state=0).fit(embeddings)
 codes = model.transform(embeddings)
 signs = np.sign(codes.sum(axis=0))
 codes, atoms = codes * signs, model.components_ * signs[:, None]

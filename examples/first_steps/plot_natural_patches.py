@@ -47,9 +47,6 @@ models = {
     "ThresholdedVSC": ThresholdedVSC(
         n_components=64,
         density=0.03,
-        batch_size=64,
-        learning_rate_init=3e-3,
-        max_iter=10,
         random_state=0,
     ),
 }

@@ -66,8 +66,6 @@ def denoise(model):
 vsc = ThresholdedVSC(
     n_components=100,
     noise_variance=SIGMA**2,
-    learning_rate_init=3e-3,
-    max_iter=10,
     random_state=0,
 ).fit((patches - means)[training_rows])
 fista = FISTADictionaryLearner(n_components=100, alpha=0.15, max_iter=15, random_state=0)

@@ -77,7 +77,7 @@ def interpolate():
 # the whole region, including the observed pixels.
 
 fista = FISTADictionaryLearner(n_components=100, alpha=0.05, max_iter=10, random_state=0)
-vsc = ThresholdedVSC(n_components=100, learning_rate_init=3e-3, max_iter=6, random_state=0)
+vsc = ThresholdedVSC(n_components=100, max_iter=6, random_state=0)
 images = {
     "photograph": photograph,
     "half of the pixels": np.nan_to_num(damaged),

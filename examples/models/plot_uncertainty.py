@@ -36,9 +36,9 @@ def fit_and_infer(n_components):
     X, dictionary, codes = make_sparse_coded(
         N_TRAIN + N_TEST, n_components, N_FEATURES, noise=0.15, random_state=0
     )
-    model = ThresholdedVSC(
-        n_components, density=0.1, max_iter=25, learning_rate_init=4e-3, random_state=0
-    ).fit(X[:N_TRAIN])
+    model = ThresholdedVSC(n_components, density=0.1, noise_variance="learned", random_state=0).fit(
+        X[:N_TRAIN]
+    )
 
     # The order, sign and length of learned atoms are arbitrary; map codes to the true atoms.
     recovery = atom_recovery(model.components_, dictionary, threshold=0.95)

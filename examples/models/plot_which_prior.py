@@ -60,17 +60,17 @@ print(f"probabilistic PCA: {baseline.mean():.1f} nats per patch")
 # which value it has: the spike and slab, and the thresholded Laplace distribution with a
 # Gamma-distributed threshold. With a fixed threshold, the two are tied to each other.
 #
-# The models with these two priors have an encoder that is unrolled from the dictionary, and refined
-# posteriors. The others have a plain network, which needs more epochs.
+# The models with these two priors learn by closed forms, without a network. The others have a plain
+# network, which needs more epochs.
 
-unrolled = {"n_components": n_features, "max_iter": 15, "learning_rate_init": 4e-3}
+closed = {"n_components": n_features, "density": 0.1, "noise_variance": "learned"}
 network = {"n_components": n_features, "max_iter": 45, "learning_rate_init": 4e-3}
 models = {
     "Gaussian": SparseVAE(prior="gaussian", decoder="linear", **network),
     "Laplace": SparseVAE(prior="laplace", decoder="linear", **network),
-    "spike and slab": SparseVAE(prior="spike_slab", decoder="linear", **unrolled),
-    "thresholded Laplace": ThresholdedVSC(threshold_prior=None, **network),
-    "thresholded Laplace,\nGamma threshold": ThresholdedVSC(**unrolled),
+    "spike and slab": SparseVAE(prior="spike_slab", decoder="linear", **closed),
+    "thresholded Laplace": ThresholdedVSC(threshold_prior=None, solver="gradient", **network),
+    "thresholded Laplace,\nGamma threshold": ThresholdedVSC(**closed),
     "Laplace, lasso codes\n(FISTADictionaryLearner)": FISTADictionaryLearner(
         n_features, alpha=0.1, max_iter=10
     ),
