@@ -200,10 +200,9 @@ class SparseLinearModel(nn.Module):
         )
 
     @property
-    def is_cooling(self) -> bool:
-        """Whether training still keeps the noise up."""
-        learner = self.learner()
-        return learner.cooling.holds(learner.model, learner.learned)
+    def is_settling(self) -> bool:
+        """Whether training still moves the noise for another reason than the bound."""
+        return self.learner().is_settling
 
     @torch.no_grad()
     def take(self, learner: Learner) -> None:

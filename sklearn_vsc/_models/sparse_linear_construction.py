@@ -129,11 +129,13 @@ class SparseLinearDescription(ModelDescription):
             given = np.broadcast_to(np.asarray(self.noise, float), variance.shape) / unit**2
             _check_proportion(given, overall, self.noise)
         shared = self.noise == "shared" if isinstance(self.noise, str) else np.ndim(self.noise) == 0
+        offset = np.abs(start.units.offset.astype(float)) / unit
+        rounding = _ROUNDING * (offset + np.nanmax(np.abs(rows), axis=0))
         scale = np.full_like(variance, math.sqrt(overall))
         if not shared:
-            scale = np.sqrt(np.maximum(variance, _LEAST_NOISE * overall))
-        offset = np.abs(start.units.offset.astype(float)) / unit
-        floor = noise_floor(rows, variance, overall, offset)
+            varies = variance > (4 * rounding) ** 2
+            scale = np.sqrt(np.where(varies, variance, _LEAST_NOISE * overall))
+        floor = noise_floor(rows, variance, overall, rounding)
         if shared:
             floor = np.full_like(floor, max(_LEAST_NOISE * overall, float(floor.mean())))
         n_components = self.n_codes(rows.shape[1])
@@ -181,7 +183,7 @@ def slab_of(family: LatentFamily, positive: bool) -> Slab | None:
     return Slab(gated.slab_name, gated.prior_scale, positive)
 
 
-def noise_floor(rows: NDArray, variance: NDArray, overall: float, offset: NDArray) -> NDArray:
+def noise_floor(rows: NDArray, variance: NDArray, overall: float, rounding: NDArray) -> NDArray:
     """Return the least noise variance of each feature, in units of the model.
 
     A number that is known to a resolution of h has noise of at least h^2 / 12. The resolution of a
@@ -196,11 +198,10 @@ def noise_floor(rows: NDArray, variance: NDArray, overall: float, offset: NDArra
         Variances of the features.
     overall : float
         Their mean.
-    offset : ndarray of shape (n_features,)
-        Size of what was subtracted from the rows.
+    rounding : ndarray of shape (n_features,)
+        Size of rounding errors.
     """
     gaps = np.full(rows.shape[1], np.inf)
-    rounding = _ROUNDING * (offset + np.nanmax(np.abs(rows), axis=0))
     for feature, column in enumerate(rows.T):
         steps = np.diff(np.unique(column[~np.isnan(column)]))
         steps = steps[steps > 4 * rounding[feature]]
@@ -208,7 +209,7 @@ def noise_floor(rows: NDArray, variance: NDArray, overall: float, offset: NDArra
             gaps[feature] = steps.min()
     gaps = np.where(np.isinf(gaps), gaps.min(), gaps)
     gaps = np.where(np.isinf(gaps), 0.0, gaps)
-    least = _LEAST_NOISE * np.where(variance > rounding**2, variance, overall)
+    least = _LEAST_NOISE * np.where(variance > (4 * rounding) ** 2, variance, overall)
     return np.maximum(np.maximum(gaps**2 / 12, rounding**2), least)
 
 

@@ -411,6 +411,6 @@ class BoundStopping(Callback):
         rise = losses[-2] - losses[-1]
         whole = max(losses[0] - losses[-1], 1e-12)
         self.last_rise_ = rise / whole
-        if self.last_rise_ < self.tol and not net.module_.model.is_cooling:
+        if self.last_rise_ < self.tol and not net.module_.model.is_settling:
             self.stopped_ = True
             raise KeyboardInterrupt

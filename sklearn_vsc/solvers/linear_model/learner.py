@@ -25,6 +25,8 @@ _LATER_VISIT = Stops(max_sweeps=10, tol=0.1, bound_tol=0.3)
 # How fast the noise rises where more codes are active than asked for.
 _PRESSURE_STEP = 0.5
 _MOST_PRESSURE = 1e4
+# Codes denser than asked for by this factor do not end a training.
+_TOO_DENSE = 1.1
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,16 @@ class Learner:
         """Number of rows that the sums remember."""
         return max(_LEAST_MEMORY, ROWS_PER_ATOM * len(self.model.atoms))
 
+    @property
+    def is_settling(self) -> bool:
+        """Whether the noise is kept up: while it cools, or until codes are sparse enough."""
+        if self.cooling.holds(self.model, self.learned):
+            return True
+        if self.learned.density != "target" or self.sums is None:
+            return False
+        share = float(self.sums.active.mean() / self.sums.n_rows)
+        return share > _TOO_DENSE * self.learned.target and self.pressure < _MOST_PRESSURE
+
     def step(
         self,
         X: NDArray,
@@ -217,7 +229,9 @@ class Learner:
             n_observed,
             model.freedom,
             sample_weight,
-            fixed_scale=self.learned.noise == "fixed",
+            # Noise at its floor cannot follow a scale.
+            fixed_scale=self.learned.noise == "fixed"
+            or bool((model.noise <= 1.01 * self.learned.floor).any()),
         )
         error = factors.error / scale
         weight = (freedom + n_observed) / (freedom + error)
