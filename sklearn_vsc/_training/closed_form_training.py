@@ -108,7 +108,9 @@ class ClosedFormTraining:
         order = seeded_generator(draw_seed(state.random_state))
         module = cast(SparseLinearModel, copy.deepcopy(state.module))
         module.to(torch.float32 if rows.dtype == np.float32 else torch.float64)
-        module.cooling = None if tasks is None or state.history else _cooling(self.run.max_iter)
+        # Where rows have a scale of their noise, it would undo what keeps the noise up.
+        cools = tasks is not None and not state.history and module.row_scale != "noise"
+        module.cooling = _cooling(self.run.max_iter) if cools else None
         net = self._net(state, module, rows, aside, tasks, interrupts, look, order)
         whole = dict(net.callbacks_)["whole_epochs"]
         data = _NumberedRows(rows, state.units)

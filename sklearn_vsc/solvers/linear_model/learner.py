@@ -27,6 +27,8 @@ _PRESSURE_STEP = 0.5
 _MOST_PRESSURE = 1e4
 # Codes denser than asked for by this factor do not end a training.
 _TOO_DENSE = 1.1
+# With a larger share of the features at their floor, the scale of the noise stays.
+_MOST_AT_FLOOR = 0.1
 
 
 @dataclass(frozen=True)
@@ -229,10 +231,12 @@ class Learner:
             n_observed,
             model.freedom,
             sample_weight,
-            # Noise at its floor cannot follow a scale.
-            fixed_scale=self.learned.noise == "fixed"
-            or bool((model.noise <= 1.01 * self.learned.floor).any()),
+            fixed_scale=self.learned.noise == "fixed",
         )
+        # Where noise is at its floor it cannot follow a scale below one.
+        at_floor = float(np.mean(model.noise <= 1.01 * self.learned.floor))
+        scale = scale ** (1 - at_floor) if scale < 1 else scale
+        scale = 1.0 if at_floor > _MOST_AT_FLOOR else scale
         error = factors.error / scale
         weight = (freedom + n_observed) / (freedom + error)
         factors = replace(factors, error=error, weight=weight)

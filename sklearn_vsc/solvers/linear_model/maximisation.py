@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
 
@@ -22,10 +22,12 @@ _SHARED_ROWS = 5.0
 _ATOM_ROWS = 1.0
 # Keeps the system of atoms that are always used together solvable.
 _RIDGE = 1e-9
+# Where that is too little, so much more, at most so many times.
+_LARGER_RIDGE, _MOST_RIDGES = 1e-5, 100
 # Steps of factor analysis for each step of the rest.
 _DENSE_STEPS = 3
 # Degrees of freedom of Student t rows, and how far one step moves the log scale of their noise.
-_LEAST_FREEDOM, _MOST_FREEDOM, _LOG_SCALE = 0.5, 1e4, 20.0
+_LEAST_FREEDOM, _MOST_FREEDOM, _LOG_SCALE = 2.0, 1e4, 20.0
 # Spacing of the levels of contrast on the log scale, larger where they would not reach, and their
 # number.
 _LEVEL_STEP = 0.12
@@ -95,8 +97,15 @@ def _weights(sums: RowSums) -> NDArray:
     # In units in which every code has the same size, so that rare ones are solved as well.
     unit = 1 / np.sqrt(np.maximum(system.diagonal(), 1e-12 * max(system.diagonal().max(), 1e-300)))
     system *= unit[:, None] * unit
-    system[np.diag_indices_from(system)] += _RIDGE
-    factor = cho_factor(system, check_finite=False)
+    diagonal = np.diag_indices_from(system)
+    system[diagonal] += _RIDGE
+    for _ in range(_MOST_RIDGES):
+        try:
+            factor = cho_factor(system, check_finite=False)
+            break
+        except LinAlgError:
+            # Sums in float32 of rows of very different weight may round to this.
+            system[diagonal] += _LARGER_RIDGE
     return unit[:, None] * cho_solve(factor, unit[:, None] * sums.data, check_finite=False)
 
 
