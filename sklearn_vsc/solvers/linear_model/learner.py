@@ -79,6 +79,8 @@ class Cooling:
 
     def holds(self, model: SparseLinear, learned: WhatIsLearned) -> bool:
         """Return whether it keeps the noise of most features up."""
+        if learned.noise == "fixed":
+            return False
         last = self.least / self.rate
         return bool(self.least and np.median(model.noise / learned.scale**2) <= 1.01 * last)
 
