@@ -23,7 +23,7 @@ from sklearn_vsc import (
     ThresholdedVSC,
 )
 from sklearn_vsc._rows import arrays as _arrays
-from sklearn_vsc._training import model_fit
+from sklearn_vsc._training import closed_form_training, model_fit, network_training
 from sklearn_vsc._training.dictionary_fit import DictionaryFit
 from sklearn_vsc._training.interruption import HeldInterrupts, unchanged_on_error
 
@@ -166,12 +166,19 @@ def test_ctrl_c_at_many_random_moments(cls, n_presses):
 # ------------------------------------------------------------------- after the last epoch
 
 
+def _last_look(cls):
+    """Module and name of what looks at all rows once a model is trained."""
+    if cls is ThresholdedVSC:
+        return closed_form_training, "summarise"
+    return network_training, "settle"
+
+
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("partly", [False, True])
 def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
     """The first look at the trained model is cut, before or after it changed something."""
     is_learner = cls is FISTADictionaryLearner
-    owner, name = (DictionaryFit, "look") if is_learner else (model_fit, "settle")
+    owner, name = (DictionaryFit, "look") if is_learner else _last_look(cls)
     look, sizes = getattr(owner, name), []
 
     def cut(self, rows, *args, **kwargs):
@@ -196,8 +203,9 @@ def test_ctrl_c_after_the_training_keeps_it(cls, partly, monkeypatch):
     if cls is FISTADictionaryLearner:
         assert_array_equal(model.components_, whole.components_)
     else:
-        encoders = (model.module_.encoder, whole.module_.encoder)
-        for ours, theirs in zip(*(e.parameters() for e in encoders), strict=True):
+        part = "decoder" if cls is ThresholdedVSC else "encoder"
+        parts = (getattr(model.module_, part), getattr(whole.module_, part))
+        for ours, theirs in zip(*(p.parameters() for p in parts), strict=True):
             assert torch.equal(ours, theirs)
         assert not model.module_.training
     assert model.score(X) == pytest.approx(whole.score(X), abs=0.5)
@@ -212,13 +220,14 @@ def test_a_second_ctrl_c_does_no_harm(cls, monkeypatch):
             if training and len(net.history) == 2:
                 press()
 
-    settle = model_fit.settle
+    owner, name = _last_look(cls)
+    settle = getattr(owner, name)
 
     def pressed_again(*args):
         press()
         return settle(*args)
 
-    monkeypatch.setattr(model_fit, "settle", pressed_again)
+    monkeypatch.setattr(owner, name, pressed_again)
     model = make(cls, callbacks=[Twice()])
     with pytest.warns(UserWarning, match="last whole epoch, 1 of 3"):
         model.fit(X)
