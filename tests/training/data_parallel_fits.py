@@ -30,7 +30,7 @@ TINY = {"max_iter": 2, "batch_size": 50, "hidden_layer_sizes": (16,), "random_st
 # Fits whose steps depend only on the rows once noise is removed.
 AGREEING = {
     "exact": (ThresholdedVSC, {"solver": "gradient"}),
-    "missing": (ThresholdedVSC, {"density": 0.02}),
+    "missing": (ThresholdedVSC, {"density": 0.02, "solver": "gradient"}),
     "vae": (SparseVAE, {"decoder": "mlp"}),
     "autoencoder": (SCVAE, {}),
     "bf16": (SparseVAE, {"precision": "bf16"}),
