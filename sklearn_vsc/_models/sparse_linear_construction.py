@@ -174,9 +174,12 @@ class SparseLinearDescription(ModelDescription):
 
 def slab_of(family: LatentFamily, positive: bool) -> Slab | None:
     """Return the slab of a prior that is a spike and slab; None where it is not one."""
-    if isinstance(family, Thresholded) and family.gamma_shape is None and family.threshold > 0:
-        name = "laplace" if family.base == "laplace" else "thresholded"
-        return Slab(name, family.prior_scale, positive)
+    # Neither case asks for the threshold or the density, which cost a search for a root.
+    if isinstance(family, Thresholded):
+        if family.gamma_shape is None and family.has_threshold:
+            name = "laplace" if family.base == "laplace" else "thresholded"
+            return Slab(name, family.prior_scale, positive)
+        return Slab("laplace", family.prior_scale, positive) if family.has_free_gates else None
     gated = family.as_gated()
     if gated is None or not isinstance(gated, SpikeSlab):
         return None

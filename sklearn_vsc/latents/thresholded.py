@@ -162,14 +162,24 @@ class Thresholded(LatentFamily):
         """Whether thresholds are fixed, or integrated out in closed form."""
         return self.gamma_shape is None or self.base_distribution is Laplace
 
+    @property
+    def has_free_gates(self) -> bool:
+        """Whether thresholds integrate out, so that inclusions of a posterior are free."""
+        free = self.gamma_shape is not None and self.has_closed_kl
+        return free and self.training_kl != "base"
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether any draw becomes zero: the threshold was not given as zero."""
+        return self._threshold != 0
+
     def as_gated(self) -> SpikeSlab | None:
         """Return the prior with its Gamma threshold integrated out.
 
         Inclusion, location and scale of a posterior are then free. None without a closed form, or
         where training uses the KL of other distributions.
         """
-        free = self.gamma_shape is not None and self.has_closed_kl
-        if not free or self.training_kl == "base":
+        if not self.has_free_gates:
             return None
         gated = SpikeSlab("laplace", prior_scale=self.prior_scale, density=self.prior_inclusion)
         gated.temperature = self.temperature
