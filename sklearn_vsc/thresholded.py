@@ -16,8 +16,7 @@ from ._base.closed_form import (
     dense_columns_of_fit,
     density_of_family,
     density_of_fit,
-    describe_closed_form,
-    solver_of,
+    describe,
 )
 from ._base.constraints import SCALE, WEIGHT
 from ._base.neural_coder import NeuralSparseCoder
@@ -503,17 +502,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         self.precision = precision
 
     def _describe(self) -> ModelDescription:
-        common = {
-            "n_components": self.n_components,
-            "likelihood_name": self._likelihood_name,
-            "networks": self._networks(),
-            "n_draws": self.n_draws,
-            "n_refine": self.n_refine,
-            "refine_tol": float(self.refine_tol),
-        }
-        if solver_of(self) == "em":
-            return describe_closed_form(self, self._likelihood(), **common)
-        return self._network_description(**common)
+        return describe(self)
 
     def _network_description(self, **common: Any) -> VariationalDescription:
         return VariationalDescription(

@@ -155,7 +155,25 @@ def dense_columns_of_fit(estimator: Any) -> NDArray:
     return to_numpy(model.dense * estimator._units.scale, estimator.components_.dtype)
 
 
-def describe_closed_form(estimator: Any, likelihood: Likelihood, **common: Any) -> ModelDescription:
+def describe(estimator: Any) -> ModelDescription:
+    """Return the model that the parameters of an estimator describe."""
+    common = {
+        "n_components": estimator.n_components,
+        "likelihood_name": estimator._likelihood_name,
+        "networks": estimator._networks(),
+        "n_draws": estimator.n_draws,
+        "n_refine": estimator.n_refine,
+        "refine_tol": float(estimator.refine_tol),
+    }
+    if solver_of(estimator) == "em":
+        return _describe_closed_form(estimator, estimator._likelihood(), **common)
+    description: ModelDescription = estimator._network_description(**common)
+    return description
+
+
+def _describe_closed_form(
+    estimator: Any, likelihood: Likelihood, **common: Any
+) -> ModelDescription:
     """Return the sparse linear model that the parameters of an estimator describe."""
     density: Any = estimator.density
     threshold = getattr(estimator, "threshold", None)

@@ -20,12 +20,7 @@ from .._models.latent_variable import LatentVariableModel
 from .._models.sparse_linear_construction import SparseLinearDescription
 from .._models.units import Units
 from .._rows.array_api import follows_fit, follows_input, learns_from_input
-from .._rows.arrays import (
-    draw_seed,
-    private_random_state,
-    resolve_device,
-    seeded_generator,
-)
+from .._rows.arrays import draw_seed, private_random_state, resolve_device, seeded_generator
 from .._rows.compat import Interval, StrOptions, fit_context
 from .._rows.missing import ObservedRows
 from .._rows.numbers import check_count

@@ -30,6 +30,7 @@ from ..networks import (
     mlp,
     mlp_decoder,
 )
+from ..solvers.posterior.free_form import MOST_SWEEPS
 from .description import ModelDescription, Start
 from .gate_gradients import NVILBaseline
 from .latent_variable import Heads, LatentVariableModel
@@ -37,8 +38,6 @@ from .objectives import Objective
 
 # Share of the data's variance that decoded draws of the prior start with.
 _INITIAL_POWER = 0.1
-# Most sweeps of n_refine='auto': the bound of the row ends them.
-_SWEEPS = 1000
 # First and last thresholds of an unrolled encoder, in standard deviations of the noise: measured,
 # falling ones learn better than equal ones.
 _THRESHOLDS = (6.0, 0.3)
@@ -206,7 +205,7 @@ class VariationalDescription(ModelDescription):
         model.n_components = n_components
         model.numbers_per_row = max(n_components, start.n_features)
         if model.can_refine and self.trains_exactly:
-            model.default_sweeps = _SWEEPS
+            model.default_sweeps = MOST_SWEEPS
         model.refine_tol = self.refine_tol
         return model
 

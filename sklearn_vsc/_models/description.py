@@ -15,6 +15,7 @@ from .._rows.images import check_image_shape
 from .._rows.user_warnings import warn_user
 from ..likelihoods import Likelihood
 from ..networks import RANGES
+from .inferred_posterior import REFINE_TOL
 from .latent_variable import LatentVariableModel
 from .objectives import Objective
 from .units import Units
@@ -127,7 +128,7 @@ class ModelDescription(ABC):
     networks: NetworkParameters
     n_draws: int = 1
     n_refine: int | str = 0
-    refine_tol: float = 0.05
+    refine_tol: float = REFINE_TOL
     kl_weight: float = 1.0
     decoder_penalty: float = 0.0
     kl_warmup: float = 0.0

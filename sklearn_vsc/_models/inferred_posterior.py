@@ -65,7 +65,7 @@ def as_posterior(
     priors, weight = model.priors, found.factors.weight
     curvature = np.empty(found.factors.mean.shape)
     for numbers, seen in same_observed(rows):
-        squares = np.diag(NoiseMetric(model, _DOUBLE, seen).gram)
+        squares = NoiseMetric(model, _DOUBLE, seen).squares
         curvature[numbers] = weight[numbers, None] * squares
     laws = SlabLaws(
         tensor(priors.logit),

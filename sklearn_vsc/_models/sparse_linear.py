@@ -21,15 +21,19 @@ from ..solvers.linear_model.learner import Cooling, Learner
 from ..solvers.linear_model.maximisation import N_LEVELS, WhatIsLearned
 from ..solvers.linear_model.noise_metric import NoiseMetric
 from ..solvers.linear_model.parameters import Contrasts, SparseLinear
-from ..solvers.linear_model.row_posteriors import Stops, expected_log_prob, same_observed
+from ..solvers.linear_model.row_posteriors import (
+    Stops,
+    expected_log_prob,
+    residuals,
+    same_observed,
+)
 from ..solvers.linear_model.sums import RowSums
 from ..solvers.missing import observed
 from ..solvers.posterior.collapsed import log_evidence
+from ..solvers.posterior.free_form import MOST_SWEEPS
 from ..solvers.posterior.refit import refit
 from .inferred_posterior import InferredPosterior, inferred
 
-# Sweeps where the user does not say how many: the bound of the row ends them.
-MOST_SWEEPS = 1000
 _DOUBLE = np.dtype(np.float64)
 
 
@@ -332,13 +336,9 @@ def refitted(model: SparseLinear, x: Tensor, posterior: InferredPosterior) -> Te
     weight = to_numpy(posterior.weight[:, 0], _DOUBLE)
     ridge = 1 / model.slab.mean_square(model.density)
     code = np.empty(support.shape)
-    for numbers, seen in same_observed(rows):
-        metric = NoiseMetric(model, _DOUBLE, seen)
-        cut: Any = slice(None) if seen is None else seen
-        residual = (rows[numbers][:, cut] - metric.intercept) / contrast[numbers]
-        code[numbers] = refit(
-            metric.products(residual), metric.gram, weight[numbers], ridge, support[numbers]
-        )
+    for numbers, metric, residual in residuals(model, rows):
+        products = metric.products(residual / contrast[numbers])
+        code[numbers] = refit(products, metric.gram, weight[numbers], ridge, support[numbers])
     return torch.from_numpy(code * contrast).to(x)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -28,13 +28,13 @@ from .._rows.sources import ArrayRows, RowSource
 from .._rows.user_warnings import warn_user
 from ..solvers.linear_model.learner import Cooling, Learner, Memory, Step
 from ..solvers.linear_model.maximisation import contrast_levels
-from .epoch_callbacks import EpochTasks, ProgressBar, WholeEpochs
+from .epoch_callbacks import ProgressBar, WholeEpochs
 from .fit_state import FitState, RunParameters
 from .fit_tasks import FitTasks
 from .interruption import HeldInterrupts
 from .loss import MeanLoss
 from .loss_parts import PartSums, RecordParts
-from .network_fit import epochs_so_far, stopped_early
+from .network_fit import epoch_tasks, whole_epochs_of
 
 # Numbers in the fields of all rows, at most, that are kept from one pass to the next.
 _MOST_REMEMBERED, _MOST_REMEMBERED_OF_STREAMS = 2**28, 2**25
@@ -114,22 +114,12 @@ class ClosedFormTraining:
         net = self._net(state, module, rows, aside, tasks, interrupts, look, order)
         whole = dict(net.callbacks_)["whole_epochs"]
         data = _NumberedRows(rows, state.units)
-        done = interrupts.attempt(lambda: net.partial_fit(data))
-        n_epochs = whole.n_epochs_
-        if done is None or len(net.history) > n_epochs:
-            whole.restore(net)
-        n_asked = self.run.max_iter if tasks is not None else 1
-        missing = n_epochs - whole.n_loaded_ < n_asked and not stopped_early(net)
-        result = epochs_so_far(net, n_epochs)
-        interrupted = missing or interrupts.came
-        stopping = dict(net.callbacks_).get("bound")
+        result = whole_epochs_of(net, data, whole, interrupts)
         module.cooling = None
         state.take(cast(LatentVariableModel, module), result, rows.dtype)
-        # There is no optimiser that keeps anything.
-        state.optimizer_state = {}
-        if tasks is not None and not interrupted:
-            self._warn(module, stopping, state.history)
-        return interrupted
+        if tasks is not None and not result.interrupted:
+            self._warn(module, dict(net.callbacks_).get("bound"), state.history)
+        return result.interrupted
 
     def _net(
         self,
@@ -158,7 +148,7 @@ class ClosedFormTraining:
         ]
         if run.verbose:
             callbacks.append(("progress", ProgressBar(n_steps)))
-        callbacks += [*(run.callbacks or ()), self._epoch_tasks(state, tasks, rows, look)]
+        callbacks += [*(run.callbacks or ()), epoch_tasks(state, tasks, rows, look)]
         if aside is not None:
             callbacks.append(("stopping", self._early_stopping()))
         elif tasks is not None:
@@ -198,19 +188,6 @@ class ClosedFormTraining:
             load_best=True,
             sink=lambda _: None,
         )
-
-    def _epoch_tasks(
-        self, state: FitState, tasks: FitTasks | None, rows: RowSource, look: Look
-    ) -> EpochTasks:
-        """Return the callback that shows the estimator as if training had ended with a pass."""
-
-        def fitted(net: NeuralNet) -> Any:
-            seen = replace(state, random_state=copy.deepcopy(state.random_state))
-            module = copy.deepcopy(net.module_.model)
-            seen.take(module, epochs_so_far(net, len(net.history)), rows.dtype)
-            return look(seen, rows, torch.device("cpu"))
-
-        return EpochTasks(tasks, fitted, len(state.history))
 
     def settle(self, fitted: FittedModel, rows: RowSource, n_draws: int) -> RowSummary:
         """Sum the training rows up; nothing is left to settle."""
@@ -287,11 +264,11 @@ class _Passes(nn.Module):
         """Return the loss of each row (n,), nats."""
         return -self.model.infer(x, 0).bound
 
-    def learn(self, x: Tensor, numbers: NDArray | None) -> Tensor:
+    def learn(self, x: Tensor, numbers: NDArray) -> Tensor:
         """Move the parameters; return the loss of each row before that."""
         rows = x.numpy()
         learner: Learner = self.model.learner()
-        memory = self._remembered(numbers, rows)
+        memory = self._remembered(numbers)
         all_rows = self.starts_over and len(rows) == self.n_rows
         step = learner.step(rows, memory, all_rows=all_rows)
         self.model.take(learner)
@@ -302,24 +279,17 @@ class _Passes(nn.Module):
         self.parts.add({name: torch.from_numpy(value) for name, value in values.items()})
         return torch.from_numpy(-step.bound)
 
-    def _remembered(self, numbers: NDArray | None, rows: NDArray) -> Memory | None:
-        if numbers is None or self._memory is None or not self._seen[numbers].all():
+    def _remembered(self, numbers: NDArray) -> Memory | None:
+        if self._memory is None or not self._seen[numbers].all():
             return None
-        memory = self._memory
-        assert memory.weight is not None
-        return Memory(memory.fields[numbers], memory.contrast[numbers], memory.weight[numbers])
+        return self._memory.rows(numbers)
 
-    def _remember(self, numbers: NDArray | None, step: Step, dtype: np.dtype) -> None:
-        if numbers is None or not self.n_remembered:
+    def _remember(self, numbers: NDArray, step: Step, dtype: np.dtype) -> None:
+        if not self.n_remembered:
             return
         if self._memory is None:
-            shape = self.n_remembered, self.model.n_components
-            of_rows = (np.empty(self.n_remembered) for _ in range(2))
-            self._memory = Memory(np.empty(shape, dtype), *of_rows)
-        self._memory.fields[numbers] = step.memory.fields
-        self._memory.contrast[numbers] = step.memory.contrast
-        if self._memory.weight is not None and step.memory.weight is not None:
-            self._memory.weight[numbers] = step.memory.weight
+            self._memory = Memory.empty(self.n_remembered, self.model.n_components, dtype)
+        self._memory.put(numbers, step.memory)
         self._seen[numbers] = True
 
     def end_pass(self) -> None:
@@ -337,7 +307,7 @@ class _ClosedFormNet(NeuralNet):
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         rows, numbers = batch
         with torch.no_grad():
-            loss = self.module_.learn(rows, numbers.numpy() if numbers.ndim == 1 else None)
+            loss = self.module_.learn(rows, numbers.numpy())
         return {"loss": loss.mean(), "y_pred": loss}
 
 

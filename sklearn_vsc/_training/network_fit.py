@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +18,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from .._models.latent_variable import LatentVariableModel
+from .._rows.sources import RowSource
 from .batches import InMemoryBatches, StreamedBatches, StreamedRows
-from .epoch_callbacks import ProgressBar, WholeEpochs, warn_of_rise
+from .epoch_callbacks import EpochTasks, ProgressBar, WholeEpochs, warn_of_rise
+from .fit_state import FitState
+from .fit_tasks import FitTasks
 from .interruption import HeldInterrupts
 from .loss import MeanLoss, TrainingObjective
 from .loss_parts import PARTS, RecordParts
@@ -112,20 +117,49 @@ def train(
     net.initialize()
     if optimizer_state is not None:
         _restore_moments(net, optimizer_state)
-    # skorch catches an interruption, except before and after its epochs.
-    done = interrupts.attempt(lambda: net.partial_fit(X))
+    result = whole_epochs_of(net, X, whole_epochs, interrupts)
     n_epochs = whole_epochs.n_epochs_
-    if done is None or len(net.history) > n_epochs:
-        whole_epochs.restore(net)
-    missing = n_epochs - whole_epochs.n_loaded_ < options.max_iter and not stopped_early(net)
-    result = epochs_so_far(net, n_epochs)
-    result.interrupted = missing or interrupts.came
     if options.schedule and X_valid is None and n_epochs > whole_epochs.n_loaded_:
         warn_of_rise(net.history[whole_epochs.n_loaded_ : n_epochs], options, X.shape[1])
     # Gradients take as much memory as the weights.
     model.zero_grad()
     model.cpu()
     return result
+
+
+def whole_epochs_of(
+    net: NeuralNet, X: Any, whole_epochs: WholeEpochs, interrupts: HeldInterrupts
+) -> TrainingResult:
+    """Run a net for its epochs; after an interruption it is that of the last whole epoch."""
+    # skorch catches an interruption, except before and after its epochs.
+    done = interrupts.attempt(lambda: net.partial_fit(X))
+    n_epochs = whole_epochs.n_epochs_
+    if done is None or len(net.history) > n_epochs:
+        whole_epochs.restore(net)
+    missing = n_epochs - whole_epochs.n_loaded_ < net.max_epochs and not _stopped_early(net)
+    result = epochs_so_far(net, n_epochs)
+    result.interrupted = missing or interrupts.came
+    return result
+
+
+def epoch_tasks(
+    state: FitState,
+    tasks: FitTasks | None,
+    rows: RowSource,
+    look: Callable[[FitState, RowSource, torch.device], Any],
+) -> EpochTasks:
+    """Return the callback that shows the estimator as if training had ended with an epoch."""
+
+    def fitted(net: NeuralNet) -> Any:
+        # A copy: what callbacks look at must not change what the fit draws.
+        seen = replace(state, random_state=copy.deepcopy(state.random_state))
+        module = copy.deepcopy(net.module_.model).cpu()
+        # A copy: the optimiser goes on writing into its own.
+        result = copy.deepcopy(epochs_so_far(net, len(net.history)))
+        seen.take(module, result, rows.dtype)
+        return look(seen, rows, torch.device(net.device))
+
+    return EpochTasks(tasks, fitted, len(state.history))
 
 
 def epochs_so_far(net: NeuralNet, n_epochs: int) -> TrainingResult:
@@ -145,7 +179,7 @@ def _rates(
     return [(name, {"lr": factor * options.learning_rate}) for name, factor in factors.items()]
 
 
-def stopped_early(net: NeuralNet) -> bool:
+def _stopped_early(net: NeuralNet) -> bool:
     """Return whether an early-stopping callback, ours or the user's, ended the training."""
     return any(
         getattr(callback, "stopped_", False)

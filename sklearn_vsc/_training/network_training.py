@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skorch import NeuralNet
 from torch import Tensor
 
 from .._inference.fitted_model import FittedModel, InferenceOptions
@@ -20,12 +19,11 @@ from .._models.description import ModelDescription
 from .._rows.arrays import draw_seed, seeded_generator
 from .._rows.sources import RowSource
 from .batches import training_rows
-from .epoch_callbacks import EpochTasks
 from .fit_state import FitState, RunParameters
 from .fit_tasks import FitTasks
 from .interruption import HeldInterrupts
 from .loss import TrainingObjective
-from .network_fit import epochs_so_far, train
+from .network_fit import epoch_tasks, train
 from .options import TrainingOptions
 from .process_group import ProcessGroup
 
@@ -98,7 +96,7 @@ class NetworkTraining:
             max_iter=self.run.max_iter if tasks is not None else 1,
             # One progress bar for all processes.
             verbose=int(self.run.verbose) if group is None or group.index == 0 else 0,
-            callbacks=(*(self.run.callbacks or ()), self._epoch_tasks(state, tasks, rows, look)),
+            callbacks=(*(self.run.callbacks or ()), epoch_tasks(state, tasks, rows, look)),
         )
         noise_seed, order_seed = draw_seed(state.random_state), draw_seed(state.random_state)
         if group is not None:
@@ -154,22 +152,6 @@ class NetworkTraining:
     def _rows_in_units(self, state: FitState, rows: RowSource) -> Any:
         units, device = state.units, self.device
         return training_rows(rows, device, lambda X: units.to_model(X, device).float())
-
-    def _epoch_tasks(
-        self, state: FitState, tasks: FitTasks | None, rows: RowSource, look: Look
-    ) -> EpochTasks:
-        """Return the callback that shows the estimator as if training had ended with an epoch."""
-
-        def fitted(net: NeuralNet) -> Any:
-            # A copy: what callbacks look at must not change what the fit draws.
-            seen = replace(state, random_state=copy.deepcopy(state.random_state))
-            module = copy.deepcopy(net.module_.model).cpu()
-            # A copy: the optimiser goes on writing into its own.
-            result = copy.deepcopy(epochs_so_far(net, len(net.history)))
-            seen.take(module, result, rows.dtype)
-            return look(seen, rows, torch.device(net.device))
-
-        return EpochTasks(tasks, fitted, len(state.history))
 
     def _own_modules_seeded(self, state: FitState) -> AbstractContextManager[None]:
         """Seed what a user's own module draws (dropout), and restore the global state."""

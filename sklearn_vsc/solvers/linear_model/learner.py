@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .maximisation import WhatIsLearned, best_freedom, maximise
-from .noise_metric import NoiseMetric
 from .parameters import SparseLinear
-from .row_posteriors import RowPosteriors, Stops, best_contrast, infer, row_contrast, same_observed
+from .row_posteriors import RowPosteriors, Stops, best_contrast, infer, residuals, row_contrast
 from .sums import RowSums, sums_of_rows
 
 # Rows that the sums remember for each atom. Measured: fewer make the dictionary restless, more keep
@@ -42,12 +41,28 @@ class Memory:
     contrast : ndarray of shape (n_rows,)
         Their contrasts.
     weight : ndarray of shape (n_rows,) or None
-        Weights of their noise, for Student t rows. None: one.
+        Weights of their noise; None: one.
     """
 
     fields: NDArray
     contrast: NDArray
     weight: NDArray | None = None
+
+    @classmethod
+    def empty(cls, n_rows: int, n_components: int, dtype: np.dtype) -> Memory:
+        """Return arrays to be filled."""
+        return cls(np.empty((n_rows, n_components), dtype), np.empty(n_rows), np.empty(n_rows))
+
+    def rows(self, numbers: NDArray) -> Memory:
+        """Return that of some rows."""
+        weight = None if self.weight is None else self.weight[numbers]
+        return Memory(self.fields[numbers], self.contrast[numbers], weight)
+
+    def put(self, numbers: NDArray, part: Memory) -> None:
+        """Fill in some rows."""
+        self.fields[numbers], self.contrast[numbers] = part.fields, part.contrast
+        if self.weight is not None:
+            self.weight[numbers] = 1.0 if part.weight is None else part.weight
 
 
 @dataclass(frozen=True)
@@ -202,10 +217,8 @@ class Learner:
 
     def _first_contrast(self, X: NDArray) -> NDArray:
         contrast = np.empty(len(X))
-        for rows, observed in same_observed(X):
-            metric = NoiseMetric(self.model, X.dtype, observed)
-            part = X[rows] if observed is None else X[np.ix_(rows, observed)]
-            contrast[rows] = row_contrast(metric, part - metric.intercept.astype(X.dtype))
+        for rows, metric, residual in residuals(self.model, X):
+            contrast[rows] = row_contrast(metric, residual)
         return contrast
 
     def _update_pressure(self) -> None:
@@ -249,9 +262,6 @@ class Learner:
 
 def _with_best_contrast(model: SparseLinear, X: NDArray, found: RowPosteriors) -> RowPosteriors:
     contrast = np.empty(len(X))
-    for rows, observed in same_observed(X):
-        metric = NoiseMetric(model, X.dtype, observed)
-        part = X[rows] if observed is None else X[np.ix_(rows, observed)]
-        residual = part - metric.intercept.astype(X.dtype)
+    for rows, metric, residual in residuals(model, X):
         contrast[rows] = best_contrast(metric, residual, found.rows(rows))
     return replace(found, contrast=contrast)

@@ -77,6 +77,11 @@ class NoiseMetric:
         """Inner products of atoms."""
         return (self._weighted_atoms @ self.atoms.T).astype(self.dtype)
 
+    @cached_property
+    def squares(self) -> NDArray:
+        """Squared norms of atoms: the diagonal of ``gram``."""
+        return np.einsum("kd,kd->k", self._weighted_atoms, self.atoms).astype(self.dtype)
+
     def products(self, residual: NDArray) -> NDArray:
         """Inner products of rows less the intercept, and atoms."""
         return residual @ self._weighted_atoms.astype(residual.dtype).T

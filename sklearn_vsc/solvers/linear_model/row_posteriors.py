@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
-from ..posterior.free_form import Factors, RowNoise, solve
+from ..posterior.free_form import MOST_SWEEPS, Factors, RowNoise, solve
 from .noise_metric import NoiseMetric
 from .parameters import SparseLinear
 
@@ -29,7 +29,7 @@ _LEAST_CONTRAST = 1e-3
 class Stops:
     """When the sweeps over the codes of a row end: arguments of `solve`."""
 
-    max_sweeps: int = 1000
+    max_sweeps: int = MOST_SWEEPS
     tol: float = 0.05
     bound_tol: float = 0.05
 
@@ -93,10 +93,7 @@ def infer(
     n_rows, dtype = len(X), X.dtype
     found = Factors.empty(n_rows, len(model.atoms), dtype)
     contrasts, bound = np.ones(n_rows), np.empty(n_rows)
-    for rows, observed in same_observed(X):
-        metric = NoiseMetric(model, dtype, observed)
-        part = X[rows] if observed is None else X[np.ix_(rows, observed)]
-        residual = part - metric.intercept.astype(dtype)
+    for rows, metric, residual in residuals(model, X):
         begin = _Begin() if start is None else _Begin(start, weight).rows(rows)
         if contrast is not None:
             solved = _at_contrast(model, metric, residual, contrast[rows], stops, begin)
@@ -127,6 +124,17 @@ def same_observed(X: NDArray) -> Iterator[tuple[NDArray, NDArray | None]]:
     ends = np.flatnonzero(np.diff(kind.ravel()[order])) + 1
     for rows in np.split(rest[order], ends):
         yield rows, observed[rows[0]]
+
+
+def residuals(model: SparseLinear, X: NDArray) -> Iterator[tuple[NDArray, NoiseMetric, NDArray]]:
+    """Yield what rows leave beyond the intercept, those with the same observed features together.
+
+    With the numbers of the rows, and the metric of the noise of these features.
+    """
+    for rows, observed in same_observed(X):
+        metric = NoiseMetric(model, X.dtype, observed)
+        part = X[rows] if observed is None else X[np.ix_(rows, observed)]
+        yield rows, metric, part - metric.intercept.astype(X.dtype)
 
 
 @dataclass(frozen=True)
@@ -221,7 +229,7 @@ def _over_contrasts(
         better = np.flatnonzero(weight > best)
         best = np.maximum(best, weight)
         chosen.contrast[better] = solved.contrast[better]
-        _take_rows(chosen.factors, better, solved.factors)
+        chosen.factors.put(better, solved.rows(better).factors)
     assert chosen is not None
     return RowPosteriors(chosen.factors, chosen.contrast, logsumexp(log_weights, axis=0))
 
@@ -232,11 +240,6 @@ def _reach(levels: NDArray, n_features: int) -> int:
         return len(levels)
     step = max(math.log(levels[-1] / levels[0]) / (len(levels) - 1), 1e-6)
     return max(_LEAST_REACH, math.ceil(_REACH_OF_A_ROW / (step * math.sqrt(2 * n_features))))
-
-
-def _take_rows(into: Factors, rows: NDArray, source: Factors) -> None:
-    for name, values in vars(into).items():
-        values[rows] = getattr(source, name)[rows]
 
 
 def row_contrast(metric: NoiseMetric, residual: NDArray) -> NDArray:

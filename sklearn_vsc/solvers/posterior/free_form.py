@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from .._rows import over_rows
 from .free_form_kernels import solve_rows
 
+# Sweeps over the codes of a row, at most, where nothing else is said: its bound ends them.
+MOST_SWEEPS = 1000
+
 
 @dataclass(frozen=True)
 class CodePriors:
@@ -112,7 +115,7 @@ def solve(
     *,
     start: NDArray | None = None,
     start_weight: NDArray | None = None,
-    max_sweeps: int = 1000,
+    max_sweeps: int = MOST_SWEEPS,
     tol: float = 0.05,
     bound_tol: float = 0.05,
 ) -> Factors:
@@ -136,7 +139,7 @@ def solve(
         Fields to start from. None: codes enter one by one.
     start_weight : ndarray of shape (n_rows,), default=None
         Weights of the rows to start from, for Student t noise. None: one.
-    max_sweeps : int, default=1000
+    max_sweeps : int, default=MOST_SWEEPS
         Most sweeps over the codes of a row.
     tol : float, default=0.05
         A code is visited again once its field has moved by this many standard deviations.
