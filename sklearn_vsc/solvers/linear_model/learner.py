@@ -18,6 +18,12 @@ from .sums import RowSums, sums_of_rows
 ROWS_PER_ATOM = 20
 # And at least so many: fewer rows are one batch.
 _LEAST_MEMORY = 4096
+# Where densities are learned, an atom takes part once there are so many rows for it. Measured on
+# small tables with many atoms: fewer rows make atoms that describe no other row, or let the first
+# codes share each row among all atoms, so that none is ever active.
+_ROWS_FOR_AN_ATOM = 8
+# Density that learning one starts from.
+FIRST_DENSITY = 0.1
 # In learning, sweeps end early: the next pass goes on from where they ended.
 _FIRST_VISIT = Stops(max_sweeps=4, tol=0.2, bound_tol=1.0)
 _LATER_VISIT = Stops(max_sweeps=10, tol=0.1, bound_tol=0.3)
@@ -211,9 +217,30 @@ class Learner:
         self.model = maximise(model, self.sums, self.learned, self.pressure)
         share = 1.0 if all_rows else min(1.0, float(sums.n_rows) / self.memory_rows)
         self.model, self.cooling = self.cooling.step(self.model, self.learned, share)
+        self._add_atoms(X, found)
         active = found.factors.inclusion > 0.5
         held = Memory(found.factors.field, found.contrast, found.factors.weight)
         return Step(found.bound, found.factors.kl, active.mean(1), held)
+
+    def _add_atoms(self, X: NDArray, found: RowPosteriors) -> None:
+        """Make atoms that are zero from badly described rows, once there are rows enough."""
+        model, sums = self.model, self.sums
+        assert sums is not None
+        n_present = int(np.count_nonzero(model.atoms.any(axis=1)))
+        n_new = atoms_for(float(sums.n_rows), len(model.atoms)) - n_present
+        if n_new <= 0 or not self.learned.learns_density:
+            return
+        # Evenly spaced among the half that is described worse: the very worst may be outliers.
+        worse = np.argsort(-found.factors.error, kind="stable")[: max(1, len(X) // 2)]
+        rows = worse[:: max(1, len(worse) // n_new)][:n_new]
+        rest = (X[rows] - model.intercept) / found.contrast[rows, None]
+        rest = np.nan_to_num(rest - found.factors.mean[rows] @ model.atoms)
+        new = np.flatnonzero(~model.atoms.any(axis=1))[: len(rows)]
+        density = model.density.copy()
+        density[new] = FIRST_DENSITY
+        atoms = model.atoms.copy()
+        atoms[new] = rest / model.slab.mean_size(density[new])[:, None]
+        self.model = replace(model, atoms=atoms, density=density)
 
     def _first_contrast(self, X: NDArray) -> NDArray:
         contrast = np.empty(len(X))
@@ -265,3 +292,8 @@ def _with_best_contrast(model: SparseLinear, X: NDArray, found: RowPosteriors) -
     for rows, metric, residual in residuals(model, X):
         contrast[rows] = best_contrast(metric, residual, found.rows(rows))
     return replace(found, contrast=contrast)
+
+
+def atoms_for(n_rows: float, n_components: int) -> int:
+    """Return how many of the atoms so many rows can tell apart."""
+    return max(1, min(n_components, int(n_rows // _ROWS_FOR_AN_ATOM)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +189,16 @@ class SparseLinear:
             np.full(n_components, density),
             slab,
         )
+
+    @property
+    def present(self) -> NDArray:
+        """Numbers of the atoms that are not zero; the codes of the others keep their priors."""
+        found = np.flatnonzero(self.atoms.any(axis=1))
+        return found if len(found) else np.arange(min(1, len(self.atoms)))
+
+    def only(self, numbers: NDArray) -> SparseLinear:
+        """Return the model with these atoms alone."""
+        return replace(self, atoms=self.atoms[numbers], density=self.density[numbers])
 
     @property
     def priors(self) -> CodePriors:
