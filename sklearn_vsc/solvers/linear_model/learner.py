@@ -27,6 +27,10 @@ FIRST_DENSITY = 0.1
 # In learning, sweeps end early: the next pass goes on from where they ended.
 _FIRST_VISIT = Stops(max_sweeps=4, tol=0.2, bound_tol=1.0)
 _LATER_VISIT = Stops(max_sweeps=10, tol=0.1, bound_tol=0.3)
+# The first steps forget this many times the share of a plain mean over all steps. Measured: with 1 a
+# first chunk a hundred times too loud costs 50 nats after 80 chunks, with 2 none; 3 forgets more
+# than it has to.
+_YOUTH = 2.0
 # How fast the noise rises where more codes are active than asked for.
 _PRESSURE_STEP = 0.5
 _MOST_PRESSURE = 1e4
@@ -208,9 +212,11 @@ class Learner:
         if self.sums is None or all_rows:
             self.sums = sums
         else:
-            # A step forgets as many rows as it brings, once there are enough of them.
+            # A step forgets as many rows as it brings, once there are enough of them; the first
+            # steps forget more.
             n_new, n_old = float(sums.n_rows), float(self.sums.n_rows)
-            share = max(n_new / self.memory_rows, min(1 / self.n_steps, n_new / n_old))
+            young = min(_YOUTH / self.n_steps, n_new / n_old)
+            share = max(n_new / self.memory_rows, young)
             keep = 1 - min(share, 1.0)
             self.sums = self.sums.mixed(sums, keep, 1.0)
         self._update_pressure()

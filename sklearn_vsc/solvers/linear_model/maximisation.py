@@ -20,7 +20,7 @@ from .sums import RowSums
 _SHARED_ROWS = 5.0
 # As if each atom had been seen in so many more rows, at its prior: an atom that no row uses stays.
 _ATOM_ROWS = 1.0
-# However many atoms fit the rows, at least this share of them counts in the noise.
+# However much of the rows atoms fit, the noise is divided by at least this share of them.
 _LEAST_FREE = 0.05
 # Keeps the system of atoms that are always used together solvable.
 _RIDGE = 1e-9
@@ -86,12 +86,9 @@ def maximise(
     present = model.present
     weights, n_fitted = _weights(sums, present)
     atoms, intercept = weights[:-1], weights[-1]
-    noise, dense = _noise(model, sums, learned, weights)
+    noise, dense = _noise(model, sums, learned, weights, n_fitted)
     density = _density(model, sums, learned, present)
     if learned.noise != "fixed":
-        # Rows that atoms were fitted to are nearer to them than others are.
-        n_rows = float(sums.n_rows)
-        noise = noise * n_rows / max(n_rows - n_fitted, _LEAST_FREE * n_rows)
         noise = np.maximum(pressure * noise, learned.floor)
     # The slab has a fixed scale: what the codes say of it goes into the atoms.
     growth = model.slab.growth(density, sums.inclusion, sums.size, sums.square)
@@ -131,10 +128,16 @@ def _weights(sums: RowSums, present: NDArray) -> tuple[NDArray, float]:
 
 
 def _noise(
-    model: SparseLinear, sums: RowSums, learned: WhatIsLearned, weights: NDArray
+    model: SparseLinear,
+    sums: RowSums,
+    learned: WhatIsLearned,
+    weights: NDArray,
+    n_fitted: float,
 ) -> tuple[NDArray, NDArray]:
     """Return the best noise variances and dense columns."""
+    # Rows that atoms were fitted to are nearer to them than others are.
     n_rows = float(sums.n_rows)
+    n_free = max(n_rows - n_fitted, _LEAST_FREE * n_rows)
     # Atoms that are zero add nothing, and there may be many.
     used = np.append(model.present, len(weights) - 1)
     weights, data, design = weights[used], sums.data[used], sums.design[np.ix_(used, used)]
@@ -142,12 +145,12 @@ def _noise(
     if len(model.dense):
         cross = data.T @ weights
         scatter = sums.products - cross - cross.T + weights.T @ design @ weights
-        scatter = (scatter + (atoms.T * variance) @ atoms) / n_rows
+        scatter = (scatter + (atoms.T * variance) @ atoms) / n_free
         noise, dense = _factor_steps(model, scatter, learned)
     else:
         fitted = np.einsum("kd,kd->d", weights, design @ weights)
         noise = sums.squares - 2 * np.einsum("kd,kd->d", weights, data) + fitted
-        noise = (noise + variance @ atoms**2) / n_rows
+        noise = (noise + variance @ atoms**2) / n_free
         dense = model.dense
     if learned.noise == "fixed":
         return model.noise, dense
