@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ..latents import LatentFamily, SpikeSlab, Thresholded
 from ..likelihoods import GaussianLikelihood
-from ..solvers.linear_model.maximisation import WhatIsLearned
 from ..solvers.linear_model.learner import FIRST_DENSITY, atoms_for
+from ..solvers.linear_model.maximisation import WhatIsLearned
 from ..solvers.linear_model.parameters import LEAST_DENSITY, Slab, SparseLinear
 from .description import ModelDescription, Start
 from .objectives import Objective

@@ -27,10 +27,13 @@ FIRST_DENSITY = 0.1
 # In learning, sweeps end early: the next pass goes on from where they ended.
 _FIRST_VISIT = Stops(max_sweeps=4, tol=0.2, bound_tol=1.0)
 _LATER_VISIT = Stops(max_sweeps=10, tol=0.1, bound_tol=0.3)
-# The first steps forget this many times the share of a plain mean over all steps. Measured: with 1 a
-# first chunk a hundred times too loud costs 50 nats after 80 chunks, with 2 none; 3 forgets more
+# The first steps forget this many times the share of a plain mean over all steps. Measured: with 1
+# a first chunk a hundred times too loud costs 50 nats after 80 chunks, with 2 none; 3 forgets more
 # than it has to.
 _YOUTH = 2.0
+# Rows whose mean square is so many times what the model expects are louder than it; quieter, where
+# it is less than one over this number.
+_LOUD = 4.0
 # How fast the noise rises where more codes are active than asked for.
 _PRESSURE_STEP = 0.5
 _MOST_PRESSURE = 1e4
@@ -202,7 +205,8 @@ class Learner:
             contrast = self._first_contrast(X) if memory is None else memory.contrast
         stops = _FIRST_VISIT if memory is None else _LATER_VISIT
         weight = None if memory is None else memory.weight
-        found = infer(model, X, stops, start, contrast, weight)
+        near = self._moved_to(X) if memory is None else model
+        found = infer(near, X, stops, start, contrast, weight)
         if not math.isinf(model.freedom):
             model, found = self._with_best_freedom(X, found, sample_weight)
         if self.has_contrast:
@@ -247,6 +251,33 @@ class Learner:
         atoms = model.atoms.copy()
         atoms[new] = rest / model.slab.mean_size(density[new])[:, None]
         self.model = replace(model, atoms=atoms, density=density)
+
+    def _moved_to(self, X: NDArray) -> SparseLinear:
+        """Return the model, moved and scaled where these rows are far from those before.
+
+        If it took them for what it knows, all of its codes would be on, or none.
+        """
+        model, observed = self.model, ~np.isnan(X)
+        fixed = self.learned.noise == "fixed" or self.has_contrast
+        if self.sums is None or fixed or len(X) < _ROWS_FOR_AN_ATOM:
+            return model
+        mean, variance = model.moments
+        counts = np.maximum(np.count_nonzero(observed, axis=0), 1)
+        residual = np.where(observed, X - mean, 0)
+        shift = residual.sum(0) / counts
+        spread = np.mean(np.where(observed, (residual - shift) ** 2, 0).sum(0) / counts / variance)
+        if np.mean(shift**2 / variance) < max(1.0, spread):
+            spread, shift = np.mean((residual**2).sum(0) / counts / variance), np.zeros_like(shift)
+        if 1 / _LOUD < spread < _LOUD:
+            spread = 1.0
+        root = math.sqrt(spread)
+        return replace(
+            model,
+            atoms=root * model.atoms,
+            intercept=model.intercept + shift,
+            dense=root * model.dense,
+            noise=np.maximum(spread * model.noise, self.learned.floor),
+        )
 
     def _first_contrast(self, X: NDArray) -> NDArray:
         contrast = np.empty(len(X))

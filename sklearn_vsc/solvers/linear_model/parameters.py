@@ -201,6 +201,15 @@ class SparseLinear:
         return replace(self, atoms=self.atoms[numbers], density=self.density[numbers])
 
     @property
+    def moments(self) -> tuple[NDArray, NDArray]:
+        """Mean and variance of each feature, where rows have no scales of their own."""
+        density, slab = self.density, self.slab
+        mean = density * slab.mean_size(density) if slab.positive else np.zeros_like(density)
+        variance = density * slab.mean_square(density) - mean**2
+        spread = self.noise + variance @ self.atoms**2 + (self.dense**2).sum(0)
+        return self.intercept + mean @ self.atoms, spread
+
+    @property
     def priors(self) -> CodePriors:
         """Priors of the codes."""
         return self.slab.priors(self.density)

@@ -8,6 +8,7 @@ import pytest
 from linear_problems import CONVERGED, covariance, draw_rows, learned, random_model
 from numpy.testing import assert_allclose, assert_array_equal
 
+from sklearn_vsc._models.sparse_linear import draw_codes
 from sklearn_vsc.solvers.linear_model import maximisation
 from sklearn_vsc.solvers.linear_model.learner import Learner
 from sklearn_vsc.solvers.linear_model.maximisation import maximise
@@ -306,3 +307,20 @@ def test_atoms_of_zero_change_nothing():
     assert_allclose(next_beside.noise, next_alone.noise, rtol=1e-9)
     assert_allclose(next_beside.density[places], next_alone.density, rtol=1e-9)
     assert_array_equal(next_beside.density[absent], share)
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("slab", ["laplace", "gaussian", "thresholded"])
+def test_moments_are_those_of_drawn_rows(slab, positive):
+    model = random_model(5, N_FEATURES, 2, slab)
+    model = replace(
+        model, slab=replace(model.slab, positive=positive), intercept=np.arange(N_FEATURES) / 3
+    )
+    rng = np.random.default_rng(2)
+    codes, shape = draw_codes(model, 200_000, rng), (200_000, N_FEATURES)
+    rows = model.intercept + codes @ model.atoms + rng.normal(size=(len(codes), 2)) @ model.dense
+    rows += rng.normal(size=shape) * np.sqrt(model.noise)
+    mean, variance = model.moments
+    error = np.sqrt(variance / len(rows))
+    assert (np.abs(rows.mean(0) - mean) < 5 * error).all()
+    assert_allclose(rows.var(0), variance, rtol=0.03)
