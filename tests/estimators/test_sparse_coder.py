@@ -136,17 +136,16 @@ def test_parameters_and_defaults_match_scikit_learn():
     extra = set(inspect.signature(SparseCoder).parameters) - set(
         inspect.signature(decomposition.SparseCoder).parameters
     )
-    assert extra == {"transform_tol", "sparse_output", "device"}
+    assert extra == {"refit", "transform_tol", "sparse_output", "device"}
     assert set(inspect.signature(SparseCoder).parameters) == set(SparseCoder._parameter_constraints)
 
 
-@pytest.mark.parametrize("algorithm", ["omp", "lars"])
-def test_greedy_codes_cannot_be_positive(algorithm):
-    coder = SparseCoder(DICTIONARY, transform_algorithm=algorithm, positive_code=True)
+def test_least_angle_regression_cannot_be_positive():
+    coder = SparseCoder(DICTIONARY, transform_algorithm="lars", positive_code=True)
     with pytest.raises(ValueError, match="Positive constraint not supported"):
         coder.transform(X)
     with pytest.raises(ValueError, match="Positive constraint not supported"):
-        sparse_encode(X, DICTIONARY, algorithm=algorithm, positive=True)
+        sparse_encode(X, DICTIONARY, algorithm="lars", positive=True)
 
 
 @pytest.mark.parametrize("algorithm", THEIRS)
@@ -279,11 +278,10 @@ def test_codes_that_did_not_converge_warn():
 # ------------------------------------------------------------------------- few rows, many atoms
 
 
-@pytest.mark.parametrize("algorithm", ["omp", "lars"])
-def test_greedy_codes_without_a_gram_matrix(algorithm, monkeypatch):
+def test_least_angle_regression_without_a_gram_matrix(monkeypatch):
     """A few rows get the same codes as many rows, with fewer inner products."""
     rows, dictionary = problem(n_components=200, n_features=30)
-    params = {"algorithm": algorithm, "n_nonzero_coefs": 2}
+    params = {"algorithm": "lars", "n_nonzero_coefs": 2}
     expected = decomposition.sparse_encode(rows[:1], dictionary, **params)
     monkeypatch.setattr(row_coder, "_MANY_PRODUCTS", 0)
 

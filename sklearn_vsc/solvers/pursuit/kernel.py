@@ -58,7 +58,7 @@ class _State(NamedTuple):
     """Scratch of one row.
 
     ``pulls`` are the correlations of the residual with all atoms, ``free`` is one for atoms that
-    may enter and zero for others, ``sizes`` are the absolute correlations of the former, in float64,
+    may enter and zero for others, ``sizes`` are the absolute correlations of the former in float64,
     and ``bits`` is the same memory as integers. Of the atoms in use, in the order in which they
     entered: their indices; of their orthogonal parts, the inner products with all atoms and the
     energies; the coordinates of the row along these parts; and the codes. ``atom`` holds the
