@@ -4,9 +4,9 @@ Every coder runs with a series of accuracies on held-out rows. The table gives t
 mean relative excess of the objective over the optimum, in float64, reaches 1e-3 and 1e-6, by
 logarithmic interpolation between two accuracies. The times include products of rows and atoms.
 
-A second table has orthogonal matching pursuit, ours and scikit-learn's, in CPU microseconds per row, with
-the share of rows that have the same support in both; and what refit and the choice of the largest codes
-add to a lasso.
+A second table has orthogonal matching pursuit, ours and scikit-learn's, in CPU microseconds per
+row, with the share of rows that have the same support in both; and what refit and the choice of
+the largest codes add to a lasso.
 
     python benchmarks/coding.py [--rows 4000] [--repeats 3] [--threads 1] [--data patches]
 """
@@ -14,6 +14,7 @@ add to a lasso.
 import argparse
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
@@ -156,7 +157,7 @@ def compare(name, model, density, X_train, X, options):
 
 
 def in_turn(calls, repeats):
-    """Return the median CPU microseconds of calls that run in turn, after a warm-up, and results."""
+    """Return the median CPU microseconds of calls that run in turn, and their results."""
     answers, times = [call() for call in calls], []
     for _ in range(repeats):
         times.append([])
@@ -169,15 +170,14 @@ def in_turn(calls, repeats):
 
 def compare_pursuit(name, model, X, repeats):
     """Print the lines of orthogonal matching pursuit for the atoms of one setting."""
+    print("| setting | pursuit | ours | scikit-learn | ratio | same supports |")
     for dtype in (np.float32, np.float64):
         rows, atoms = X.astype(dtype), model.components_.astype(dtype)
         for n_nonzero in (5, 25):
             ours = SparseCoder(atoms, transform_n_nonzero_coefs=n_nonzero, device="cpu")
             calls = [
-                lambda c=ours: c.transform(rows),
-                lambda a=atoms, n=n_nonzero: sparse_encode(
-                    rows, a, algorithm="omp", n_nonzero_coefs=n
-                ),
+                partial(ours.transform, rows),
+                partial(sparse_encode, rows, atoms, algorithm="omp", n_nonzero_coefs=n_nonzero),
             ]
             times, (found, expected) = in_turn(calls, repeats)
             same = np.mean(((found != 0) == (expected != 0)).all(1))
@@ -199,7 +199,7 @@ def compare_selection(name, model, X, repeats):
         )
         for extra in extras
     ]
-    times, _ = in_turn([lambda c=coder: c.transform(X) for coder in coders], repeats)
+    times, _ = in_turn([partial(coder.transform, X) for coder in coders], repeats)
     lasso, top, refit = times / len(X)
     print(
         f"| {name} | lasso {lasso:.1f}, top 10 {top:.1f}, refit {refit:.1f} | | | | |", flush=True
@@ -213,7 +213,6 @@ def main(options):
     print(f"{options.rows} held-out rows, patches of 16 x 16 pixels or Fashion-MNIST, ", end="")
     print(f"{options.threads} threads,")
     print(f"medians of {options.repeats} repeats; microseconds per row\n")
-    print("| setting | omp | ours | scikit-learn | ratio | same supports |")
     print("| setting | coder | CPU, 1e-3 | wall, 1e-3 | CPU, 1e-6 | wall, 1e-6 |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     with threadpool_limits(options.threads, "blas"):
