@@ -87,27 +87,30 @@ def _pursue(
     correlations: Tensor | None,
 ) -> Tensor:
     """Code rows that are all complete, or all with missing entries, which are zero in X."""
-    n_nonzero, residual, positive = rule
+    (n_nonzero, residual, positive), n_rows = rule, len(X)
+    rows, atoms = _on_host(X), _on_host(dictionary)
+    seen = np.ones((1, rows.shape[1]), bool) if observed is None else _on_host(observed)
+    most = _most(n_nonzero, residual, np.broadcast_to(seen.sum(1), n_rows), len(atoms))
+    largest = int(most.max(initial=0))
+    few = observed is None and gram is None and _few_rows(n_rows, largest, atoms.shape)
+    lazy = few or observed is not None
     if correlations is None:
-        correlations = products_of_rows(X, dictionary)
-    rows, products, atoms = (_on_host(part) for part in (X, correlations, dictionary))
-    codes, n_features = np.zeros_like(products), rows.shape[1]
-    seen = np.ones((1, n_features), bool) if observed is None else _on_host(observed)
-    most = _most(n_nonzero, residual, np.broadcast_to(seen.sum(1), len(rows)), len(atoms))
-    largest, real = int(most.max(initial=0)), codes.dtype.type
-    share = -1 if residual is None or n_nonzero is not None else residual
-    rules = Rules(real(share), positive, real(np.finfo(real).eps))
-    lazy = observed is not None or (gram is None and _few_rows(len(rows), largest, atoms.shape))
+        # Products of padded rows take longer, and round the same for few rows and for many.
+        correlations = X @ dictionary.T if few else products_of_rows(X, dictionary)
+    products = _on_host(correlations)
     if not lazy:
         known = _on_host(dictionary @ dictionary.T if gram is None else gram)
+    codes, real = np.zeros_like(products), products.dtype.type
+    share = -1 if residual is None or n_nonzero is not None else residual
+    rules = Rules(real(share), positive, real(np.finfo(real).eps))
 
     def work(part: slice) -> None:
-        n_rows = 1 if observed is not None else part.stop - part.start
-        own = _to_compute(atoms, largest * n_rows) if lazy else _computed(atoms, known)
+        at_once = largest * (1 if observed is not None else part.stop - part.start)
+        own = _to_compute(atoms, at_once) if lazy else _computed(atoms, known)
         masks = seen if observed is None else seen[part]
         pursue_rows(own, rules, masks, largest, *(a[part] for a in (rows, products, most, codes)))
 
-    over_rows(work, len(rows))
+    over_rows(work, n_rows)
     return torch.from_numpy(codes).to(X.device)
 
 
