@@ -55,7 +55,7 @@ class FISTADictionaryLearner(LassoCoder):
     * **Training**: ``fit_algorithm``, ``dict_init``, ``code_init``, ``batch_size``, ``shuffle``,
       ``tol``, ``max_no_improvement``.
     * **Inference**: ``transform_algorithm``, ``transform_alpha``, ``transform_n_nonzero_coefs``,
-      ``transform_tol``, ``transform_max_iter``, ``split_sign``.
+      ``refit``, ``transform_tol``, ``transform_max_iter``, ``split_sign``.
     * **Running**: ``random_state``, ``verbose``, ``callback``, ``n_jobs``, ``sparse_output``,
       ``device``.
 
@@ -112,21 +112,29 @@ class FISTADictionaryLearner(LassoCoder):
     transform_algorithm : str, default='auto'
         Coder used in ``transform``. 'auto', 'lasso_cd' and 'fista' solve the lasso by the methods
         of ``fit_algorithm``, and solve rows that are slow to converge exactly, by an active-set
-        method. 'lasso_lars', 'lars', 'omp' and 'threshold' are scikit-learn's
+        method. 'omp' is compiled orthogonal matching pursuit, and 'threshold' shrinks the inner
+        products of row and atoms. 'lasso_lars' and 'lars' are scikit-learn's
         (:func:`sklearn.decomposition.sparse_encode`).
 
     transform_alpha : float, default=None
         Weight of the l1 norm in ``transform``, or the threshold of 'threshold'. None: ``alpha``.
 
     transform_n_nonzero_coefs : int, default=None
-        Number of non-zero codes that 'lars' and 'omp' aim at. None: a tenth of the number of
-        observed features.
+        Number of non-zero codes of a row. 'lars' and 'omp' aim at it; None is a tenth of the number
+        of observed features, or the number that ``transform_tol`` asks of 'omp'. The other
+        algorithms keep so many of their codes, the largest in absolute value; None keeps all.
+
+    refit : bool, default=False
+        Whether the codes are least-squares values on their support, that is, on the atoms whose
+        codes the lasso or 'threshold' has kept: this undoes the shrinkage of the penalty. With
+        ``positive_code`` they are the best non-negative ones. 'omp' and 'lars' do not use it.
 
     transform_tol : float, default=None
         The lasso code of a row is done when its duality gap is at most ``transform_tol`` times its
         objective. The gap is an upper bound on the distance of the objective from its minimum, and
         usually far larger: where the gap is 1e-4 of the objective, the distance is mostly below
-        1e-7. None: 1e-6 in float64, 1e-5 in float32.
+        1e-7. None: 1e-6 in float64, 1e-5 in float32. 'omp' without a number of codes ends when the
+        squared norm of the residual is at most ``transform_tol`` times the squared norm of the row.
 
     transform_max_iter : int, default=1000
         Maximum number of iterations of a lasso solve. One iteration of coordinate descent moves as
@@ -342,6 +350,7 @@ class FISTADictionaryLearner(LassoCoder):
         transform_tol: float | None = None,
         sparse_output: bool = False,
         device: str = "auto",
+        refit: bool = False,
     ):
         self.n_components = n_components
         self.alpha = alpha
@@ -367,6 +376,7 @@ class FISTADictionaryLearner(LassoCoder):
         self.transform_tol = transform_tol
         self.sparse_output = sparse_output
         self.device = device
+        self.refit = refit
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._inference.row_coder import ALGORITHMS, RowCoder, check_features
+from .._inference.row_coder import (
+    ALGORITHMS,
+    BY_PENALTY,
+    RowCoder,
+    check_features,
+    check_n_nonzero,
+)
 from .._rows.array_api import follows_input
 from .._rows.arrays import row_slices
 from .._rows.compat import Interval, StrOptions
@@ -30,6 +37,7 @@ class LassoCoder(BaseSparseCoder):
         "transform_algorithm": [StrOptions(set(ALGORITHMS))],
         "transform_n_nonzero_coefs": [Interval(Integral, 1, None, closed="left"), None],
         "transform_alpha": [Interval(Real, 0, np.inf, closed="left"), None],
+        "refit": ["boolean"],
         "split_sign": ["boolean"],
         "n_jobs": [Integral, None],
         "positive_code": ["boolean"],
@@ -40,10 +48,13 @@ class LassoCoder(BaseSparseCoder):
     }
     # Method of `solve_lasso` on a CPU.
     _descent: ClassVar[str] = "cd"
+    # Parameter that says how many atoms there are, for messages.
+    _atoms_parameter: ClassVar[str] = "n_components"
 
     transform_algorithm: str
     transform_n_nonzero_coefs: int | None
     transform_alpha: float | None
+    refit: bool
     split_sign: bool
     n_jobs: int | None
     positive_code: bool
@@ -78,8 +89,16 @@ class LassoCoder(BaseSparseCoder):
         alpha = self.transform_alpha
         if alpha is None:
             alpha = getattr(self, "alpha", 1.0)
-        coder = self._row_coder(self.transform_algorithm, alpha)
-        n_components = len(dictionary)
+        coder, n_components = self._row_coder(self.transform_algorithm, alpha), len(dictionary)
+        n_nonzero = self.transform_n_nonzero_coefs
+        check_n_nonzero(
+            self.transform_algorithm,
+            n_nonzero,
+            n_components,
+            f"transform_n_nonzero_coefs, {self._atoms_parameter}",
+        )
+        if self.transform_algorithm in BY_PENALTY:
+            coder = replace(coder, n_kept=n_nonzero, refit=self.refit)
         # The computations that rows share grow with the square of the number of atoms.
         chunks = row_slices(len(X), max(_CODES_AT_ONCE // n_components, n_components))
         codes = (coder.codes(X[rows], dictionary) for rows in chunks)

@@ -217,6 +217,8 @@ _LATER_PARAMETERS = {
     "positive_code": False,
     "refine_tol": 0.05,
 }
+# The same of estimators that code rows by the lasso.
+_LATER_CODER_PARAMETERS = {"refit": False}
 
 
 def _upgrade_parameters(config: dict[str, Any], names: Iterable[str]) -> None:
@@ -224,6 +226,8 @@ def _upgrade_parameters(config: dict[str, Any], names: Iterable[str]) -> None:
     written = config["parameters"]
     if "solver" in names and isinstance(written, dict) and "_offset" in config["fitted"]:
         config["parameters"] = _LATER_PARAMETERS | written
+    if "transform_alpha" in names and isinstance(written, dict):
+        config["parameters"] = _LATER_CODER_PARAMETERS | written
 
 
 def _upgrade(state: dict[str, Any], kept: dict[str, Any], names: Iterable[str] = ()) -> None:

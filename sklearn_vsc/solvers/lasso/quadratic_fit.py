@@ -39,11 +39,7 @@ class GramFit:
     @classmethod
     def from_rows(cls, X: Tensor, dictionary: Tensor, gram: Tensor) -> Self:
         """Compute what is needed from the rows."""
-        # Matrix products of few rows round differently from those of many, and the codes of a row
-        # should not depend on the other rows of the batch.
-        padding = -len(X) % _PRODUCT_ROWS
-        padded = torch.nn.functional.pad(X, (0, 0, 0, padding)) if padding else X
-        return cls(gram, (padded @ dictionary.T)[: len(X)], X.square().sum(1))
+        return cls(gram, products_of_rows(X, dictionary), X.square().sum(1))
 
     def gradient(self, codes: Tensor) -> Tensor:
         return torch.addmm(self.correlations, codes, self.gram, beta=-1)
@@ -184,6 +180,15 @@ def _inner_products(dictionary: Tensor, symmetric: bool) -> Tensor:
     # NumPy sees that both factors are the same array.
     array = dictionary.contiguous().numpy()
     return torch.from_numpy(array @ array.T)
+
+
+def products_of_rows(X: Tensor, dictionary: Tensor) -> Tensor:
+    """Return the inner products of rows and atoms."""
+    # Matrix products of few rows round differently from those of many, and the codes of a row
+    # should not depend on the other rows of the batch.
+    padding = -len(X) % _PRODUCT_ROWS
+    padded = torch.nn.functional.pad(X, (0, 0, 0, padding)) if padding else X
+    return (padded @ dictionary.T)[: len(X)]
 
 
 def certify(fit: Fit, codes: Tensor, alpha: float, *, positive: bool) -> Certificate:
