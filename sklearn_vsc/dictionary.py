@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -24,7 +25,7 @@ from ._rows.compat import Interval, StrOptions, fit_context
 from ._rows.numbers import check_count
 from ._rows.sources import held_rows
 from ._rows.user_warnings import warn_user
-from ._training.dictionary_fit import DictionaryFit, coder_of_fit, take_step
+from ._training.dictionary_fit import DictionaryFit, coder_of_fit, noise_of_recent_rows, take_step
 from ._training.dictionary_progress import LearnedDictionary, LearningOptions, SeenRows
 from ._training.fit_tasks import FitTasks
 from ._training.interruption import HeldInterrupts, unchanged_on_error
@@ -288,10 +289,13 @@ class FISTADictionaryLearner(LassoCoder):
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "shuffle": ["boolean"],
         "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
+        "forget": [Interval(Real, 0, 1, closed="right"), None],
     }
     _dead_atoms_cure = "Lower alpha or n_components, or train on more rows."
     _kept: ClassVar[dict[str, Any]] = {
-        **LassoCoder._kept,
+        **{name: kind for name, kind in LassoCoder._kept.items() if name != "noise_variance_"},
+        # `partial_fit` leaves it to be computed when it is asked for.
+        "noise_variance_?": Real,
         "error_": ("n_iter",),
         "n_steps_": Integral,
         "_seed": Integral,
@@ -304,12 +308,12 @@ class FISTADictionaryLearner(LassoCoder):
                 "idle": ("K",),
                 "n_uses": ("K",),
                 "n_rows": Integral,
-                "noise_rows": Real,
+                "n_placed": Integral,
+                "recent": (None, "D"),
             },
         ),
     }
 
-    noise_variance_: float
     # What the passes have left for `partial_fit`, and the seeds that `fit` has drawn.
     _seen: SeenRows
     _seed: int
@@ -339,6 +343,7 @@ class FISTADictionaryLearner(LassoCoder):
         batch_size: int | None = None,
         shuffle: bool = True,
         max_no_improvement: int | None = 10,
+        forget: float | None = None,
         transform_tol: float | None = None,
         sparse_output: bool = False,
         device: str = "auto",
@@ -364,6 +369,7 @@ class FISTADictionaryLearner(LassoCoder):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.max_no_improvement = max_no_improvement
+        self.forget = forget
         self.transform_tol = transform_tol
         self.sparse_output = sparse_output
         self.device = device
@@ -550,6 +556,13 @@ class FISTADictionaryLearner(LassoCoder):
         n_samples = check_count(n_samples, "n_samples")
         return self._model().sample(n_samples, self.random_state)
 
+    @cached_property
+    def noise_variance_(self) -> float:
+        """Noise variance of the score's model; ``fit`` sets it, after ``partial_fit`` it waits."""
+        if "_seen" not in vars(self):
+            raise AttributeError("noise_variance_ is known after fit or partial_fit.")
+        return noise_of_recent_rows(self._options(), self._seen.recent, self.components_)
+
     @property
     def prior_scale_(self) -> float:
         """Scale of the prior of the score's model."""
@@ -586,7 +599,9 @@ class FISTADictionaryLearner(LassoCoder):
         self.error_ = np.asarray(found.errors, dtype=np.float64)
         self.n_iter_ = len(found.history)
         self.n_steps_ = found.n_steps
-        self.noise_variance_ = found.noise_variance
+        vars(self).pop("noise_variance_", None)
+        if found.noise_variance is not None:
+            self.noise_variance_ = found.noise_variance
         self._seen = found.seen
         # A given dictionary may have atoms that these rows do not need: no reason to warn.
         given = self.dict_init is not None and self.max_iter == 0
@@ -602,5 +617,4 @@ class FISTADictionaryLearner(LassoCoder):
             list(self.error_),
             self.n_steps_,
             self._seen,
-            self.noise_variance_,
         )

@@ -1,4 +1,7 @@
-"""Dictionary learning over all rows, by block coordinate descent on the exact objective.
+"""Dictionary learning over rows that are visited again, by block coordinate descent.
+
+The objective is the exact one of all rows, in full batches as in mini-batches; a mini-batch is a
+small block.
 
 The loop yields after every epoch, so that its caller decides when to stop and what to keep.
 A dictionary that has been yielded is never modified again.
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -32,8 +35,9 @@ BLOCK_SIZE = 512
 # largest value allowed in the last passes.
 _LOOSE, _TIGHT = 0.1, 3e-3
 _TIGHTENING = 0.7
-# Decay of the trend from block to block.
-_MEMORY = 0.9
+# Decay of the trend from block to block, and the share of a pass that it looks back at least: over
+# fewer blocks the trend would be noise.
+_MEMORY, _LOOK_BACK = 0.9, 0.25
 # Initial amount of extrapolation; values far above one diverge.
 _FORESIGHT = 1.0
 # Passes between two recomputations of the statistics, which limit the drift from rounding.
@@ -83,6 +87,11 @@ class Epoch:
         }
 
 
+# Called after a step with its number, its block, the mean objective of the rows of the block, and
+# the dictionaries before and after; returns whether to stop.
+OnStep = Callable[[int, int, float, Tensor, Tensor], bool]
+
+
 @dataclass
 class FullBatchLearner:
     """Block coordinate descent on codes and dictionary over all rows.
@@ -110,16 +119,23 @@ class FullBatchLearner:
     _filled: Tensor | None = field(init=False)
     # Factor on the observed residuals in filled rows; see ``fill_missing``.
     _reach: float = field(init=False, default=1.0)
+    _on_step: OnStep | None = field(init=False, default=None)
+    # Whether ``_on_step`` has ended the fit.
+    _ended: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._filled = torch.empty_like(self.X) if rows_with_missing(self.X).any() else None
 
-    def epochs(self, tol: float, shuffle: bool) -> Iterator[Epoch]:
+    def epochs(
+        self, tol: float, shuffle: bool, on_step: OnStep | None = None
+    ) -> Iterator[Epoch]:
         """Yield after each pass over the rows, indefinitely.
 
         A pass has converged when the codes have reached their final accuracy and the objective
-        fell by less than ``tol`` relative to its value.
+        fell by less than ``tol`` relative to its value, or when ``on_step`` has ended it, which it
+        can from the second pass on.
         """
+        self._on_step = on_step
         accuracy, last, foresight, passes = _LOOSE, math.inf, 0.0, 0
         self._trend = Statistics.zeros_like(self.dictionary)
         if self._filled is not None:
@@ -132,7 +148,8 @@ class FullBatchLearner:
                 self._refresh()
             before = self.codes.copy(), self.dictionary, self.statistics.copy()
             objective = self._pass(accuracy, shuffle, foresight)
-            if objective.mean > last and (foresight or self._filled is not None):
+            overshot = objective.mean > last and (foresight or self._filled is not None)
+            if overshot and not self._ended:
                 # The extrapolation overshot: go back and repeat the pass without it.
                 self.codes, self.dictionary, self.statistics = before
                 self._trend, foresight = Statistics.zeros_like(self.dictionary), foresight / 2
@@ -145,7 +162,7 @@ class FullBatchLearner:
                 self.statistics.copy(),
                 self.n_steps,
                 time.perf_counter() - start,
-                converged=accuracy <= tight and decrease < tol,
+                converged=self._ended or (accuracy <= tight and decrease < tol),
             )
             # Not in the first pass, where codes change because they had no values yet.
             foresight = foresight if passes else _FORESIGHT
@@ -191,7 +208,8 @@ class FullBatchLearner:
         """
         n_blocks = len(self.codes.blocks)
         order = torch.randperm(n_blocks, generator=self.generator) if shuffle else range(n_blocks)
-        reach = foresight * (n_blocks - 1) / 2 * (1 - _MEMORY)
+        memory = max(_MEMORY, 1 - 1 / (_LOOK_BACK * n_blocks))
+        reach = foresight * (n_blocks - 1) / 2 * (1 - memory)
         for block in map(int, order):
             rows, old = self.codes.blocks[block], self.codes[block]
             new = self.coder(self.X[rows], self.dictionary, old, accuracy)
@@ -201,13 +219,19 @@ class FullBatchLearner:
             self.statistics.clear(self.statistics.n_users == 0)
             sums = self.statistics
             if reach:
-                self._trend.scale(_MEMORY)
+                self._trend.scale(memory)
                 self._trend.add(change)
                 sums = sums.ahead(self._trend, reach)
+            before = self.dictionary
             self.dictionary = update_dictionary(
-                self.dictionary, sums.code_gram, sums.code_data, positive=self.positive_dict
+                before, sums.code_gram, sums.code_data, positive=self.positive_dict
             )
             self.n_steps += 1
+            if self._on_step is not None:
+                cost = objective_sums(self.X[rows], new, before, self.alpha).mean
+                self._ended = self._on_step(self.n_steps - 1, block, cost, before, self.dictionary)
+                if self._ended:
+                    break
         by_block = (
             objective_sums(self.X[rows], codes, self.dictionary, self.alpha)
             for rows, codes in self.codes
@@ -235,12 +259,17 @@ class FullBatchLearner:
 
 
 def row_blocks(
-    n_rows: int, n_components: int, generator: torch.Generator | None, device: torch.device
+    n_rows: int, size: int, generator: torch.Generator | None, device: torch.device
 ) -> list[Tensor]:
     """Return the row indices of each block, in random order if a generator is given."""
     if generator is None:
         order = torch.arange(n_rows)
     else:
         order = torch.randperm(n_rows, generator=generator)
+    return list(order.to(device).split(size))
+
+
+def block_size(n_components: int) -> int:
+    """Return the number of rows in a block of a full-batch fit."""
     # The cost of updating a large dictionary should be spread over more rows.
-    return list(order.to(device).split(max(BLOCK_SIZE, n_components)))
+    return max(BLOCK_SIZE, n_components)
