@@ -27,7 +27,7 @@ from .accumulation import ObjectiveSums, objective_sums
 from .renewal import renew_atoms
 from .sparse_codes import SparseCodes
 from .statistics import Statistics
-from .update import update_dictionary
+from .update import normalise_atoms, update_dictionary
 
 # Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512
@@ -40,6 +40,9 @@ _TIGHTENING = 0.7
 _MEMORY, _LOOK_BACK = 0.9, 0.25
 # Initial amount of extrapolation; values far above one diverge.
 _FORESIGHT = 1.0
+# Share of the change of the dictionary in the last pass that it moves on before the next: at first,
+# at most, and the factor by which it grows with every pass that lowers the objective.
+_MOMENTUM, _MOST_MOMENTUM, _SPEED_UP = 0.3, 0.95, 1.1
 # Passes between two recomputations of the statistics, which limit the drift from rounding.
 _REFRESH_EVERY = 16
 
@@ -119,6 +122,8 @@ class FullBatchLearner:
     _filled: Tensor | None = field(init=False)
     # Factor on the observed residuals in filled rows; see ``fill_missing``.
     _reach: float = field(init=False, default=1.0)
+    # The dictionary before the last pass; None where there was none, or atoms have been renewed.
+    _previous: Tensor | None = field(init=False, default=None)
     _on_step: OnStep | None = field(init=False, default=None)
     # Whether ``_on_step`` has ended the fit.
     _ended: bool = field(init=False, default=False)
@@ -136,7 +141,7 @@ class FullBatchLearner:
         can from the second pass on.
         """
         self._on_step = on_step
-        accuracy, last, foresight, passes = _LOOSE, math.inf, 0.0, 0
+        accuracy, last, foresight, momentum, passes = _LOOSE, math.inf, 0.0, 0.0, 0
         self._trend = Statistics.zeros_like(self.dictionary)
         if self._filled is not None:
             self._reach = natural_reach(self.X)
@@ -147,12 +152,15 @@ class FullBatchLearner:
             if passes % _REFRESH_EVERY == 0:
                 self._refresh()
             before = self.codes.copy(), self.dictionary, self.statistics.copy()
+            self._leap(momentum)
             objective = self._pass(accuracy, shuffle, foresight)
-            overshot = objective.mean > last and (foresight or self._filled is not None)
+            ahead = bool(foresight or momentum)
+            overshot = objective.mean > last and (ahead or self._filled is not None)
             if overshot and not self._ended:
                 # The extrapolation overshot: go back and repeat the pass without it.
                 self.codes, self.dictionary, self.statistics = before
                 self._trend, foresight = Statistics.zeros_like(self.dictionary), foresight / 2
+                momentum, self._previous = momentum / 2, None
                 objective = self._careful_pass(accuracy, shuffle)
             loss = objective.mean
             decrease = (last - loss) / loss if loss > 0 else 0.0
@@ -166,8 +174,19 @@ class FullBatchLearner:
             )
             # Not in the first pass, where codes change because they had no values yet.
             foresight = foresight if passes else _FORESIGHT
+            momentum = min(_MOST_MOMENTUM, max(_MOMENTUM, momentum * _SPEED_UP))
+            if self._filled is not None: momentum = 0.0
             accuracy, last, passes = max(tight, _TIGHTENING * accuracy), loss, passes + 1
             self._renew()
+
+    def _leap(self, momentum: float) -> None:
+        """Move the dictionary on along its change in the last pass."""
+        before, self._previous = self._previous, self.dictionary
+        if momentum and before is not None:
+            atoms = torch.lerp(before, self.dictionary, 1 + momentum)
+            self.dictionary = normalise_atoms(
+                atoms, positive=self.positive_dict, generator=self.generator
+            )
 
     def _refresh(self) -> None:
         self.statistics = Statistics.zeros_like(self.dictionary)
@@ -256,6 +275,9 @@ class FullBatchLearner:
             positive=self.positive_dict,
             generator=self.generator,
         )
+        if self._previous is not None:
+            self._previous = self._previous.clone()
+            self._previous[dead] = self.dictionary[dead]
 
 
 def row_blocks(

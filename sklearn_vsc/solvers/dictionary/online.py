@@ -24,7 +24,7 @@ _ACCURACY = 1e-2
 # An atom is renewed once this many rows per atom of the dictionary have gone by without using it.
 _PATIENCE = 10
 # Rows of a stream count in proportion to this power of the number of rows before them, less one.
-_GROWTH = 4
+_GROWTH = 5
 # Sweeps over the atoms in each step; rows are not seen again, so atoms make the most of each step.
 _SWEEPS = 2
 
