@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
 from torch.utils.data import Dataset
 
 from ._base.coder import Posterior
@@ -29,6 +30,10 @@ from ._training.dictionary_fit import DictionaryFit, coder_of_fit, noise_of_rece
 from ._training.dictionary_progress import LearnedDictionary, LearningOptions, SeenRows
 from ._training.fit_tasks import FitTasks
 from ._training.interruption import HeldInterrupts, unchanged_on_error
+
+
+# Names of the parameters of a fit.
+_OPTIONS = [f.name for f in fields(LearningOptions) if f.name not in ("block_coder", "lasso")]
 
 
 class FISTADictionaryLearner(LassoCoder):
@@ -278,7 +283,7 @@ class FISTADictionaryLearner(LassoCoder):
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "alpha": [Interval(Real, 0, np.inf, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "fit_algorithm": [StrOptions({"auto", "fista", "lars", "cd"})],
         "code_init": [np.ndarray, None],
         "dict_init": [np.ndarray, None],
@@ -325,7 +330,7 @@ class FISTADictionaryLearner(LassoCoder):
         *,
         alpha: float = 1,
         max_iter: int = 1000,
-        tol: float = 1e-8,
+        tol: float | str = "auto",
         fit_algorithm: str = "auto",
         transform_algorithm: str = "auto",
         transform_n_nonzero_coefs: int | None = None,
@@ -417,6 +422,8 @@ class FISTADictionaryLearner(LassoCoder):
                 f"fit was interrupted after {self.n_iter_} full epochs; the estimator is left "
                 + ("as it was then." if self.n_iter_ else "with its first dictionary.")
             )
+        elif message := fit.unconverged():
+            warn_user(message, ConvergenceWarning)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -581,8 +588,8 @@ class FISTADictionaryLearner(LassoCoder):
 
     def _options(self) -> LearningOptions:
         """Return the parameters of a fit."""
-        names = {field.name for field in fields(LearningOptions)}
-        named = {k: v for k, v in self.get_params(deep=False).items() if k in names}
+        # Faster than `get_params`, which reads the signature of the class each time.
+        named = {name: getattr(self, name) for name in _OPTIONS}
         lasso = self._row_coder("auto", self.alpha)
         lars = self._row_coder("lasso_lars", self.alpha)
         coder = coder_of_fit(self.fit_algorithm, lars if self.fit_algorithm == "lars" else lasso)

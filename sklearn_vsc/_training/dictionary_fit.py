@@ -86,6 +86,20 @@ class DictionaryFit:
             epochs, max_iter, len(self.rows), interrupts, before=tasks.begin_epoch, after=after
         )
 
+    def unconverged(self) -> str | None:
+        """Return a warning where ``max_iter`` ended the fit."""
+        options, progress = self.options, self.progress
+        if options.tol == 0 or progress.epoch.converged:
+            return None
+        if not 0 < options.max_iter == len(progress.history):
+            return None
+        errors = progress.errors
+        fall = (errors[-2] - errors[-1]) / errors[-1] if len(errors) > 1 and errors[-1] else 0.0
+        return (
+            f"The objective still fell after max_iter={options.max_iter} passes, by {fall:.1g} of "
+            f"its value in the last one: raise max_iter or tol (tol={options.tol!r})."
+        )
+
     def few(self) -> LearnedDictionary:
         """Do the same as `look` for a sample of the rows, which takes little time."""
         return self.look(few_rows(self.rows))
@@ -308,9 +322,10 @@ def _epochs(
         options.positive_dict,
         generator,
     )
+    tol = None if options.tol == "auto" else float(options.tol)
     if options.batch_size is None:
-        return learner.epochs(options.tol, options.shuffle)
-    stopping = MiniBatchStopping(options.tol, options.max_no_improvement)
+        return learner.epochs(tol, options.shuffle)
+    stopping = MiniBatchStopping(tol or 0.0, options.max_no_improvement)
 
     def on_step(step: int, block: int, cost: float, before: Tensor, after: Tensor) -> bool:
         if options.callback is not None:
@@ -319,7 +334,7 @@ def _epochs(
         change = float(torch.linalg.matrix_norm(after - before)) / len(after)
         return stopping.update(block, cost, change, len(codes.blocks))
 
-    return learner.epochs(0.0, options.shuffle, on_step)
+    return learner.epochs(None if tol is None else 0.0, options.shuffle, on_step)
 
 
 def _online_learner(

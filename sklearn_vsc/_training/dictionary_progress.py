@@ -35,7 +35,7 @@ class LearningOptions:
     n_components: int | None
     alpha: float
     max_iter: int
-    tol: float
+    tol: float | str
     code_init: NDArray | None
     dict_init: NDArray | None
     callback: Callable[[dict[str, Any]], Any] | None

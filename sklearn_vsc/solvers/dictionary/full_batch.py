@@ -32,8 +32,8 @@ from .update import normalise_atoms, update_dictionary
 # Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512
 # Allowed distance of the codes from their optimum, in units of alpha: in the first pass, and the
-# largest value allowed in the last passes.
-_LOOSE, _TIGHT = 0.1, 3e-3
+# largest value allowed in the last passes, by default and for a ``tol`` that was given.
+_LOOSE, _CLOSE, _TIGHT = 0.1, 3e-2, 3e-3
 _TIGHTENING = 0.7
 # Decay of the trend from block to block, and the share of a pass that it looks back at least: over
 # fewer blocks the trend would be noise.
@@ -42,7 +42,9 @@ _MEMORY, _LOOK_BACK = 0.9, 0.25
 _FORESIGHT = 1.0
 # Share of the change of the dictionary in the last pass that it moves on before the next: at first,
 # at most, and the factor by which it grows with every pass that lowers the objective.
-_MOMENTUM, _MOST_MOMENTUM, _SPEED_UP = 0.3, 0.95, 1.1
+_MOMENTUM, _MOST_MOMENTUM, _SPEED_UP = 0.5, 0.95, 1.1
+# By default, learning ends once the later half of the passes has gained less than this share.
+_ENOUGH = 4e-3
 # Passes between two recomputations of the statistics, which limit the drift from rounding.
 _REFRESH_EVERY = 16
 
@@ -132,13 +134,14 @@ class FullBatchLearner:
         self._filled = torch.empty_like(self.X) if rows_with_missing(self.X).any() else None
 
     def epochs(
-        self, tol: float, shuffle: bool, on_step: OnStep | None = None
+        self, tol: float | None, shuffle: bool, on_step: OnStep | None = None
     ) -> Iterator[Epoch]:
         """Yield after each pass over the rows, indefinitely.
 
         A pass has converged when the codes have reached their final accuracy and the objective
         fell by less than ``tol`` relative to its value, or when ``on_step`` has ended it, which it
-        can from the second pass on.
+        can from the second pass on. With ``tol=None`` the later half of the passes counts: what
+        they gained is about what is left to gain.
         """
         self._on_step = on_step
         accuracy, last, foresight, momentum, passes = _LOOSE, math.inf, 0.0, 0.0, 0
@@ -146,7 +149,10 @@ class FullBatchLearner:
         if self._filled is not None:
             self._reach = natural_reach(self.X)
         # The excess of the objective is about a tenth of the squared distances.
-        tight = min(_TIGHT, max(tol, torch.finfo(self.X.dtype).eps) ** 0.5)
+        tight = _CLOSE
+        if tol is not None:
+            tight = min(_TIGHT, max(tol, torch.finfo(self.X.dtype).eps) ** 0.5)
+        losses: list[float] = []
         while True:
             start = time.perf_counter()
             if passes % _REFRESH_EVERY == 0:
@@ -163,19 +169,24 @@ class FullBatchLearner:
                 momentum, self._previous = momentum / 2, None
                 objective = self._careful_pass(accuracy, shuffle)
             loss = objective.mean
-            decrease = (last - loss) / loss if loss > 0 else 0.0
+            losses.append(loss)
+            if tol is None:
+                still = _fall(losses[len(losses) // 2 - 1 :]) < _ENOUGH if passes else False
+            else:
+                still = accuracy <= tight and passes > 0 and _fall([last, loss]) < tol
             yield Epoch(
                 self.dictionary,
                 objective,
                 self.statistics.copy(),
                 self.n_steps,
                 time.perf_counter() - start,
-                converged=self._ended or (accuracy <= tight and decrease < tol),
+                converged=self._ended or still,
             )
             # Not in the first pass, where codes change because they had no values yet.
             foresight = foresight if passes else _FORESIGHT
             momentum = min(_MOST_MOMENTUM, max(_MOMENTUM, momentum * _SPEED_UP))
-            if self._filled is not None: momentum = 0.0
+            if self._filled is not None:
+                momentum = 0.0
             accuracy, last, passes = max(tight, _TIGHTENING * accuracy), loss, passes + 1
             self._renew()
 
@@ -278,6 +289,11 @@ class FullBatchLearner:
         if self._previous is not None:
             self._previous = self._previous.clone()
             self._previous[dead] = self.dictionary[dead]
+
+
+def _fall(losses: list[float]) -> float:
+    """Return by how much the objective fell, relative to its last value."""
+    return (losses[0] - losses[-1]) / losses[-1] if losses[-1] > 0 else 0.0
 
 
 def row_blocks(

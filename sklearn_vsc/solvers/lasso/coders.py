@@ -21,7 +21,7 @@ Coder = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
 # FISTA iterations for a row when a visit starts from its previous codes.
 _VISIT_ITERATIONS = 50
 # Sweeps of coordinate descent for a row before its support is searched.
-_VISIT_SWEEPS = 10
+_VISIT_SWEEPS = 25
 
 
 def block_coder(method: str, alpha: float, max_iter: int, positive: bool) -> Coder:
