@@ -31,7 +31,6 @@ from ._training.dictionary_progress import LearnedDictionary, LearningOptions, S
 from ._training.fit_tasks import FitTasks
 from ._training.interruption import HeldInterrupts, unchanged_on_error
 
-
 # Names of the parameters of a fit.
 _OPTIONS = [f.name for f in fields(LearningOptions) if f.name not in ("block_coder", "lasso")]
 
@@ -59,7 +58,7 @@ class FISTADictionaryLearner(LassoCoder):
     * **Most used**: ``n_components``, ``alpha``, ``max_iter``.
     * **Model**: ``positive_code``, ``positive_dict``.
     * **Training**: ``fit_algorithm``, ``dict_init``, ``code_init``, ``batch_size``, ``shuffle``,
-      ``tol``, ``max_no_improvement``.
+      ``tol``, ``max_no_improvement``, ``forget``, ``n_init``, ``warm_start``.
     * **Inference**: ``transform_algorithm``, ``transform_alpha``, ``transform_n_nonzero_coefs``,
       ``transform_tol``, ``transform_max_iter``, ``split_sign``.
     * **Running**: ``random_state``, ``verbose``, ``callback``, ``n_jobs``, ``sparse_output``,
@@ -90,30 +89,50 @@ class FISTADictionaryLearner(LassoCoder):
         batched FISTA. 'auto': the faster of these two, which is 'cd' on a CPU and 'fista' on other
         devices. 'lars': scikit-learn's coder.
 
-    dict_init : ndarray of shape (n_components, n_features), default=None
+    dict_init : array-like of shape (n_components, n_features), default=None
         Initial dictionary; its atoms are scaled to unit norm. With ``max_iter=0`` it is kept as it
         is given, whatever the norms and signs of its atoms. None: distinct random rows of X, scaled
         to unit norm.
 
-    code_init : ndarray of shape (n_samples, n_components), default=None
+    code_init : array-like of shape (n_samples, n_components), default=None
         Initial codes of the training rows in a full-batch fit.
 
     batch_size : int, default=None
-        Number of rows per training step. With mini-batches the dictionary is learned online, from
-        statistics that gradually forget earlier rows. None: full batch.
+        Number of rows per training step. What a mini-batch contributes to the statistics is
+        replaced when it is visited again, so the objective is that of all rows, as in a full batch.
+        None: full batch, in blocks of at least 512 rows.
 
     shuffle : bool, default=True
         Whether each pass visits the rows, or the blocks of rows, in a new random order.
 
-    tol : float, default=1e-8
-        Full batch: stop when a pass lowers the objective by less than ``tol`` times its value, once
-        codes are solved as closely as that requires. Mini-batch: stop when the Frobenius norm of
-        the dictionary's change in a step, divided by the number of atoms, is at most ``tol``; with
-        zero it never stops.
+    tol : float or 'auto', default='auto'
+        'auto': stop when the later half of the passes has lowered the objective by less than 0.3%,
+        which leaves about as much to gain. A number, full batch: stop when a pass lowers the
+        objective by less than ``tol`` times its value, once codes are solved as closely as that
+        requires; scikit-learn's value is 1e-8. A number, mini-batch: stop when the Frobenius norm
+        of the dictionary's change in a step, divided by the number of atoms, is at most ``tol``;
+        scikit-learn's value is 1e-3. With zero it never stops. When ``max_iter`` comes first, a
+        ConvergenceWarning says so, except with zero.
 
     max_no_improvement : int, default=10
-        Mini-batch: number of consecutive steps without a new minimum of the smoothed cost after
-        which the fit stops. None: it never stops for this reason.
+        Mini-batch: number of consecutive steps, after the first pass, without a new minimum of the
+        summed latest costs of all mini-batches, after which the fit stops. None: it never stops
+        for this reason.
+
+    forget : float, default=None
+        Share of the statistics that a step of ``partial_fit`` keeps, in (0, 1]: lower it where the
+        rows of a stream change over time. None: it follows from the number of rows so far, n, and
+        of the step, m, as (n / (n + m)) ** 5, so that the statistics always cover about the last
+        fifth of the rows.
+
+    n_init : int, default=1
+        Number of fits from different initial dictionaries, of which the one with the lowest
+        objective is kept. ``dict_init`` and ``warm_start`` leave nothing to vary but the order of
+        the rows.
+
+    warm_start : bool, default=False
+        Whether ``fit`` starts from the dictionary of the last fit, if there is one of the same
+        shape.
 
     transform_algorithm : str, default='auto'
         Coder used in ``transform``. 'auto', 'lasso_cd' and 'fista' solve the lasso by the methods
@@ -168,8 +187,10 @@ class FISTADictionaryLearner(LassoCoder):
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        The dictionary. Its atoms have unit norm, except those of a ``dict_init`` that
-        ``max_iter=0`` keeps.
+        The dictionary. Its atoms have unit norm and the sign that makes the entry of largest
+        absolute value positive, except those of a ``dict_init`` that ``max_iter=0`` keeps. With
+        ``partial_fit``, atoms are random until as many different rows as atoms were seen, and not
+        used before.
 
     component_usage_ : ndarray of shape (n_components,)
         Share of the training rows that use each atom. A row uses an atom where its lasso code is
@@ -182,22 +203,23 @@ class FISTADictionaryLearner(LassoCoder):
     noise_variance_ : float
         Variance of the Gaussian likelihood, in squared units of X. It is s2 in the model of the
         score, and maximises the mean bound of the training rows (of up to 4096 of them, or 1024
-        with ``positive_code``).
+        with ``positive_code``). After ``partial_fit`` it is computed from up to 1024 of the latest
+        rows, when it is first asked for.
 
     prior_scale_ : float
         Scale b = s2 / alpha of the Laplace prior in the model of the score, or mean of its
         exponential prior with ``positive_code``; infinite where ``alpha`` is zero.
 
     error_ : ndarray of shape (`n_iter_`,)
-        Objective of all rows, over observed entries, after each pass; in a full-batch fit with our
-        coders it never rises. Mini-batch: sum of the costs that the rows had in their steps.
+        Objective of all rows, over observed entries, after each pass; with our coders it never
+        rises. In ``partial_fit``: sum of the costs that the rows had in the step.
 
     history_ : list of dict
         One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is
         the mean objective of a row, with its two parts: ``reconstruction``, half the squared error,
         and ``penalty``, ``alpha`` times the l1 norm of the codes. ``density`` is the share of codes
-        that are not zero. Full batch: these values are taken at the end of the pass, when codes are
-        half a pass old on average. Mini-batch: they are taken in the steps of the pass.
+        that are not zero. These values are taken at the end of the pass, when codes are half a pass
+        old on average; in ``partial_fit``, before the update.
 
     n_iter_ : int
         Number of epochs; each call of ``partial_fit`` counts as one.
@@ -234,11 +256,11 @@ class FISTADictionaryLearner(LassoCoder):
     initial dictionary if no pass was finished. An interrupted ``partial_fit`` raises
     KeyboardInterrupt and changes nothing.
 
-    The codes of the rows in a full-batch fit are half a pass old on average. From the second
-    pass on, the statistics that update the dictionary are therefore extrapolated along the trend
-    of the latest blocks. If the objective is not lower after such a pass, the pass is undone and
-    repeated without extrapolation. The rows are divided into blocks once, at random; ``shuffle``
-    changes the order of the blocks.
+    The codes of the rows in a fit are half a pass old on average. From the second pass on, the
+    statistics that update the dictionary are therefore extrapolated along the trend of the latest
+    blocks, and before each pass the dictionary moves on along its last change. If the objective is
+    not lower after such a pass, the pass is undone and repeated without either. The rows are
+    divided into blocks once, at random; ``shuffle`` changes the order of the blocks.
 
     Where values are missing, the pattern differs from row to row, and so do the inner products
     of the atoms. Coordinate descent then keeps those of the few atoms that a row comes to use.
@@ -285,8 +307,8 @@ class FISTADictionaryLearner(LassoCoder):
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "fit_algorithm": [StrOptions({"auto", "fista", "lars", "cd"})],
-        "code_init": [np.ndarray, None],
-        "dict_init": [np.ndarray, None],
+        "code_init": ["array-like", None],
+        "dict_init": ["array-like", None],
         "callback": [callable, None],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
@@ -294,6 +316,8 @@ class FISTADictionaryLearner(LassoCoder):
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "shuffle": ["boolean"],
         "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
         "forget": [Interval(Real, 0, 1, closed="right"), None],
     }
     _dead_atoms_cure = "Lower alpha or n_components, or train on more rows."
@@ -336,8 +360,8 @@ class FISTADictionaryLearner(LassoCoder):
         transform_n_nonzero_coefs: int | None = None,
         transform_alpha: float | None = None,
         n_jobs: int | None = None,
-        code_init: NDArray | None = None,
-        dict_init: NDArray | None = None,
+        code_init: ArrayLike | None = None,
+        dict_init: ArrayLike | None = None,
         callback: Callable[[dict[str, Any]], Any] | None = None,
         verbose: bool | int = False,
         split_sign: bool = False,
@@ -349,6 +373,8 @@ class FISTADictionaryLearner(LassoCoder):
         shuffle: bool = True,
         max_no_improvement: int | None = 10,
         forget: float | None = None,
+        n_init: int = 1,
+        warm_start: bool = False,
         transform_tol: float | None = None,
         sparse_output: bool = False,
         device: str = "auto",
@@ -375,6 +401,8 @@ class FISTADictionaryLearner(LassoCoder):
         self.shuffle = shuffle
         self.max_no_improvement = max_no_improvement
         self.forget = forget
+        self.n_init = n_init
+        self.warm_start = warm_start
         self.transform_tol = transform_tol
         self.sparse_output = sparse_output
         self.device = device
@@ -403,15 +431,14 @@ class FISTADictionaryLearner(LassoCoder):
             Where X or a parameter is not valid, a value is infinite, a row or a column has no
             observed entries, or the objective becomes infinite or NaN.
         """
-        tasks = FitTasks(self, X, y, self.max_iter)
+        tasks = FitTasks(self, X, y, self.max_iter * self.n_init)
         # Before there is a dictionary Ctrl-C ends the fit, and after that only the passes.
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
                 X, size = self._rows_and_size(held_rows(X), reset=True)
                 check_alpha(self.alpha, size)
                 self._draw_seeds()
-                fit = DictionaryFit(self._options(), X, self._seed)
-                fit.run(interrupts, tasks, lambda: copy.copy(self)._keep(fit.few(), warn=False))
+                fit = self._best_fit(X, interrupts, tasks)
                 interrupts.attempt(lambda: self._keep(fit.look(fit.rows)))
                 if interrupts.came:
                     self._keep(fit.few(), warn=False)
@@ -586,10 +613,32 @@ class FISTADictionaryLearner(LassoCoder):
         model = PositiveLassoModel if self.positive_code else SignedLassoModel
         return model(self.components_, coder, self.noise_variance_, self._draw_seed)
 
-    def _options(self) -> LearningOptions:
-        """Return the parameters of a fit."""
+    def _best_fit(self, X: NDArray, interrupts: HeldInterrupts, tasks: FitTasks) -> DictionaryFit:
+        """Run ``n_init`` fits, and return the one with the lowest objective."""
+        options, best = self._options(X), None
+        for number in range(self.n_init):
+            fit = DictionaryFit(options, X, self._seed + number)
+
+            def so_far(fit: DictionaryFit = fit) -> Self:
+                return copy.copy(self)._keep(fit.few(), warn=False)
+
+            fit.run(interrupts, tasks, so_far)
+            if best is None or fit.objective < best.objective:
+                best = fit
+            if interrupts.came:
+                break
+        assert best is not None
+        return best
+
+    def _options(self, X: NDArray | None = None) -> LearningOptions:
+        """Return the parameters of a fit, or with X those of a fit that may continue the last."""
         # Faster than `get_params`, which reads the signature of the class each time.
         named = {name: getattr(self, name) for name in _OPTIONS}
+        if X is not None and self.warm_start and hasattr(self, "components_"):
+            default = X.shape[1] if self.dict_init is None else len(self.dict_init)
+            n_components = self.n_components or default
+            if self.components_.shape == (n_components, X.shape[1]):
+                named["dict_init"] = self.components_
         lasso = self._row_coder("auto", self.alpha)
         lars = self._row_coder("lasso_lars", self.alpha)
         coder = coder_of_fit(self.fit_algorithm, lars if self.fit_algorithm == "lars" else lasso)

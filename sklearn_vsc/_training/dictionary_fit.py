@@ -31,6 +31,7 @@ from .dictionary_progress import (
     SeenRows,
     record_of,
     shown,
+    signs_of,
 )
 from .fit_tasks import FitTasks
 from .interruption import HeldInterrupts
@@ -86,6 +87,11 @@ class DictionaryFit:
             epochs, max_iter, len(self.rows), interrupts, before=tasks.begin_epoch, after=after
         )
 
+    @property
+    def objective(self) -> float:
+        """Objective of all rows after the last pass; infinite before the first."""
+        return self.progress.errors[-1] if self.progress.errors else math.inf
+
     def unconverged(self) -> str | None:
         """Return a warning where ``max_iter`` ended the fit."""
         options, progress = self.options, self.progress
@@ -106,7 +112,10 @@ class DictionaryFit:
 
     def look(self, rows: Tensor) -> LearnedDictionary:
         """Code training rows once more, for the use of the atoms and the noise variance."""
-        learned, lasso = self.progress.learned(), self.options.lasso
+        options, lasso = self.options, self.options.lasso
+        # Where codes are never negative, signs mean something.
+        fixed = not (options.keeps_dictionary or options.positive_code)
+        learned = self.progress.learned(fixed_signs=fixed)
         every = math.ceil(len(rows) / _NOISE_ROWS)
         dictionary = lasso.to_rows(learned.components)
         n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
@@ -176,9 +185,13 @@ def take_step(
         converged=False,
     )
     history = [*before.history, record_of(epoch, len(before.history) + 1)]
+    components = to_numpy(learner.dictionary)
+    # Where codes are never negative, signs mean something.
+    signs = np.ones((len(components), 1), X.dtype)
+    signs = signs if options.positive_code else signs_of(components)
     seen = SeenRows(
-        code_gram=to_numpy(learner.statistics.code_gram),
-        code_data=to_numpy(learner.statistics.code_data),
+        code_gram=signs * to_numpy(learner.statistics.code_gram) * signs.T,
+        code_data=signs * to_numpy(learner.statistics.code_data),
         idle=to_numpy(learner.idle),
         n_uses=seen.n_uses + to_numpy((codes != 0).sum(0)),
         n_rows=learner.n_rows,
@@ -186,7 +199,7 @@ def take_step(
         recent=_recent(seen.recent, X),
     )
     errors = [*before.errors, objective.total]
-    return LearnedDictionary(to_numpy(learner.dictionary), history, errors, epoch.n_steps, seen)
+    return LearnedDictionary(signs * components, history, errors, epoch.n_steps, seen)
 
 
 def _before_stream(
@@ -211,9 +224,7 @@ def _recent(before: NDArray, X: NDArray) -> NDArray:
     return np.concatenate([before[max(0, len(before) + len(X) - n_kept) :], X])
 
 
-def noise_of_recent_rows(
-    options: LearningOptions, recent: NDArray, components: NDArray
-) -> float:
+def noise_of_recent_rows(options: LearningOptions, recent: NDArray, components: NDArray) -> float:
     """Return the noise variance that suits the latest rows of ``partial_fit`` best."""
     rows, dictionary = options.lasso.to_rows(recent), options.lasso.to_rows(components)
     codes = options.lasso.lasso(rows, dictionary).codes
@@ -352,6 +363,7 @@ def _online_learner(
         statistics,
         torch.from_numpy(seen.idle).to(dictionary.device),
         seen.n_placed,
+        torch.from_numpy(seen.recent).to(dictionary),
         seen.n_rows,
         options.forget,
     )

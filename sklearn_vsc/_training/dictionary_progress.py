@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -36,8 +36,8 @@ class LearningOptions:
     alpha: float
     max_iter: int
     tol: float | str
-    code_init: NDArray | None
-    dict_init: NDArray | None
+    code_init: ArrayLike | None
+    dict_init: ArrayLike | None
     callback: Callable[[dict[str, Any]], Any] | None
     verbose: bool | int
     positive_code: bool
@@ -157,13 +157,21 @@ class FitProgress:
             if interrupts.attempt(after) or interrupts.came or epoch.converged:
                 break
 
-    def learned(self) -> LearnedDictionary:
-        """Return the result of the passes, before the rows have been counted."""
+    def learned(self, *, fixed_signs: bool = False) -> LearnedDictionary:
+        """Return the result of the passes, before the rows have been counted.
+
+        With ``fixed_signs``, the entry of largest absolute value in each atom is positive.
+        """
         statistics, n_components = self.epoch.statistics, len(self.epoch.dictionary)
         components = to_numpy(self.epoch.dictionary).copy()
+        code_gram, code_data = to_numpy(statistics.code_gram), to_numpy(statistics.code_data)
+        if fixed_signs:
+            signs = signs_of(components)
+            components *= signs
+            code_gram, code_data = signs * code_gram * signs.T, signs * code_data
         seen = SeenRows(
-            code_gram=to_numpy(statistics.code_gram),
-            code_data=to_numpy(statistics.code_data),
+            code_gram=code_gram,
+            code_data=code_data,
             idle=np.zeros(n_components, dtype=np.int64),
             n_uses=np.zeros(n_components),
             n_rows=0,
@@ -172,6 +180,12 @@ class FitProgress:
         )
         history, errors = list(self.history), list(self.errors)
         return LearnedDictionary(components, history, errors, self.epoch.n_steps, seen)
+
+
+def signs_of(atoms: NDArray) -> NDArray:
+    """Return the signs that make the entries of largest absolute value positive, as a column."""
+    largest = np.take_along_axis(atoms, np.abs(atoms).argmax(1, keepdims=True), 1)
+    return np.where(largest < 0, -1, 1).astype(atoms.dtype)
 
 
 def record_of(epoch: Epoch, number: int) -> dict[str, Any]:

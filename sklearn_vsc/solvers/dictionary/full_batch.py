@@ -43,8 +43,9 @@ _FORESIGHT = 1.0
 # Share of the change of the dictionary in the last pass that it moves on before the next: at first,
 # at most, and the factor by which it grows with every pass that lowers the objective.
 _MOMENTUM, _MOST_MOMENTUM, _SPEED_UP = 0.5, 0.95, 1.1
-# By default, learning ends once the later half of the passes has gained less than this share.
-_ENOUGH = 4e-3
+# By default, learning ends once the later half of the passes, of which there are at least so many,
+# has gained less than this share, or a pass next to nothing.
+_ENOUGH, _LEAST_PASSES, _NOTHING = 3e-3, 8, 1e-6
 # Passes between two recomputations of the statistics, which limit the drift from rounding.
 _REFRESH_EVERY = 16
 
@@ -170,10 +171,13 @@ class FullBatchLearner:
                 objective = self._careful_pass(accuracy, shuffle)
             loss = objective.mean
             losses.append(loss)
+            done = accuracy <= tight and passes > 0
             if tol is None:
-                still = _fall(losses[len(losses) // 2 - 1 :]) < _ENOUGH if passes else False
+                later = losses[len(losses) // 2 - 1 :]
+                enough = len(losses) >= _LEAST_PASSES and _fall(later) < _ENOUGH
+                still = enough or (done and _fall([last, loss]) < _NOTHING)
             else:
-                still = accuracy <= tight and passes > 0 and _fall([last, loss]) < tol
+                still = done and _fall([last, loss]) < tol
             yield Epoch(
                 self.dictionary,
                 objective,

@@ -17,7 +17,7 @@ from ..missing import fill_missing, natural_reach, observed_residual
 from .accumulation import ObjectiveSums, objective_sums
 from .renewal import idle_rows, renew_atoms
 from .statistics import Statistics
-from .update import different_rows, update_dictionary
+from .update import different_rows, normalise_atoms, update_dictionary
 
 # Allowed distance of the codes of a mini-batch from their optimum, in units of alpha.
 _ACCURACY = 1e-2
@@ -43,6 +43,8 @@ class OnlineLearner:
         steps, and are not used before.
     n_rows : int
         Number of rows so far.
+    known : Tensor of shape (n_known, n_features)
+        Rows that came before, which further rows must differ from to become atoms.
     forget : float or None
         Share of the statistics that a step keeps; None: it follows from the number of rows.
     """
@@ -56,6 +58,7 @@ class OnlineLearner:
     # Rows seen since each atom was last used.
     idle: Tensor
     n_placed: int
+    known: Tensor
     n_rows: int = 0
     forget: float | None = None
 
@@ -94,10 +97,13 @@ class OnlineLearner:
         n_waiting = len(self.dictionary) - self.n_placed
         if not n_waiting:
             return
+        known = normalise_atoms(
+            self.known.nan_to_num(), positive=self.positive_dict, generator=self.generator
+        )
         atoms = different_rows(
             X,
             n_waiting,
-            self.dictionary[: self.n_placed],
+            torch.cat([self.dictionary[: self.n_placed], known]),
             positive=self.positive_dict,
             generator=self.generator,
         )

@@ -171,9 +171,7 @@ def initial_dictionary(
         Unit-norm atoms.
     """
     atoms = X.new_zeros(n_components, X.shape[1])
-    rows = different_rows(
-        X, n_components, atoms[:0], positive=positive, generator=generator
-    )
+    rows = different_rows(X, n_components, atoms[:0], positive=positive, generator=generator)
     atoms[: len(rows)] = rows
     return normalise_atoms(atoms, positive=positive, generator=generator)
 
