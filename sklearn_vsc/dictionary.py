@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -26,6 +26,7 @@ from ._rows.compat import Interval, StrOptions, fit_context
 from ._rows.numbers import check_count
 from ._rows.sources import held_rows
 from ._rows.user_warnings import warn_user
+from ._training.density import DensityFit
 from ._training.dictionary_fit import DictionaryFit, coder_of_fit, noise_of_recent_rows, take_step
 from ._training.dictionary_progress import LearnedDictionary, LearningOptions, SeenRows
 from ._training.fit_tasks import FitTasks
@@ -55,7 +56,7 @@ class FISTADictionaryLearner(LassoCoder):
 
     The parameters come in this order:
 
-    * **Most used**: ``n_components``, ``alpha``, ``max_iter``.
+    * **Most used**: ``n_components``, ``alpha``, ``density``, ``max_iter``.
     * **Model**: ``positive_code``, ``positive_dict``.
     * **Training**: ``fit_algorithm``, ``dict_init``, ``code_init``, ``batch_size``, ``shuffle``,
       ``tol``, ``max_no_improvement``, ``forget``, ``n_init``, ``warm_start``.
@@ -72,7 +73,12 @@ class FISTADictionaryLearner(LassoCoder):
 
     alpha : float, default=1.0
         Weight of the l1 norm of the codes: a higher one makes them sparser. It has the unit of X.
-        With ``alpha=0`` there is no prior, and thus no score.
+        With ``alpha=0`` there is no prior, and thus no score. See
+        :func:`sklearn_vsc.metrics.alpha_max` and the guide.
+
+    density : float, default=None
+        Share of the training codes that are not zero, in (0, 1). ``alpha`` is then ignored, and
+        ``fit`` finds its value, ``alpha_``, which codes, score and ``partial_fit`` use.
 
     max_iter : int, default=1000
         Maximum number of epochs, that is, of passes over the rows.
@@ -191,6 +197,9 @@ class FISTADictionaryLearner(LassoCoder):
         absolute value positive, except those of a ``dict_init`` that ``max_iter=0`` keeps. With
         ``partial_fit``, atoms are random until as many different rows as atoms were seen, and not
         used before.
+
+    alpha_ : float
+        Weight of the l1 norm that the fit used: ``alpha``, or what ``density`` came to.
 
     component_usage_ : ndarray of shape (n_components,)
         Share of the training rows that use each atom. A row uses an atom where its lasso code is
@@ -318,6 +327,7 @@ class FISTADictionaryLearner(LassoCoder):
         "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "warm_start": ["boolean"],
+        "density": [Interval(Real, 0, 1, closed="neither"), None],
         "forget": [Interval(Real, 0, 1, closed="right"), None],
     }
     _dead_atoms_cure = "Lower alpha or n_components, or train on more rows."
@@ -325,6 +335,8 @@ class FISTADictionaryLearner(LassoCoder):
         **{name: kind for name, kind in LassoCoder._kept.items() if name != "noise_variance_"},
         # `partial_fit` leaves it to be computed when it is asked for.
         "noise_variance_?": Real,
+        # Models of version 0.1 have none.
+        "alpha_?": Real,
         "error_": ("n_iter",),
         "n_steps_": Integral,
         "_seed": Integral,
@@ -375,6 +387,7 @@ class FISTADictionaryLearner(LassoCoder):
         forget: float | None = None,
         n_init: int = 1,
         warm_start: bool = False,
+        density: float | None = None,
         transform_tol: float | None = None,
         sparse_output: bool = False,
         device: str = "auto",
@@ -403,6 +416,7 @@ class FISTADictionaryLearner(LassoCoder):
         self.forget = forget
         self.n_init = n_init
         self.warm_start = warm_start
+        self.density = density
         self.transform_tol = transform_tol
         self.sparse_output = sparse_output
         self.device = device
@@ -436,12 +450,13 @@ class FISTADictionaryLearner(LassoCoder):
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
                 X, size = self._rows_and_size(held_rows(X), reset=True)
-                check_alpha(self.alpha, size)
+                if self.density is None:
+                    check_alpha(self.alpha, size)
                 self._draw_seeds()
                 fit = self._best_fit(X, interrupts, tasks)
-                interrupts.attempt(lambda: self._keep(fit.look(fit.rows)))
+                interrupts.attempt(lambda: self._keep(fit.look(fit.rows), fit.options.alpha))
                 if interrupts.came:
-                    self._keep(fit.few(), warn=False)
+                    self._keep(fit.few(), fit.options.alpha, warn=False)
             interrupts.attempt(tasks.end)
         if interrupts.came:
             # At the very end: where warnings are errors, nothing is lost by it.
@@ -483,10 +498,16 @@ class FISTADictionaryLearner(LassoCoder):
             first = not hasattr(self, "components_")
             X, size = self._rows_and_size(held_rows(X), reset=first)
             if first:
+                if self.density is not None:
+                    raise ValueError(
+                        f"density={self.density!r}: fit finds the alpha that gives this density, "
+                        "partial_fit cannot. Call fit first, or set alpha in place of density."
+                    )
                 check_alpha(self.alpha, size)
                 self._draw_seeds()
             before = None if first else self._kept_so_far()
-            self._keep(take_step(self._options(), X, self._seed, before), warn=False)
+            alpha = self._weight
+            self._keep(take_step(self._options(alpha), X, self._seed, before), alpha, warn=False)
         return self
 
     @follows_input
@@ -595,12 +616,14 @@ class FISTADictionaryLearner(LassoCoder):
         """Noise variance of the score's model; ``fit`` sets it, after ``partial_fit`` it waits."""
         if "_seen" not in vars(self):
             raise AttributeError("noise_variance_ is known after fit or partial_fit.")
-        return noise_of_recent_rows(self._options(), self._seen.recent, self.components_)
+        return noise_of_recent_rows(
+            self._options(self._weight), self._seen.recent, self.components_
+        )
 
     @property
     def prior_scale_(self) -> float:
         """Scale of the prior of the score's model."""
-        return self.noise_variance_ / self.alpha if self.alpha else math.inf
+        return self.noise_variance_ / self._weight if self._weight else math.inf
 
     def _code_divergence(self, X: ArrayLike) -> NDArray:
         """KL of each code's posterior from its prior, nats, (n_samples, n_components)."""
@@ -609,18 +632,23 @@ class FISTADictionaryLearner(LassoCoder):
 
     def _model(self) -> LassoModel:
         """Return the generative model of the score."""
-        coder = self._row_coder("auto", self.alpha)
+        coder = self._row_coder("auto", self._weight)
         model = PositiveLassoModel if self.positive_code else SignedLassoModel
         return model(self.components_, coder, self.noise_variance_, self._draw_seed)
 
     def _best_fit(self, X: NDArray, interrupts: HeldInterrupts, tasks: FitTasks) -> DictionaryFit:
         """Run ``n_init`` fits, and return the one with the lowest objective."""
-        options, best = self._options(X), None
+        best = None
         for number in range(self.n_init):
-            fit = DictionaryFit(options, X, self._seed + number)
+            seed = self._seed + number
+            if self.density is None:
+                options = self._first_options(X, self.alpha)
+            else:
+                options = self._density_fit(X).start(X, seed, interrupts)
+            fit = DictionaryFit(options, X, seed)
 
-            def so_far(fit: DictionaryFit = fit) -> Self:
-                return copy.copy(self)._keep(fit.few(), warn=False)
+            def so_far(fit: DictionaryFit = fit) -> FISTADictionaryLearner:
+                return copy.copy(self)._keep(fit.few(), fit.options.alpha, warn=False)
 
             fit.run(interrupts, tasks, so_far)
             if best is None or fit.objective < best.objective:
@@ -628,19 +656,36 @@ class FISTADictionaryLearner(LassoCoder):
             if interrupts.came:
                 break
         assert best is not None
+        if self.density is not None and not interrupts.came:
+            # The dictionary has moved on since alpha was found.
+            best.options = self._options(self._density_fit(X).alpha(best))
         return best
 
-    def _options(self, X: NDArray | None = None) -> LearningOptions:
-        """Return the parameters of a fit, or with X those of a fit that may continue the last."""
-        # Faster than `get_params`, which reads the signature of the class each time.
-        named = {name: getattr(self, name) for name in _OPTIONS}
-        if X is not None and self.warm_start and hasattr(self, "components_"):
-            default = X.shape[1] if self.dict_init is None else len(self.dict_init)
+    def _density_fit(self, X: NDArray) -> DensityFit:
+        assert self.density is not None
+        return DensityFit(lambda alpha: self._first_options(X, alpha), self.density)
+
+    @property
+    def _weight(self) -> float:
+        """Weight of the l1 norm: ``alpha``, or the one that a fit found."""
+        return self.alpha if self.density is None else getattr(self, "alpha_", self.alpha)
+
+    def _first_options(self, X: NDArray, alpha: float) -> LearningOptions:
+        """Return the parameters of a fit to X, which may continue the last one."""
+        options = self._options(alpha)
+        if self.warm_start and hasattr(self, "components_"):
+            default = X.shape[1] if self.dict_init is None else np.shape(self.dict_init)[0]
             n_components = self.n_components or default
             if self.components_.shape == (n_components, X.shape[1]):
-                named["dict_init"] = self.components_
-        lasso = self._row_coder("auto", self.alpha)
-        lars = self._row_coder("lasso_lars", self.alpha)
+                return replace(options, dict_init=self.components_)
+        return options
+
+    def _options(self, alpha: float) -> LearningOptions:
+        """Return the parameters of a fit with a weight of the l1 norm."""
+        # Faster than `get_params`, which reads the signature of the class each time.
+        named = {name: getattr(self, name) for name in _OPTIONS} | {"alpha": alpha}
+        lasso = self._row_coder("auto", alpha)
+        lars = self._row_coder("lasso_lars", alpha)
         coder = coder_of_fit(self.fit_algorithm, lars if self.fit_algorithm == "lars" else lasso)
         return LearningOptions(**named, block_coder=coder, lasso=lasso)
 
@@ -648,14 +693,15 @@ class FISTADictionaryLearner(LassoCoder):
         random_state = private_random_state(self.random_state)
         self._seed, self._draw_seed = draw_seed(random_state), draw_seed(random_state)
 
-    def _keep(self, found: LearnedDictionary, *, warn: bool = True) -> Self:
+    def _keep(self, found: LearnedDictionary, alpha: float, *, warn: bool = True) -> Self:
         """Set the fitted attributes."""
+        self.alpha_ = float(alpha)
         self.components_ = found.components
         self.history_ = found.history
         self.error_ = np.asarray(found.errors, dtype=np.float64)
         self.n_iter_ = len(found.history)
         self.n_steps_ = found.n_steps
-        vars(self).pop("noise_variance_", None)
+        self.__dict__.pop("noise_variance_", None)
         if found.noise_variance is not None:
             self.noise_variance_ = found.noise_variance
         self._seen = found.seen

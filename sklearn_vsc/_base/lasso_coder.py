@@ -77,7 +77,7 @@ class LassoCoder(BaseSparseCoder):
         check_features(X, dictionary)
         alpha = self.transform_alpha
         if alpha is None:
-            alpha = getattr(self, "alpha", 1.0)
+            alpha = self._weight
         coder = self._row_coder(self.transform_algorithm, alpha)
         n_components = len(dictionary)
         # The computations that rows share grow with the square of the number of atoms.
@@ -106,6 +106,11 @@ class LassoCoder(BaseSparseCoder):
             n_components = Z.shape[1] // 2
             Z = Z[:, :n_components] - Z[:, n_components:]
         return Z @ self._atoms(Z.dtype)
+
+    @property
+    def _weight(self) -> float:
+        """Weight of the l1 norm where ``transform_alpha`` gives none."""
+        return 1.0
 
     def _atoms(self, dtype: np.dtype) -> NDArray:
         """Return the dictionary, of the type of the rows or codes at hand."""

@@ -220,7 +220,7 @@ _LATER_PARAMETERS = {
 
 
 # The same for dictionary learners.
-_LATER_LEARNER_PARAMETERS = {"forget": None, "n_init": 1, "warm_start": False}
+_LATER_LEARNER_PARAMETERS = {"forget": None, "n_init": 1, "warm_start": False, "density": None}
 
 
 def _upgrade_parameters(config: dict[str, Any], names: Iterable[str]) -> None:

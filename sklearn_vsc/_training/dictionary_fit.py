@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
@@ -69,11 +69,16 @@ class DictionaryFit:
         self._epochs = _epochs(options, self.rows, codes, dictionary, generator)
         self.progress = FitProgress.before(dictionary)
 
-    def run(self, interrupts: HeldInterrupts, tasks: FitTasks, fitted: Callable[[], Any]) -> None:
+    def run(
+        self,
+        interrupts: HeldInterrupts,
+        tasks: FitTasks | None = None,
+        fitted: Callable[[], Any] = lambda: None,
+    ) -> None:
         """Learn until a pass has converged, or a callback or Ctrl-C ends the fit.
 
         ``fitted`` returns the estimator as if the fit had ended with the last pass, for callbacks
-        that ask for it.
+        that ask for it. Without ``tasks`` passes are not reported.
         """
         epochs, max_iter = self._epochs, self.options.max_iter
         if self.options.verbose:
@@ -81,10 +86,14 @@ class DictionaryFit:
 
         def after() -> bool:
             self._call_back()
-            return tasks.end_epoch(fitted)
+            return tasks is not None and tasks.end_epoch(fitted)
+
+        def before() -> None:
+            if tasks is not None:
+                tasks.begin_epoch()
 
         self.progress.follow(
-            epochs, max_iter, len(self.rows), interrupts, before=tasks.begin_epoch, after=after
+            epochs, max_iter, len(self.rows), interrupts, before=before, after=after
         )
 
     @property
@@ -269,7 +278,7 @@ def _start(
         n_components = int(options.n_components or n_features)
         dictionary = initial_dictionary(rows, n_components, positive=positive, generator=generator)
         return rows, dictionary, rows.new_ones(n_components)
-    n_components = int(options.n_components or len(options.dict_init))
+    n_components = int(options.n_components or np.shape(options.dict_init)[0])
     shape = n_components, n_features
     atoms = options.lasso.to_rows(_checked(options.dict_init, "dict_init", shape, X.dtype))
     if keep and options.keeps_dictionary:
@@ -278,7 +287,7 @@ def _start(
     return rows, normalise_atoms(atoms, positive=positive, generator=generator), norms
 
 
-def _checked(given: NDArray, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
+def _checked(given: ArrayLike, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
     """Return a copy of ``dict_init`` or ``code_init`` after a check of its shape."""
     with np.errstate(over="ignore", invalid="ignore"):
         array = check_array(

@@ -22,6 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator, parametrize_with_che
 
 import sklearn_vsc
 from sklearn_vsc import FISTADictionaryLearner
+from sklearn_vsc.metrics import alpha_max
 from sklearn_vsc.solvers.lasso import solve as lasso
 
 DEAD = "ignore:.*atoms are used by no training row:UserWarning"
@@ -280,6 +281,42 @@ def test_the_best_of_several_starts_is_kept(data):
     several = learner(n_init=4, **options).fit(data)
     assert several.n_iter_ == 4
     assert several.error_[-1] < learner(**options).fit(data).error_[-1]
+
+
+@pytest.mark.parametrize("params", [{}, {"positive_code": True}, {"batch_size": 100}])
+def test_alpha_is_found_for_a_density(data, params):
+    model = learner(density=0.2, max_iter=60, **params).fit(data)
+    assert (model.transform(data) != 0).mean() == pytest.approx(0.2, rel=0.02)
+    assert model.prior_scale_ == pytest.approx(model.noise_variance_ / model.alpha_)
+    # The dictionary is about the one that this alpha learns.
+    plain = learner(alpha=model.alpha_, max_iter=60, **params).fit(data)
+    assert plain.alpha_ == model.alpha_
+    model.alpha = model.alpha_
+    assert mean_objective(model, data) == pytest.approx(mean_objective(plain, data), rel=0.03)
+    # A further step learns with the alpha that was found, and the unit of X does not matter.
+    assert model.partial_fit(data[:50]).alpha_ == plain.alpha_
+    scaled = learner(density=0.2, max_iter=60, **params).fit(1e-3 * data)
+    assert scaled.alpha_ == pytest.approx(1e-3 * plain.alpha_, rel=0.05)
+    with pytest.raises(ValueError, match=r"density=0.2.*Call fit first"):
+        learner(density=0.2).partial_fit(data)
+
+
+def test_alpha_max(data):
+    X, dictionary = data.copy(), learner(max_iter=0).fit(data).components_
+    X[::3, 0] = np.nan
+    for positive in (False, True):
+        alpha = alpha_max(X, dictionary, positive=positive)
+        options = {"dict_init": dictionary, "max_iter": 0, "positive_code": positive}
+        for factor in (1.001, 0.999):
+            model = FISTADictionaryLearner(alpha=factor * alpha, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert model.fit(X).transform(X).any() == (factor < 1)
+    assert alpha_max(X) >= alpha_max(X, dictionary)
+    row = X[[np.nanargmax(np.nansum(X**2, 1))]]
+    assert alpha_max(row) == pytest.approx(alpha_max(row, np.nan_to_num(row) / alpha_max(row)))
+    with pytest.raises(ValueError, match="dictionary must have as many columns as X, 12"):
+        alpha_max(X, np.ones((3, 4)))
 
 
 def test_warm_start_continues(data):
