@@ -288,11 +288,12 @@ def test_alpha_is_found_for_a_density(data, params):
     model = learner(density=0.2, max_iter=60, **params).fit(data)
     assert (model.transform(data) != 0).mean() == pytest.approx(0.2, rel=0.02)
     assert model.prior_scale_ == pytest.approx(model.noise_variance_ / model.alpha_)
-    # The dictionary is about the one that this alpha learns.
+    # The dictionary is as good as the one that this alpha learns.
     plain = learner(alpha=model.alpha_, max_iter=60, **params).fit(data)
     assert plain.alpha_ == model.alpha_
     model.alpha = model.alpha_
-    assert mean_objective(model, data) == pytest.approx(mean_objective(plain, data), rel=0.03)
+    # It may be better, where the fits end in different local minima.
+    assert mean_objective(model, data) < 1.03 * mean_objective(plain, data)
     # A further step learns with the alpha that was found, and the unit of X does not matter.
     assert model.partial_fit(data[:50]).alpha_ == plain.alpha_
     scaled = learner(density=0.2, max_iter=60, **params).fit(1e-3 * data)
