@@ -88,7 +88,7 @@ class LassoCoder(BaseSparseCoder):
         check_features(X, dictionary)
         alpha = self.transform_alpha
         if alpha is None:
-            alpha = getattr(self, "alpha", 1.0)
+            alpha = self._weight
         coder, n_components = self._row_coder(self.transform_algorithm, alpha), len(dictionary)
         n_nonzero = self.transform_n_nonzero_coefs
         check_n_nonzero(
@@ -125,6 +125,11 @@ class LassoCoder(BaseSparseCoder):
             n_components = Z.shape[1] // 2
             Z = Z[:, :n_components] - Z[:, n_components:]
         return Z @ self._atoms(Z.dtype)
+
+    @property
+    def _weight(self) -> float:
+        """Weight of the l1 norm where ``transform_alpha`` gives none."""
+        return 1.0
 
     def _atoms(self, dtype: np.dtype) -> NDArray:
         """Return the dictionary, of the type of the rows or codes at hand."""
