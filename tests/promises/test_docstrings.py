@@ -74,7 +74,7 @@ OWN = {
             "VS F",
             (
                 *("type", "default", "Prior", "'learned'", "'per_component'", "Both", "With a"),
-                *("'auto'", "Share", "``alpha``"),
+                *("'auto'", "Share", "``alpha``", "Used"),
             ),
             "the lasso has no prior probability of a code",
         ),
