@@ -128,7 +128,9 @@ OWN = {
     "objective": [Own("V S", ("Unbiased gradients",), "SparseVAE alone has such gradients")],
     "batch_size": [
         Own(
-            "VSC F", ("type", "default", "'auto':", "What a mini", "None:"), "full batches by default"
+            "VSC F",
+            ("type", "default", "'auto':", "What a mini", "None:"),
+            "full batches by default",
         ),
         Own("VS CF", ("With ``solver",), "closed forms take larger batches"),
     ],
@@ -151,7 +153,11 @@ OWN = {
     "verbose": [Own("VSC F", ("The bar",), "skorch has its own bar")],
     "device": [Own("VSC F", ("'accelerate':",), "the learner does not share its rows")],
     "components_": [
-        Own("VSC F", ("Where the", "Its atoms", "With ``partial"), "other decoders; the learner's norm"),
+        Own(
+            "VSC F",
+            ("Where the", "Its atoms", "With ``partial"),
+            "other decoders; the learner's norm",
+        ),
         Own("VSF C", ("It shows", "Codes on a grid"), "the atoms of SCVAE are not rows"),
     ],
     "component_usage_": [
