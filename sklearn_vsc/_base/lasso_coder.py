@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from numbers import Integral, Real
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._inference.row_coder import ALGORITHMS, RowCoder, check_features
+from .._inference.row_coder import ALGORITHMS, OURS, RowCoder, check_features
 from .._rows.array_api import follows_input
 from .._rows.arrays import row_slices
 from .._rows.compat import Interval, StrOptions
 from .._rows.missing import check_observed
 from .._rows.sparse_output import join_codes
+from ..solvers.lasso.quadratic_fit import AtomCache
 from .coder import BaseSparseCoder, check_size
 
 # Minimum number of codes that `transform` holds at once where its output is sparse.
 _CODES_AT_ONCE = 2**24
+# Inner products of the atoms of each estimator. They are apart from its attributes, so that they
+# are neither pickled nor copied, and `transform` leaves the estimator as it is.
+_CACHES: WeakKeyDictionary[LassoCoder, AtomCache] = WeakKeyDictionary()
 
 
 class LassoCoder(BaseSparseCoder):
@@ -80,8 +85,11 @@ class LassoCoder(BaseSparseCoder):
             alpha = getattr(self, "alpha", 1.0)
         coder = self._row_coder(self.transform_algorithm, alpha)
         n_components = len(dictionary)
-        # The computations that rows share grow with the square of the number of atoms.
-        chunks = row_slices(len(X), max(_CODES_AT_ONCE // n_components, n_components))
+        size = max(_CODES_AT_ONCE // n_components, 1)
+        if self.transform_algorithm not in OURS:
+            # scikit-learn computes the inner products of all atoms for each chunk.
+            size = max(size, n_components)
+        chunks = row_slices(len(X), size)
         codes = (coder.codes(X[rows], dictionary) for rows in chunks)
         if self.split_sign:
             codes = (np.hstack([np.maximum(part, 0), np.maximum(-part, 0)]) for part in codes)
@@ -139,4 +147,5 @@ class LassoCoder(BaseSparseCoder):
             positive=self.positive_code,
             n_jobs=self.n_jobs,
             descent=self._descent,
+            cache=_CACHES.setdefault(self, AtomCache()),
         )

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..missing import rows_with_missing
 from .coordinate_descent import CoordinateDescent
-from .masked_descent import MaskedDescent
+from .quadratic_fit import gram_pays
 from .solve import solve_lasso
 from .stopping import Stopping
+from .working_sets import WorkingSetDescent
 
 # Maps rows, dictionary, initial codes and a target distance (in units of alpha) to codes.
 Coder = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
@@ -30,11 +31,12 @@ def block_coder(method: str, alpha: float, max_iter: int, positive: bool) -> Cod
         weight = alpha or torch.finfo(X.dtype).eps * float(X.nan_to_num().abs().amax())
         stopping = Stopping(weight, 0.0, positive)
         missing = rows_with_missing(X)
-        if not missing.any():
+        if not missing.any() and gram_pays(len(X), dictionary):
             descent = CoordinateDescent.of(dictionary, stopping)
             return descent.descend(X, dictionary, start, distance, max_iter)
-        if missing.all():
-            return MaskedDescent.of(dictionary, stopping).descend(X, start, distance, max_iter)
+        if missing.all() or not missing.any():
+            sets = WorkingSetDescent.of(dictionary, stopping)
+            return sets.descend(X, start, distance, max_iter)
         codes = torch.empty_like(start)
         for rows in (missing, ~missing):
             codes[rows] = descend(X[rows], dictionary, start[rows], distance)
