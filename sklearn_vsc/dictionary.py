@@ -299,7 +299,7 @@ class FISTADictionaryLearner(LassoCoder):
         "_seen": (
             SeenRows,
             {
-                "code_gram": ("K", "K"),
+                "code_gram": np.ndarray,
                 "code_data": ("K", "D"),
                 "idle": ("K",),
                 "n_uses": ("K",),

@@ -35,8 +35,8 @@ from .interruption import HeldInterrupts
 
 # Maximum number of rows that the noise variance is estimated from.
 _NOISE_ROWS = 4096
-# Minimum number of training rows coded at once after the fit.
-_CHUNK_ROWS = 1024
+# Maximum number of training rows, and of codes, computed at once after the fit.
+_CHUNK_ROWS, _CODES_AT_ONCE = 4096, 2**24
 # Iterations of a full-batch fit between two calls of the callback, as in scikit-learn.
 _CALLBACK_EVERY = 5
 
@@ -95,8 +95,7 @@ class DictionaryFit:
         n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
 
         def noise_blocks() -> Iterator[tuple[Tensor, Tensor]]:
-            # The computations that rows share grow with the square of the number of atoms.
-            size = max(_CHUNK_ROWS, len(dictionary))
+            size = max(1, min(_CHUNK_ROWS, _CODES_AT_ONCE // len(dictionary)))
             for block in row_slices(len(rows), every * math.ceil(size / every)):
                 codes = lasso.lasso(rows[block], dictionary).codes
                 n_uses.add_((codes != 0).sum(0))
@@ -314,7 +313,7 @@ def _online_learner(
     statistics = Statistics.zeros_like(dictionary)
     idle = torch.zeros(len(dictionary), dtype=torch.int64, device=dictionary.device)
     if seen is not None:
-        statistics.code_gram += torch.from_numpy(seen.code_gram).to(dictionary)
+        seen.add_gram(statistics)
         statistics.code_data += torch.from_numpy(seen.code_data).to(dictionary)
         idle += torch.from_numpy(seen.idle).to(idle)
     return OnlineLearner(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,6 +18,7 @@ from .._inference.row_coder import RowCoder
 from .._rows.arrays import to_numpy
 from ..solvers.dictionary.accumulation import ObjectiveSums
 from ..solvers.dictionary.full_batch import Epoch
+from ..solvers.dictionary.sparse_gram import CodeGram, SparseGram
 from ..solvers.dictionary.statistics import Statistics
 from ..solvers.lasso.coders import Coder
 from .interruption import HeldInterrupts
@@ -56,7 +58,10 @@ class LearningOptions:
 
 @dataclass
 class SeenRows:
-    """State of ``partial_fit`` that depends on earlier rows."""
+    """State of ``partial_fit`` that depends on earlier rows.
+
+    Of many atoms, ``code_gram`` has the ``entries`` of a `SparseGram`.
+    """
 
     code_gram: NDArray
     code_data: NDArray
@@ -66,6 +71,28 @@ class SeenRows:
     n_rows: int
     # Weight of the rows in the noise variance; old rows count less and less.
     noise_rows: float
+
+    def __post_init__(self) -> None:
+        n_components, shape = len(self.idle), self.code_gram.shape
+        if shape == (n_components, n_components):
+            return
+        places = self.code_gram[..., :2]
+        right = len(shape) == 2 and shape[1] == 3 and not (places % 1).any()
+        if not right or not ((places >= 0) & (places < n_components)).all():
+            raise ValueError("'code_gram' must have a row and a column for each atom, or entries.")
+
+    def add_gram(self, statistics: Statistics) -> None:
+        """Add the inner products of codes to other statistics."""
+        if isinstance(statistics.code_gram, SparseGram):
+            n_components = len(self.idle)
+            statistics.code_gram += SparseGram.from_entries(self.code_gram, n_components)
+        else:
+            statistics.code_gram += torch.from_numpy(self.code_gram).to(statistics.code_gram)
+
+
+def gram_array(gram: CodeGram) -> NDArray:
+    """Return the inner products of codes as one array."""
+    return gram.entries if isinstance(gram, SparseGram) else to_numpy(gram)
 
 
 @dataclass(frozen=True)
@@ -153,7 +180,7 @@ class FitProgress:
         """Return the result of the passes, which continues the counts of earlier rows."""
         statistics, n_components = self.epoch.statistics, len(self.epoch.dictionary)
         seen = SeenRows(
-            code_gram=to_numpy(statistics.code_gram),
+            code_gram=gram_array(statistics.code_gram),
             code_data=to_numpy(statistics.code_data),
             idle=np.zeros(n_components, dtype=np.int64) if before is None else before.idle,
             n_uses=np.zeros(n_components) if before is None else before.n_uses,

@@ -28,6 +28,8 @@ from .update import update_dictionary
 
 # Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512
+# Number of codes in a larger block, at most.
+_BLOCK_CODES = 2**26
 # Allowed distance of the codes from their optimum, in units of alpha: in the first pass, and the
 # largest value allowed in the last passes.
 _LOOSE, _TIGHT = 0.1, 3e-3
@@ -242,5 +244,7 @@ def row_blocks(
         order = torch.arange(n_rows)
     else:
         order = torch.randperm(n_rows, generator=generator)
-    # The cost of updating a large dictionary should be spread over more rows.
-    return list(order.to(device).split(max(BLOCK_SIZE, n_components)))
+    # The cost of updating a large dictionary should be spread over more rows, but their codes must
+    # fit into memory.
+    most = max(BLOCK_SIZE, _BLOCK_CODES // n_components)
+    return list(order.to(device).split(min(max(BLOCK_SIZE, n_components), most)))

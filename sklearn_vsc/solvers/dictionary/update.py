@@ -14,6 +14,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from .sparse_gram import CodeGram, SparseGram, update_by_pairs
+
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 # Number of atoms whose targets are computed in one matrix product.
 _PANEL = 32
@@ -21,7 +23,7 @@ _PANEL = 32
 
 def update_dictionary(
     dictionary: Tensor,
-    code_gram: Tensor,
+    code_gram: CodeGram,
     code_data: Tensor,
     *,
     positive: bool = False,
@@ -35,7 +37,7 @@ def update_dictionary(
     ----------
     dictionary : Tensor of shape (n_components, n_features)
         Initial unit-norm atoms V; not modified.
-    code_gram : Tensor of shape (n_components, n_components)
+    code_gram : Tensor or SparseGram of shape (n_components, n_components)
         A = U' U, summed over the rows. Atoms with a zero on the diagonal are left unchanged.
     code_data : Tensor of shape (n_components, n_features)
         B = U' X, summed over the rows.
@@ -49,6 +51,10 @@ def update_dictionary(
     dictionary : Tensor of shape (n_components, n_features)
         Unit-norm atoms.
     """
+    if isinstance(code_gram, SparseGram):
+        return update_by_pairs(
+            dictionary, code_gram, code_data, positive=positive, n_sweeps=n_sweeps
+        )
     dictionary = dictionary.clone()
     weights = code_gram.diagonal()
     used = weights.nonzero().squeeze(1)
