@@ -29,7 +29,7 @@ from .update import update_dictionary
 # Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512
 # Number of codes in a larger block, at most.
-_BLOCK_CODES = 2**26
+_BLOCK_CODES = 2**25
 # Allowed distance of the codes from their optimum, in units of alpha: in the first pass, and the
 # largest value allowed in the last passes.
 _LOOSE, _TIGHT = 0.1, 3e-3

@@ -136,11 +136,11 @@ class MaskedFit:
         return type(self)(self.dictionary, self.X[rows], self.observed[rows], self.energy[rows])
 
 
-def products(X: Tensor, dictionary: Tensor) -> Tensor:
-    """Return the inner products of rows and atoms."""
+def products(X: Tensor, dictionary: Tensor, multiple: int = _PRODUCT_ROWS) -> Tensor:
+    """Return the inner products of rows and atoms, with the rows padded to a ``multiple``."""
     # Matrix products of few rows round differently from those of many, and the codes of a row
     # should not depend on the other rows of the batch.
-    padding = -len(X) % _PRODUCT_ROWS
+    padding = -len(X) % multiple
     padded = torch.nn.functional.pad(X, (0, 0, 0, padding)) if padding else X
     return (padded @ dictionary.T)[: len(X)]
 

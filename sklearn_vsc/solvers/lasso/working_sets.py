@@ -33,6 +33,11 @@ _ENTERING, _LEAST_PULL = 16, 0.1
 _CANDIDATES, _LOOKS = 512, 50
 # Accuracy of a round: distances after it relative to those before it.
 _DEPTH = 0.02
+# Most inner products of residuals and atoms in memory, for more than a few rows.
+_PRODUCT_NUMEL = 2**23
+# The number of rows of such a product is a multiple of this; these products only choose atoms, and
+# one row should not pay for many.
+_PADDED_ROWS = 16
 # Maximum number of sweeps over the working set between two looks at the candidates.
 _SWEEPS = 100
 # Distances below this multiple of machine epsilon times a row's largest possible correlation
@@ -87,6 +92,10 @@ class WorkingSetDescent:
         self._run(rows, observed, moved, distance, -1.0, max_iter)
         return moved.to(codes.device)
 
+    @property
+    def _rows_at_once(self) -> int:
+        return max(_PRODUCT_NUMEL // max(len(self.dictionary), 1), 64)
+
     def _run(
         self,
         X: Tensor,
@@ -123,23 +132,22 @@ class WorkingSetDescent:
             np.zeros(n_rows, np.bool_),
             np.zeros(n_rows, np.int64),
         )
-        residual, left = np.empty_like(rows), np.arange(n_rows)
+        residual = np.empty_like(rows)
         _residuals(atoms, rows, seen, moved, residual)
-        while len(left):
-            correlations = products(torch.from_numpy(residual[left]), self.dictionary).numpy()
-            stopped = np.zeros(len(left), np.bool_)
+        for block in np.split(np.arange(n_rows), range(0, n_rows, self._rows_at_once))[1:]:
+            left = block
+            while len(left):
+                rest = torch.from_numpy(residual[left])
+                pulls = products(rest, self.dictionary, _PADDED_ROWS).numpy()
+                stopped = np.zeros(len(left), np.bool_)
+                listed = left, pulls, stopped
 
-            def visit(
-                part: slice,
-                at: NDArray = left,
-                pulls: NDArray = correlations,
-                stopped: NDArray = stopped,
-            ) -> None:
-                given = atoms, rows, seen, at[part], pulls[part]
-                _visit(*given, rules, residual, moved, *answers, stopped[part])
+                def visit(part: slice, listed: tuple[NDArray, ...] = listed) -> None:
+                    parts = (array[part] for array in listed)
+                    _visit(atoms, rows, seen, *parts, rules, residual, moved, *answers)
 
-            over_rows(visit, len(left))
-            left = left[~stopped]
+                over_rows(visit, len(left))
+                left = left[~stopped]
         return answers
 
 
@@ -196,6 +204,7 @@ def _visit(  # type: ignore[no-untyped-def]
     observed,
     listed,
     correlations,
+    stopped,
     rules,
     residual,
     codes,
@@ -203,7 +212,6 @@ def _visit(  # type: ignore[no-untyped-def]
     gaps,
     done,
     spent,
-    stopped,
 ):
     """Take one round: certify the codes of the listed rows, or improve them."""
     held = _new_set(_ROOM, dictionary)
