@@ -23,6 +23,7 @@ from ._rows.arrays import draw_seed, private_random_state
 from ._rows.compat import Interval, StrOptions, fit_context
 from ._rows.numbers import check_count
 from ._rows.sources import held_rows
+from ._rows.sparse_output import dense_blocks, dense_rows
 from ._rows.user_warnings import warn_user
 from ._training.dictionary_fit import DictionaryFit, coder_of_fit, take_step
 from ._training.dictionary_progress import LearnedDictionary, LearningOptions, SeenRows
@@ -446,6 +447,7 @@ class FISTADictionaryLearner(LassoCoder):
                 check_alpha(self.alpha, size)
                 self._draw_seeds()
             before = None if first else self._kept_so_far()
+            X = dense_rows(X, slice(None))
             self._keep(take_step(self._options(), X, self._seed, before), warn=False)
         return self
 
@@ -473,7 +475,8 @@ class FISTADictionaryLearner(LassoCoder):
             proper prior.
         """
         X = self._validate_rows(X, reset=False)
-        return self._model().bounds(X)
+        model = self._model()
+        return np.concatenate([model.bounds(block) for block in dense_blocks(X)])
 
     @follows_input
     def posterior(self, X: ArrayLike) -> Posterior:
@@ -498,7 +501,9 @@ class FISTADictionaryLearner(LassoCoder):
             proper prior.
         """
         X = self._validate_rows(X, reset=False)
-        return Posterior(*self._model().posterior(X))
+        model = self._model()
+        parts = [model.posterior(block) for block in dense_blocks(X)]
+        return Posterior(*map(np.concatenate, zip(*parts, strict=True)))
 
     @follows_input
     def sample_posterior(self, X: ArrayLike, n_draws: int = 1) -> NDArray:
@@ -525,7 +530,9 @@ class FISTADictionaryLearner(LassoCoder):
         """
         n_draws = check_count(n_draws, "n_draws")
         X = self._validate_rows(X, reset=False)
-        return self._model().sample_posterior(X, n_draws)
+        model = self._model()
+        parts = [model.sample_posterior(block, n_draws) for block in dense_blocks(X)]
+        return np.concatenate(parts, axis=1)
 
     @follows_fit
     def sample(self, n_samples: int = 1) -> NDArray:
@@ -558,7 +565,8 @@ class FISTADictionaryLearner(LassoCoder):
     def _code_divergence(self, X: ArrayLike) -> NDArray:
         """KL of each code's posterior from its prior, nats, (n_samples, n_components)."""
         X = self._validate_rows(X, reset=False)
-        return self._model().code_divergence(X)
+        model = self._model()
+        return np.concatenate([model.code_divergence(block) for block in dense_blocks(X)])
 
     def _model(self) -> LassoModel:
         """Return the generative model of the score."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted
@@ -30,7 +31,9 @@ _MANY_DEAD = 0.2
 
 def check_size(X: NDArray, least: float = 1e-100, largest: float = 1e100) -> float:
     """Check that the squares of X neither underflow nor overflow; return its largest size."""
-    size = float(max(abs(np.fmax.reduce(X, axis=None)), abs(np.fmin.reduce(X, axis=None))))
+    values = X.data if issparse(X) else X
+    ends = np.fmax.reduce, np.fmin.reduce
+    size = float(max(abs(end(values, axis=None, initial=0)) for end in ends))
     if size and not least <= size <= largest:
         raise ValueError(
             f"Input X has values of at most {size:.3g} in size. Their squares would be lost in "
@@ -76,6 +79,8 @@ class BaseSparseCoder(
     _dead_atoms_cure: ClassVar[str] = "Lower n_components, or train on more rows."
     # Whether X may hold images with axes of their own, of shape ``image_shape``.
     _takes_images: ClassVar[bool] = False
+    # Whether X may be a SciPy CSR matrix.
+    _takes_sparse: ClassVar[bool] = False
     # Attributes that fits set and ``save`` keeps: of what type, or with dimensions that have one
     # size each, or itself such a size, or the class of a record and the attributes of that. With
     # a question mark: only some fits set it.
@@ -169,7 +174,7 @@ class BaseSparseCoder(
         save(self, path)
 
     def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check rows on their way in; float32 stays float32, all else becomes float64.
+        """Check rows on their way in; up to 32 bits they become float32, all else float64.
 
         Rows to learn from (``reset``) must have an observed entry in every column.
         """
@@ -187,8 +192,19 @@ class BaseSparseCoder(
         images = self._takes_images and image_shape is not None
         if images:
             X = flat_images(X, image_shape)
-        dtype = [np.float64, np.float32]
-        X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32, np.float16],
+            ensure_all_finite=False,
+            accept_sparse="csr" if self._takes_sparse else False,
+        )
+        if X.dtype == np.float16:
+            X = X.astype(np.float32)
+        if issparse(X) and not X.has_canonical_format:
+            X = X.copy()
+            X.sum_duplicates()
         if images:
             check_image_shape(image_shape, X.shape[1], "rows that are images")
         return X
@@ -235,6 +251,7 @@ class BaseSparseCoder(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = self._takes_sparse
         # SciPy's sparse matrices hold NumPy arrays.
         tags.array_api_support = not self.sparse_output
         return tags

@@ -8,13 +8,14 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 
 from .._inference.row_coder import ALGORITHMS, OURS, RowCoder, check_features
 from .._rows.array_api import follows_input
-from .._rows.arrays import row_slices
+from .._rows.arrays import row_slices, rows_at_once
 from .._rows.compat import Interval, StrOptions
 from .._rows.missing import check_observed
-from .._rows.sparse_output import join_codes
+from .._rows.sparse_output import dense_rows, join_codes
 from ..solvers.lasso.quadratic_fit import AtomCache
 from .coder import BaseSparseCoder, check_size
 
@@ -45,6 +46,7 @@ class LassoCoder(BaseSparseCoder):
     }
     # Method of `solve_lasso` on a CPU.
     _descent: ClassVar[str] = "cd"
+    _takes_sparse = True
 
     transform_algorithm: str
     transform_n_nonzero_coefs: int | None
@@ -62,8 +64,9 @@ class LassoCoder(BaseSparseCoder):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows to code. NaN is a missing entry: a row is coded from its observed entries.
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            Rows to code. NaN is a missing entry: a row is coded from its observed entries. Entries
+            that a sparse matrix does not store are zeros.
 
         Returns
         -------
@@ -89,8 +92,10 @@ class LassoCoder(BaseSparseCoder):
         if self.transform_algorithm not in OURS:
             # scikit-learn computes the inner products of all atoms for each chunk.
             size = max(size, n_components)
-        chunks = row_slices(len(X), size)
-        codes = (coder.codes(X[rows], dictionary) for rows in chunks)
+        if issparse(X):
+            size = min(size, rows_at_once(X.shape[1]))
+        chunks = row_slices(X.shape[0], size)
+        codes = (coder.codes(dense_rows(X, rows), dictionary) for rows in chunks)
         if self.split_sign:
             codes = (np.hstack([np.maximum(part, 0), np.maximum(-part, 0)]) for part in codes)
         return join_codes(codes, sparse_output=self.sparse_output)
@@ -124,7 +129,7 @@ class LassoCoder(BaseSparseCoder):
         return len(self.components_) * (2 if self.split_sign else 1)
 
     def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check rows on their way in; float32 stays float32, all else becomes float64."""
+        """Check rows on their way in; up to 32 bits they become float32, all else float64."""
         return self._rows_and_size(X, reset=reset)[0]
 
     def _rows_and_size(self, X: ArrayLike, *, reset: bool) -> tuple[NDArray, float]:

@@ -47,7 +47,7 @@ class Precomputed:
     init: NDArray | None = None
     copy_cov: bool = True
 
-    def of_rows(self, rows: NDArray, complete: bool) -> Precomputed:
+    def of_rows(self, rows: NDArray | slice, complete: bool) -> Precomputed:
         """Return the arrays for some of the rows, which may have missing entries."""
         return Precomputed(
             gram=self.gram if complete else None,

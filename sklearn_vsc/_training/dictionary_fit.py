@@ -11,18 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from .._inference import exponential_model, laplace_model
 from .._inference.row_coder import RowCoder
-from .._rows.arrays import few_rows, row_slices, seeded_generator, to_numpy
+from .._rows.arrays import few_rows, resolve_device, row_slices, seeded_generator, to_numpy
 from ..solvers.dictionary.full_batch import Epoch, FullBatchLearner, row_blocks
 from ..solvers.dictionary.online import OnlineLearner, OnlineStopping, forgetting
 from ..solvers.dictionary.sparse_codes import SparseCodes
 from ..solvers.dictionary.statistics import Statistics
 from ..solvers.dictionary.update import initial_dictionary, normalise_atoms
 from ..solvers.lasso.coders import Coder, block_coder
+from ..solvers.sparse_rows import SparseRows, dense
 from .dictionary_progress import (
     FitProgress,
     LearnedDictionary,
@@ -35,8 +37,8 @@ from .interruption import HeldInterrupts
 
 # Maximum number of rows that the noise variance is estimated from.
 _NOISE_ROWS = 4096
-# Maximum number of training rows, and of codes, computed at once after the fit.
-_CHUNK_ROWS, _CODES_AT_ONCE = 4096, 2**24
+# Maximum number of training rows coded at once after the fit, and of numbers in them or their codes.
+_CHUNK_ROWS, _NUMBERS_AT_ONCE = 4096, 2**24
 # Iterations of a full-batch fit between two calls of the callback, as in scikit-learn.
 _CALLBACK_EVERY = 5
 
@@ -48,7 +50,7 @@ class DictionaryFit:
     ----------
     options : LearningOptions
         Parameters of the fit.
-    X : ndarray of shape (n_rows, n_features)
+    X : ndarray or CSR matrix of shape (n_rows, n_features)
         Training rows; NaN is a missing entry.
     seed : int
         Seed of the first dictionary, the order of the rows and renewed atoms.
@@ -87,7 +89,7 @@ class DictionaryFit:
         """Do the same as `look` for a sample of the rows, which takes little time."""
         return self.look(few_rows(self.rows))
 
-    def look(self, rows: Tensor) -> LearnedDictionary:
+    def look(self, rows: Tensor | SparseRows) -> LearnedDictionary:
         """Code training rows once more, for the use of the atoms and the noise variance."""
         learned, lasso = self.progress.learned(), self.options.lasso
         every = math.ceil(len(rows) / _NOISE_ROWS)
@@ -95,11 +97,12 @@ class DictionaryFit:
         n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
 
         def noise_blocks() -> Iterator[tuple[Tensor, Tensor]]:
-            size = max(1, min(_CHUNK_ROWS, _CODES_AT_ONCE // len(dictionary)))
+            size = max(1, min(_CHUNK_ROWS, _NUMBERS_AT_ONCE // max(dictionary.shape)))
             for block in row_slices(len(rows), every * math.ceil(size / every)):
-                codes = lasso.lasso(rows[block], dictionary).codes
+                part = dense(rows[block])
+                codes = lasso.lasso(part, dictionary).codes
                 n_uses.add_((codes != 0).sum(0))
-                yield rows[block][::every], codes[::every]
+                yield part[::every], codes[::every]
 
         noise = _best_noise_variance(self.options, noise_blocks(), dictionary)
         seen = learned.seen
@@ -211,23 +214,30 @@ def coder_of_fit(algorithm: str, coder: RowCoder) -> Coder:
 
 def _start(
     options: LearningOptions, X: NDArray, generator: torch.Generator, *, keep: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Any, Tensor, Tensor]:
     """Return rows, the first dictionary, and the norms that its atoms were divided by.
 
     With ``keep``, a given dictionary that no pass will change is not normalised.
     """
-    rows, positive, n_features = options.lasso.to_rows(X), options.positive_dict, X.shape[1]
+    rows, positive, n_features = _rows(options, X), options.positive_dict, X.shape[1]
     if options.dict_init is None:
         n_components = int(options.n_components or n_features)
         dictionary = initial_dictionary(rows, n_components, positive=positive, generator=generator)
-        return rows, dictionary, rows.new_ones(n_components)
+        return rows, dictionary, dictionary.new_ones(n_components)
     n_components = int(options.n_components or len(options.dict_init))
     shape = n_components, n_features
     atoms = options.lasso.to_rows(_checked(options.dict_init, "dict_init", shape, X.dtype))
     if keep and options.keeps_dictionary:
-        return rows, atoms, rows.new_ones(n_components)
+        return rows, atoms, atoms.new_ones(n_components)
     norms = torch.linalg.vector_norm(atoms, dim=1)
     return rows, normalise_atoms(atoms, positive=positive, generator=generator), norms
+
+
+def _rows(options: LearningOptions, X: Any) -> Tensor | SparseRows:
+    """Bring rows to the device of the fit."""
+    if issparse(X):
+        return SparseRows(X, resolve_device(options.lasso.device))
+    return options.lasso.to_rows(X)
 
 
 def _checked(given: NDArray, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
@@ -258,10 +268,10 @@ def _initial_codes(
     """Return the codes that a full-batch fit starts from."""
     n_components = len(dictionary)
     order = generator if options.shuffle else None
-    blocks = row_blocks(len(X), n_components, order, dictionary.device)
+    blocks = row_blocks(X.shape[0], *dictionary.shape, order, dictionary.device)
     if options.code_init is None:
         return SparseCodes(blocks, n_components, dictionary.dtype)
-    shape = len(X), n_components
+    shape = X.shape[0], n_components
     codes = options.lasso.to_rows(_checked(options.code_init, "code_init", shape, X.dtype))
     # Atoms were divided by their norms; codes are multiplied by them.
     codes = codes * norms

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..lasso.coders import Coder
 from ..missing import fill_missing, natural_reach, observed_residual, rows_with_missing
+from ..sparse_rows import SparseRows
 from .accumulation import ObjectiveSums, objective_sums
 from .renewal import renew_atoms
 from .sparse_codes import SparseCodes
@@ -28,8 +29,8 @@ from .update import update_dictionary
 
 # Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512
-# Number of codes in a larger block, at most.
-_BLOCK_CODES = 2**25
+# Number of codes in a larger block, and of entries in its rows, at most.
+_BLOCK_CODES, _BLOCK_NUMBERS = 2**25, 2**24
 # Allowed distance of the codes from their optimum, in units of alpha: in the first pass, and the
 # largest value allowed in the last passes.
 _LOOSE, _TIGHT = 0.1, 3e-3
@@ -97,7 +98,7 @@ class FullBatchLearner:
     missing entries hold their reconstruction from the codes and the dictionary at the last visit.
     """
 
-    X: Tensor
+    X: Tensor | SparseRows
     codes: SparseCodes
     dictionary: Tensor
     alpha: float
@@ -114,7 +115,10 @@ class FullBatchLearner:
     _reach: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
-        self._filled = torch.empty_like(self.X) if rows_with_missing(self.X).any() else None
+        self._filled = None
+        if rows_with_missing(self.X).any():
+            # Dense for sparse rows too: filling moves observed entries as well.
+            self._filled = self.dictionary.new_empty(self.X.shape)
 
     def epochs(self, tol: float, shuffle: bool) -> Iterator[Epoch]:
         """Yield after each pass over the rows, indefinitely.
@@ -237,7 +241,11 @@ class FullBatchLearner:
 
 
 def row_blocks(
-    n_rows: int, n_components: int, generator: torch.Generator | None, device: torch.device
+    n_rows: int,
+    n_components: int,
+    n_features: int,
+    generator: torch.Generator | None,
+    device: torch.device,
 ) -> list[Tensor]:
     """Return the row indices of each block, in random order if a generator is given."""
     if generator is None:
@@ -245,6 +253,6 @@ def row_blocks(
     else:
         order = torch.randperm(n_rows, generator=generator)
     # The cost of updating a large dictionary should be spread over more rows, but their codes must
-    # fit into memory.
-    most = max(BLOCK_SIZE, _BLOCK_CODES // n_components)
-    return list(order.to(device).split(min(max(BLOCK_SIZE, n_components), most)))
+    # fit into memory, and the rows too, where those of a sparse matrix are made dense.
+    size = min(max(BLOCK_SIZE, n_components), max(BLOCK_SIZE, _BLOCK_CODES // n_components))
+    return list(order.to(device).split(max(1, min(size, _BLOCK_NUMBERS // n_features))))

@@ -14,6 +14,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ..missing import mean_filled
+from ..sparse_rows import SparseRows
 from .sparse_gram import CodeGram, SparseGram, update_by_pairs
 
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -153,7 +155,11 @@ def normalise_atoms(atoms: Tensor, *, positive: bool = False, generator: torch.G
 
 
 def initial_dictionary(
-    X: Tensor, n_components: int, *, positive: bool = False, generator: torch.Generator
+    X: Tensor | SparseRows,
+    n_components: int,
+    *,
+    positive: bool = False,
+    generator: torch.Generator,
 ) -> Tensor:
     """Choose distinct random rows as atoms, plus random directions if there are too few rows.
 
@@ -177,13 +183,13 @@ def initial_dictionary(
     # Row maxima and minima need no temporary array of the size of X.
     highest = X.amax(1)
     if highest.isnan().any():
-        X = torch.where(X.isnan(), X.nanmean(0).nan_to_num(), X)
+        X = mean_filled(X)
         highest = X.amax(1)
     energetic = highest > 0
     if not positive:
         energetic |= X.amin(1) < 0
     energetic = energetic.nonzero().squeeze(1)
     order = torch.randperm(len(energetic), generator=generator)[:n_components]
-    atoms = X.new_zeros(n_components, X.shape[1])
+    atoms = torch.zeros(n_components, X.shape[1], dtype=X.dtype, device=X.device)
     atoms[: len(order)] = X[energetic[order.to(X.device)]]
     return normalise_atoms(atoms, positive=positive, generator=generator)
