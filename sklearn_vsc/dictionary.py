@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ._base.coder import Posterior
 from ._base.lasso_coder import LassoCoder
@@ -22,7 +22,7 @@ from ._rows.array_api import follows_fit, follows_input, learns_from_input
 from ._rows.arrays import draw_seed, private_random_state
 from ._rows.compat import Interval, StrOptions, fit_context
 from ._rows.numbers import check_count
-from ._rows.sources import held_rows
+from ._rows.sources import batches_of
 from ._rows.sparse_output import dense_blocks, dense_rows
 from ._rows.user_warnings import warn_user
 from ._training.dictionary_fit import DictionaryFit, coder_of_fit, take_step
@@ -371,14 +371,16 @@ class FISTADictionaryLearner(LassoCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
+    def fit(self, X: ArrayLike | Dataset | DataLoader, y: Any = None) -> Self:
         """Learn the dictionary from the rows of X.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
-            Training rows; NaN is a missing entry. The rows of a dataset, whose items are rows or
-            tuples that begin with one, are read into memory.
+        X : array-like or sparse matrix of shape (n_samples, n_features), Dataset or DataLoader
+            Training rows; NaN is a missing entry. Entries that a sparse matrix does not store are
+            zeros, and its rows are made dense block by block; where values are missing, all of
+            them. The rows of a torch dataset, whose items are rows or tuples that begin with one,
+            or of a data loader are read into memory.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -397,7 +399,7 @@ class FISTADictionaryLearner(LassoCoder):
         # Before there is a dictionary Ctrl-C ends the fit, and after that only the passes.
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
-                X, size = self._rows_and_size(held_rows(X), reset=True)
+                X, size = self._rows_and_size(X, reset=True)
                 check_alpha(self.alpha, size)
                 self._draw_seeds()
                 fit = DictionaryFit(self._options(), X, self._seed)
@@ -416,13 +418,14 @@ class FISTADictionaryLearner(LassoCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def partial_fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
+    def partial_fit(self, X: ArrayLike | Dataset | DataLoader, y: Any = None) -> Self:
         """Take one online step: code the rows of X, then update the dictionary.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
-            Rows of one mini-batch; NaN is a missing entry.
+        X : array-like or sparse matrix of shape (n_samples, n_features), Dataset or DataLoader
+            Rows of one mini-batch; NaN is a missing entry. Each batch of a torch data loader is a
+            mini-batch, and takes a step.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -441,15 +444,20 @@ class FISTADictionaryLearner(LassoCoder):
             is then as it was before the call.
         """
         with unchanged_on_error(self):
-            first = not hasattr(self, "components_")
-            X, size = self._rows_and_size(held_rows(X), reset=first)
-            if first:
-                check_alpha(self.alpha, size)
-                self._draw_seeds()
-            before = None if first else self._kept_so_far()
-            X = dense_rows(X, slice(None))
-            self._keep(take_step(self._options(), X, self._seed, before), warn=False)
+            for batch in batches_of(X) if isinstance(X, DataLoader) else (X,):
+                self._step(batch)
         return self
+
+    def _step(self, X: Any) -> None:
+        """Take one online step."""
+        first = not hasattr(self, "components_")
+        X, size = self._rows_and_size(X, reset=first)
+        if first:
+            check_alpha(self.alpha, size)
+            self._draw_seeds()
+        before = None if first else self._kept_so_far()
+        X = dense_rows(X, slice(None))
+        self._keep(take_step(self._options(), X, self._seed, before), warn=False)
 
     @follows_input
     def score_samples(self, X: ArrayLike) -> NDArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
@@ -22,7 +22,7 @@ from .._rows.array_api import converted, to_host
 from .._rows.compat import CallbackSupportMixin, validate_data
 from .._rows.images import check_image_shape, flat_images
 from .._rows.missing import check_observed
-from .._rows.sources import refuse_dataset
+from .._rows.sources import batches_of, held_rows, is_dataset
 from .._rows.user_warnings import warn_user
 
 # Above this share of unused atoms a fit warns.
@@ -104,6 +104,23 @@ class BaseSparseCoder(
     def transform(self, X: ArrayLike) -> NDArray:
         """Return the sparse code of each row."""
 
+    def transform_batches(self, X: Any) -> Iterator[NDArray]:
+        """Yield the codes of the rows of X batch by batch, for more rows than fit into memory.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), Dataset or DataLoader
+            Rows to code. The batches are those of a torch ``DataLoader``; other rows, those of a
+            torch ``Dataset`` among them, come a few thousand at a time.
+
+        Yields
+        ------
+        codes : ndarray or CSR matrix of shape (n_rows, n_features_out)
+            The same as ``transform`` of the rows of one batch.
+        """
+        self._check_usable()
+        return map(self.transform, batches_of(X, getattr(self, "image_shape", None)))
+
     def fit_transform(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> NDArray:
         """Fit the model to X, then return the codes of X.
 
@@ -121,8 +138,6 @@ class BaseSparseCoder(
         code : ndarray of shape (n_samples, n_features_out)
             The same as ``fit(X).transform(X)``.
         """
-        # Before the fit, which may take long.
-        refuse_dataset(X)
         return self.fit(X, y, **fit_params).transform(X)
 
     @available_if(lambda self: hasattr(self, "score_samples"))
@@ -131,8 +146,8 @@ class BaseSparseCoder(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows to score.
+        X : array-like of shape (n_samples, n_features), Dataset or DataLoader
+            Rows to score. Those of a torch dataset or data loader are read batch by batch.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -142,7 +157,14 @@ class BaseSparseCoder(
             Mean of ``score_samples(X)``; higher is better, and the scores of different
             classes on the same X may be compared.
         """
-        return float(np.mean(to_host(self.score_samples(X)), dtype=np.float64))
+        if not is_dataset(X):
+            return float(np.mean(to_host(self.score_samples(X)), dtype=np.float64))
+        self._check_usable()
+        total, n_rows = 0.0, 0
+        for batch in batches_of(X, getattr(self, "image_shape", None)):
+            total += float(np.sum(to_host(self.score_samples(batch)), dtype=np.float64))
+            n_rows += len(batch)
+        return total / n_rows
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator into a folder, without pickle.
@@ -185,10 +207,10 @@ class BaseSparseCoder(
 
     def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
         """Check type and shape of X, but not its missing entries; images are flattened."""
-        refuse_dataset(X)
         if not reset:
             self._check_usable()
         image_shape: Sequence[int] | None = getattr(self, "image_shape", None)
+        X = held_rows(X, image_shape)
         images = self._takes_images and image_shape is not None
         if images:
             X = flat_images(X, image_shape)
