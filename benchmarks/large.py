@@ -103,7 +103,7 @@ def one_pass(share: float) -> dict[str, float]:
     # Atoms near those of the rows, for about twenty codes a row from the start.
     first = atoms + 0.02 * np.random.default_rng(1).standard_normal(atoms.shape, dtype=np.float32)
     learner = FISTADictionaryLearner(
-        32_768, alpha=0.3, max_iter=1, batch_size=512, dict_init=first, random_state=0
+        32_768, alpha=0.8, max_iter=1, batch_size=512, dict_init=first, random_state=0
     )
     found = measured(lambda: learner.fit(X))
     codes = learner.history_[0]["density"] * 32_768
