@@ -195,7 +195,7 @@ class BaseSparseCoder(
         """
         save(self, path)
 
-    def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
+    def _validate_rows(self, X: Any, *, reset: bool) -> NDArray:
         """Check rows on their way in; up to 32 bits they become float32, all else float64.
 
         Rows to learn from (``reset``) must have an observed entry in every column.
@@ -205,7 +205,7 @@ class BaseSparseCoder(
         self._check_size(X, reset=reset)
         return X
 
-    def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
+    def _validate_table(self, X: Any, *, reset: bool) -> NDArray:
         """Check type and shape of X, but not its missing entries; images are flattened."""
         if not reset:
             self._check_usable()

@@ -128,11 +128,11 @@ class LassoCoder(BaseSparseCoder):
     def _n_features_out(self) -> int:
         return len(self.components_) * (2 if self.split_sign else 1)
 
-    def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
+    def _validate_rows(self, X: Any, *, reset: bool) -> NDArray:
         """Check rows on their way in; up to 32 bits they become float32, all else float64."""
         return self._rows_and_size(X, reset=reset)[0]
 
-    def _rows_and_size(self, X: ArrayLike, *, reset: bool) -> tuple[NDArray, float]:
+    def _rows_and_size(self, X: Any, *, reset: bool) -> tuple[NDArray, float]:
         """Check rows on their way in; return them and their largest absolute value."""
         X = self._validate_table(X, reset=reset)
         check_observed(X, columns=reset)

@@ -184,8 +184,8 @@ class NeuralSparseCoder(BaseSparseCoder):
         if self.early_stopping and has_no_indices(X):
             raise ValueError(
                 "early_stopping=True selects validation rows by index, which an IterableDataset "
-                "or DataLoader does not support: give a map-style Dataset, with __getitem__ and __len__, or use "
-                "early_stopping=False."
+                "or DataLoader does not support: give a map-style Dataset, with __getitem__ and "
+                "__len__, or use early_stopping=False."
             )
         tasks = FitTasks(self, X, y, self.max_iter)
         # Before there is a model Ctrl-C ends the fit, and after that only the training.

@@ -37,7 +37,8 @@ from .interruption import HeldInterrupts
 
 # Maximum number of rows that the noise variance is estimated from.
 _NOISE_ROWS = 4096
-# Maximum number of training rows coded at once after the fit, and of numbers in them or their codes.
+# Maximum number of training rows coded at once after the fit, and of numbers in them or in their
+# codes.
 _CHUNK_ROWS, _NUMBERS_AT_ONCE = 4096, 2**24
 # Iterations of a full-batch fit between two calls of the callback, as in scikit-learn.
 _CALLBACK_EVERY = 5
@@ -268,7 +269,7 @@ def _initial_codes(
     """Return the codes that a full-batch fit starts from."""
     n_components = len(dictionary)
     order = generator if options.shuffle else None
-    blocks = row_blocks(X.shape[0], *dictionary.shape, order, dictionary.device)
+    blocks = row_blocks(X.shape[0], n_components, X.shape[1], order, dictionary.device)
     if options.code_init is None:
         return SparseCodes(blocks, n_components, dictionary.dtype)
     shape = X.shape[0], n_components

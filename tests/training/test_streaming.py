@@ -443,9 +443,7 @@ def test_other_methods_take_datasets(estimator, kind):
 
 @each
 def test_fit_transform_takes_a_dataset(estimator):
-    assert_array_equal(
-        clone(estimator).fit_transform(Rows(X)), clone(estimator).fit_transform(X)
-    )
+    assert_array_equal(clone(estimator).fit_transform(Rows(X)), clone(estimator).fit_transform(X))
 
 
 @each

@@ -54,19 +54,22 @@ class Statistics:
 
     def add(self, other: Self) -> None:
         """Add other sums, in place."""
-        self.code_gram += other.code_gram
+        gram: Any = self.code_gram
+        gram += other.code_gram
         self.code_data += other.code_data
         self.n_users += other.n_users
 
     def subtract(self, other: Self) -> None:
         """Subtract other sums, in place."""
-        self.code_gram -= other.code_gram
+        gram: Any = self.code_gram
+        gram -= other.code_gram
         self.code_data -= other.code_data
         self.n_users -= other.n_users
 
     def scale(self, factor: float) -> None:
         """Reduce the weight in the update of what was added so far."""
-        self.code_gram *= factor
+        gram: Any = self.code_gram
+        gram *= factor
         self.code_data *= factor
 
     def ahead(self, change: Self, factor: float) -> Self:

@@ -20,7 +20,7 @@ from ..missing import rows_with_missing
 from .active_set import active_set_search
 from .coordinate_descent import CoordinateDescent
 from .fista import Fista
-from .quadratic_fit import AtomCache, Atoms, Certificate, DataFit, Fit, gram_pays, MOST_GRAM_ATOMS
+from .quadratic_fit import MOST_GRAM_ATOMS, AtomCache, Atoms, Certificate, DataFit, Fit, gram_pays
 from .sign_search import search_from_zero, sign_search
 from .stopping import BestCodes, LassoResult, Stopping
 from .working_sets import WorkingSetDescent
@@ -291,9 +291,7 @@ def _join(results: list[LassoResult]) -> LassoResult:
     )
 
 
-def _blocks(
-    n_rows: int, n_components: int, device: torch.device, *, gram: bool
-) -> Iterator[slice]:
+def _blocks(n_rows: int, n_components: int, device: torch.device, *, gram: bool) -> Iterator[slice]:
     """Yield slices of rows such that the codes of each have a bounded number of entries."""
     numel = _BLOCK_NUMEL["cpu" if device.type == "cpu" else "other"]
     if not gram:

@@ -254,9 +254,7 @@ def _visit(  # type: ignore[no-untyped-def]
                 break
             n_candidates = _collect(rules, pulls, pull, size, held, candidates)
             state = x, seen, r, rules, max(target, floor / 4)
-            held, size, n_moves = _improve(
-                dictionary, *state, n_candidates, candidates, size, held
-            )
+            held, size, n_moves = _improve(dictionary, *state, n_candidates, candidates, size, held)
             spent[i] += len(u) + n_moves
             if not rules.alone:
                 break
@@ -273,9 +271,7 @@ def _improve(  # type: ignore[no-untyped-def]
     """Descend on the working set and the candidates; update the residual."""
     n_moves = 0
     for _ in range(_LOOKS):
-        size, held = _enter_violating(
-            dictionary, seen, rules, n_candidates, candidates, size, held
-        )
+        size, held = _enter_violating(dictionary, seen, rules, n_candidates, candidates, size, held)
         n_moves += _sweep(rules, target, size, held)
         _residual(x, seen, size, held, r)
         for a in range(size):
@@ -445,7 +441,7 @@ def _certificate(rules, residual_energy, pull, size, held):  # type: ignore[no-u
 
 @_compiled
 def _collect(rules, correlations, pull, size, held, candidates):  # type: ignore[no-untyped-def]
-    """List the atoms outside the working set that violate the conditions most; return their number."""
+    """List the atoms outside the set that violate the conditions most; return their number."""
     width = (pull - rules.alpha) / _BINS
     if not width > 0:
         return 0

@@ -23,9 +23,7 @@ def few_dense(monkeypatch):
 def coded_rows(seed, n_rows=60, dtype=torch.float64):
     rng = np.random.default_rng(seed)
     X = torch.from_numpy(rng.standard_normal((n_rows, N_FEATURES))).to(dtype)
-    codes = rng.standard_normal((n_rows, N_COMPONENTS)) * (
-        rng.random((n_rows, N_COMPONENTS)) < 0.1
-    )
+    codes = rng.standard_normal((n_rows, N_COMPONENTS)) * (rng.random((n_rows, N_COMPONENTS)) < 0.1)
     codes[:, 7] = 0
     return X, torch.from_numpy(codes).to(dtype)
 

@@ -104,9 +104,11 @@ def test_atoms_of_norm_zero_have_no_code():
     V[5] = 0
     start = torch.zeros(len(X), len(V), dtype=X.dtype)
     start[:, 5] = 1
-    codes = WorkingSetDescent.of(V, Stopping(0.2, 1e-8, False)).iterate(
-        DataFit.from_rows(X, V), start, 100
-    ).codes
+    codes = (
+        WorkingSetDescent.of(V, Stopping(0.2, 1e-8, False))
+        .iterate(DataFit.from_rows(X, V), start, 100)
+        .codes
+    )
     assert not codes[:, 5].any()
 
 
