@@ -157,14 +157,10 @@ class BaseSparseCoder(
             Mean of ``score_samples(X)``; higher is better, and the scores of different
             classes on the same X may be compared.
         """
-        if not is_dataset(X):
-            return float(np.mean(to_host(self.score_samples(X)), dtype=np.float64))
-        self._check_usable()
-        total, n_rows = 0.0, 0
-        for batch in batches_of(X, getattr(self, "image_shape", None)):
-            total += float(np.sum(to_host(self.score_samples(batch)), dtype=np.float64))
-            n_rows += len(batch)
-        return total / n_rows
+        image_shape = getattr(self, "image_shape", None)
+        batches = batches_of(X, image_shape) if is_dataset(X) else (X,)
+        bounds = [to_host(self.score_samples(batch)) for batch in batches]
+        return float(np.mean(np.concatenate(bounds), dtype=np.float64))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator into a folder, without pickle.
