@@ -118,8 +118,8 @@ class BaseSparseCoder(
         codes : ndarray or CSR matrix of shape (n_rows, n_features_out)
             The same as ``transform`` of the rows of one batch.
         """
-        self._check_usable()
-        return map(self.transform, batches_of(X, getattr(self, "image_shape", None)))
+        model = self._check_usable()
+        return map(model.transform, batches_of(X, getattr(self, "image_shape", None)))
 
     def fit_transform(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> NDArray:
         """Fit the model to X, then return the codes of X.
@@ -232,10 +232,11 @@ class BaseSparseCoder(
         if reset:
             check_size(X)
 
-    def _check_usable(self) -> None:
+    def _check_usable(self) -> Self:
         """Check that there is a fit, and the parameters, which may have been changed after it."""
         check_is_fitted(self)
         self._validate_params()
+        return self
 
     def _validate_codes(self, Z: ArrayLike) -> NDArray:
         """Check codes given to ``inverse_transform``."""
