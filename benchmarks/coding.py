@@ -4,12 +4,17 @@ Every coder runs with a series of accuracies on held-out rows. The table gives t
 mean relative excess of the objective over the optimum, in float64, reaches 1e-3 and 1e-6, by
 logarithmic interpolation between two accuracies. The times include products of rows and atoms.
 
+A second table has orthogonal matching pursuit, ours and scikit-learn's, in CPU microseconds per
+row, with the share of rows that have the same support in both; and what refit and the choice of
+the largest codes add to a lasso.
+
     python benchmarks/coding.py [--rows 4000] [--repeats 3] [--threads 1] [--data patches]
 """
 
 import argparse
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +23,7 @@ from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
-from sklearn_vsc import FISTADictionaryLearner
+from sklearn_vsc import FISTADictionaryLearner, SparseCoder
 
 try:
     import spams
@@ -151,6 +156,56 @@ def compare(name, model, density, X_train, X, options):
         print(f"| {name} | {coder} | " + " | ".join(f"{t:.1f}" for t in times) + " |", flush=True)
 
 
+def in_turn(calls, repeats):
+    """Return the median CPU microseconds of calls that run in turn, and their results."""
+    answers, times = [call() for call in calls], []
+    for _ in range(repeats):
+        times.append([])
+        for call in calls:
+            start = time.process_time()
+            call()
+            times[-1].append(time.process_time() - start)
+    return 1e6 * np.median(times, axis=0), answers
+
+
+def compare_pursuit(name, model, X, repeats):
+    """Print the lines of orthogonal matching pursuit for the atoms of one setting."""
+    print("| setting | pursuit | ours | scikit-learn | ratio | same supports |")
+    for dtype in (np.float32, np.float64):
+        rows, atoms = X.astype(dtype), model.components_.astype(dtype)
+        for n_nonzero in (5, 25):
+            ours = SparseCoder(atoms, transform_n_nonzero_coefs=n_nonzero, device="cpu")
+            calls = [
+                partial(ours.transform, rows),
+                partial(sparse_encode, rows, atoms, algorithm="omp", n_nonzero_coefs=n_nonzero),
+            ]
+            times, (found, expected) = in_turn(calls, repeats)
+            same = np.mean(((found != 0) == (expected != 0)).all(1))
+            label = f"omp, {n_nonzero} codes, {np.dtype(dtype).name}"
+            cells = f"{times[0] / len(X):.1f} | {times[1] / len(X):.1f} | {times[1] / times[0]:.0f}"
+            print(f"| {name} | {label} | {cells} | {same:.2%} |", flush=True)
+
+
+def compare_selection(name, model, X, repeats):
+    """Print what refit and the largest codes add to the lasso, as in the setting."""
+    extras = ({}, {"transform_n_nonzero_coefs": 10}, {"refit": True})
+    coders = [
+        SparseCoder(
+            model.components_,
+            transform_algorithm="auto",
+            transform_alpha=model.transform_alpha,
+            device="cpu",
+            **extra,
+        )
+        for extra in extras
+    ]
+    times, _ = in_turn([partial(coder.transform, X) for coder in coders], repeats)
+    lasso, top, refit = times / len(X)
+    print(
+        f"| {name} | lasso {lasso:.1f}, top 10 {top:.1f}, refit {refit:.1f} | | | | |", flush=True
+    )
+
+
 def main(options):
     warnings.simplefilter("ignore", ConvergenceWarning)
     warnings.filterwarnings("ignore", message=".*atoms are used by no training row")
@@ -165,7 +220,16 @@ def main(options):
             if data in options.data:
                 model = FISTADictionaryLearner(n_components, alpha=alpha)
                 name = f"{data}, K={n_components}, {density:.0%}"
-                compare(name, model, density, *load(data, options.rows), options)
+                rows = load(data, options.rows)
+                if "lasso" in options.tables:
+                    compare(name, model, density, *rows, options)
+                else:
+                    model.set_params(max_iter=10, random_state=0, device="cpu", transform_tol=1e-2)
+                    model.fit(rows[0])
+                    alpha_for(model, rows[1][:500], density)
+                if "pursuit" in options.tables:
+                    compare_pursuit(name, model, rows[1], options.repeats)
+                    compare_selection(name, model, rows[1], options.repeats)
 
 
 if __name__ == "__main__":
@@ -174,5 +238,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3, help="repeats of each timing")
     names = ("patches", "fashion-mnist")
     parser.add_argument("--data", choices=names, nargs="+", default=names)
+    tables = ("lasso", "pursuit")
+    parser.add_argument("--tables", choices=tables, nargs="+", default=tables)
     parser.add_argument("--threads", type=int, default=1, help="threads of every coder")
     main(parser.parse_args())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
 from torch.utils.data import DataLoader, Dataset
 
 from ._base.coder import Posterior
@@ -25,10 +27,14 @@ from ._rows.numbers import check_count
 from ._rows.sources import batches_of
 from ._rows.sparse_output import dense_blocks, dense_rows
 from ._rows.user_warnings import warn_user
-from ._training.dictionary_fit import DictionaryFit, coder_of_fit, take_step
+from ._training.density import DensityFit
+from ._training.dictionary_fit import DictionaryFit, coder_of_fit, noise_of_recent_rows, take_step
 from ._training.dictionary_progress import LearnedDictionary, LearningOptions, SeenRows
 from ._training.fit_tasks import FitTasks
 from ._training.interruption import HeldInterrupts, unchanged_on_error
+
+# Names of the parameters of a fit.
+_OPTIONS = [f.name for f in fields(LearningOptions) if f.name not in ("block_coder", "lasso")]
 
 
 class FISTADictionaryLearner(LassoCoder):
@@ -51,12 +57,12 @@ class FISTADictionaryLearner(LassoCoder):
 
     The parameters come in this order:
 
-    * **Most used**: ``n_components``, ``alpha``, ``max_iter``.
+    * **Most used**: ``n_components``, ``alpha``, ``density``, ``max_iter``.
     * **Model**: ``positive_code``, ``positive_dict``.
     * **Training**: ``fit_algorithm``, ``dict_init``, ``code_init``, ``batch_size``, ``shuffle``,
-      ``tol``, ``max_no_improvement``.
+      ``tol``, ``max_no_improvement``, ``forget``, ``n_init``, ``warm_start``.
     * **Inference**: ``transform_algorithm``, ``transform_alpha``, ``transform_n_nonzero_coefs``,
-      ``transform_tol``, ``transform_max_iter``, ``split_sign``.
+      ``refit``, ``transform_tol``, ``transform_max_iter``, ``split_sign``.
     * **Running**: ``random_state``, ``verbose``, ``callback``, ``n_jobs``, ``sparse_output``,
       ``device``.
 
@@ -68,7 +74,12 @@ class FISTADictionaryLearner(LassoCoder):
 
     alpha : float, default=1.0
         Weight of the l1 norm of the codes: a higher one makes them sparser. It has the unit of X.
-        With ``alpha=0`` there is no prior, and thus no score.
+        With ``alpha=0`` there is no prior, and thus no score. See
+        :func:`sklearn_vsc.metrics.alpha_max` and the guide.
+
+    density : float, default=None
+        Share of the training codes that are not zero, in (0, 1). ``alpha`` is then ignored, and
+        ``fit`` finds its value, ``alpha_``, which codes, score and ``partial_fit`` use.
 
     max_iter : int, default=1000
         Maximum number of epochs, that is, of passes over the rows.
@@ -85,49 +96,77 @@ class FISTADictionaryLearner(LassoCoder):
         batched FISTA. 'auto': the faster of these two, which is 'cd' on a CPU and 'fista' on other
         devices. 'lars': scikit-learn's coder.
 
-    dict_init : ndarray of shape (n_components, n_features), default=None
+    dict_init : array-like of shape (n_components, n_features), default=None
         Initial dictionary; its atoms are scaled to unit norm. With ``max_iter=0`` it is kept as it
         is given, whatever the norms and signs of its atoms. None: distinct random rows of X, scaled
         to unit norm.
 
-    code_init : ndarray of shape (n_samples, n_components), default=None
+    code_init : array-like of shape (n_samples, n_components), default=None
         Initial codes of the training rows in a full-batch fit.
 
     batch_size : int, default=None
-        Number of rows per training step. With mini-batches the dictionary is learned online, from
-        statistics that gradually forget earlier rows. None: full batch.
+        Number of rows per training step. What a mini-batch contributes to the statistics is
+        replaced when it is visited again, so the objective is that of all rows, as in a full batch.
+        None: full batch, in blocks of at least 512 rows.
 
     shuffle : bool, default=True
         Whether each pass visits the rows, or the blocks of rows, in a new random order.
 
-    tol : float, default=1e-8
-        Full batch: stop when a pass lowers the objective by less than ``tol`` times its value, once
-        codes are solved as closely as that requires. Mini-batch: stop when the Frobenius norm of
-        the dictionary's change in a step, divided by the number of atoms, is at most ``tol``; with
-        zero it never stops.
+    tol : float or 'auto', default='auto'
+        'auto': stop when the later half of the passes has lowered the objective by less than 0.3%,
+        which leaves about as much to gain. A number, full batch: stop when a pass lowers the
+        objective by less than ``tol`` times its value, once codes are solved as closely as that
+        requires; scikit-learn's value is 1e-8. A number, mini-batch: stop when the Frobenius norm
+        of the dictionary's change in a step, divided by the number of atoms, is at most ``tol``;
+        scikit-learn's value is 1e-3. With zero it never stops. When ``max_iter`` comes first, a
+        ConvergenceWarning says so, except with zero.
 
     max_no_improvement : int, default=10
-        Mini-batch: number of consecutive steps without a new minimum of the smoothed cost after
-        which the fit stops. None: it never stops for this reason.
+        Mini-batch: number of consecutive steps, after the first pass, without a new minimum of the
+        summed latest costs of all mini-batches, after which the fit stops. None: it never stops
+        for this reason.
+
+    forget : float, default=None
+        Share of the statistics that a step of ``partial_fit`` keeps, in (0, 1]: lower it where the
+        rows of a stream change over time. None: it follows from the number of rows so far, n, and
+        of the step, m, as (n / (n + m)) ** 5, so that the statistics always cover about the last
+        fifth of the rows.
+
+    n_init : int, default=1
+        Number of fits from different initial dictionaries, of which the one with the lowest
+        objective is kept. ``dict_init`` and ``warm_start`` leave nothing to vary but the order of
+        the rows.
+
+    warm_start : bool, default=False
+        Whether ``fit`` starts from the dictionary of the last fit, if there is one of the same
+        shape.
 
     transform_algorithm : str, default='auto'
         Coder used in ``transform``. 'auto', 'lasso_cd' and 'fista' solve the lasso by the methods
         of ``fit_algorithm``, and solve rows that are slow to converge exactly, by an active-set
-        method. 'lasso_lars', 'lars', 'omp' and 'threshold' are scikit-learn's
+        method. 'omp' is compiled orthogonal matching pursuit, and 'threshold' shrinks the inner
+        products of row and atoms. 'lasso_lars' and 'lars' are scikit-learn's
         (:func:`sklearn.decomposition.sparse_encode`).
 
     transform_alpha : float, default=None
         Weight of the l1 norm in ``transform``, or the threshold of 'threshold'. None: ``alpha``.
 
     transform_n_nonzero_coefs : int, default=None
-        Number of non-zero codes that 'lars' and 'omp' aim at. None: a tenth of the number of
-        observed features.
+        Number of non-zero codes of a row. 'lars' and 'omp' aim at it; None is a tenth of the number
+        of observed features, or the number that ``transform_tol`` asks of 'omp'. The other
+        algorithms keep so many of their codes, the largest in absolute value; None keeps all.
+
+    refit : bool, default=False
+        Whether the codes are least-squares values on their support, that is, on the atoms whose
+        codes the lasso or 'threshold' has kept: this undoes the shrinkage of the penalty. With
+        ``positive_code`` they are the best non-negative ones. 'omp' and 'lars' do not use it.
 
     transform_tol : float, default=None
         The lasso code of a row is done when its duality gap is at most ``transform_tol`` times its
         objective. The gap is an upper bound on the distance of the objective from its minimum, and
         usually far larger: where the gap is 1e-4 of the objective, the distance is mostly below
-        1e-7. None: 1e-6 in float64, 1e-5 in float32.
+        1e-7. None: 1e-6 in float64, 1e-5 in float32. 'omp' without a number of codes ends when the
+        squared norm of the residual is at most ``transform_tol`` times the squared norm of the row.
 
     transform_max_iter : int, default=1000
         Maximum number of iterations of a lasso solve. One iteration of coordinate descent moves as
@@ -163,8 +202,13 @@ class FISTADictionaryLearner(LassoCoder):
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
-        The dictionary. Its atoms have unit norm, except those of a ``dict_init`` that
-        ``max_iter=0`` keeps.
+        The dictionary. Its atoms have unit norm and the sign that makes the entry of largest
+        absolute value positive, except those of a ``dict_init`` that ``max_iter=0`` keeps. With
+        ``partial_fit``, atoms are random until as many different rows as atoms were seen, and not
+        used before.
+
+    alpha_ : float
+        Weight of the l1 norm that the fit used: ``alpha``, or what ``density`` came to.
 
     component_usage_ : ndarray of shape (n_components,)
         Share of the training rows that use each atom. A row uses an atom where its lasso code is
@@ -177,22 +221,23 @@ class FISTADictionaryLearner(LassoCoder):
     noise_variance_ : float
         Variance of the Gaussian likelihood, in squared units of X. It is s2 in the model of the
         score, and maximises the mean bound of the training rows (of up to 4096 of them, or 1024
-        with ``positive_code``).
+        with ``positive_code``). After ``partial_fit`` it is computed from up to 1024 of the latest
+        rows, when it is first asked for.
 
     prior_scale_ : float
         Scale b = s2 / alpha of the Laplace prior in the model of the score, or mean of its
         exponential prior with ``positive_code``; infinite where ``alpha`` is zero.
 
     error_ : ndarray of shape (`n_iter_`,)
-        Objective of all rows, over observed entries, after each pass; in a full-batch fit with our
-        coders it never rises. Mini-batch: sum of the costs that the rows had in their steps.
+        Objective of all rows, over observed entries, after each pass; with our coders it never
+        rises. In ``partial_fit``: sum of the costs that the rows had in the step.
 
     history_ : list of dict
         One record per epoch. ``epoch`` counts from 1 and ``duration`` is in seconds. ``loss`` is
         the mean objective of a row, with its two parts: ``reconstruction``, half the squared error,
         and ``penalty``, ``alpha`` times the l1 norm of the codes. ``density`` is the share of codes
-        that are not zero. Full batch: these values are taken at the end of the pass, when codes are
-        half a pass old on average. Mini-batch: they are taken in the steps of the pass.
+        that are not zero. These values are taken at the end of the pass, when codes are half a pass
+        old on average; in ``partial_fit``, before the update.
 
     n_iter_ : int
         Number of epochs; each call of ``partial_fit`` counts as one.
@@ -229,11 +274,11 @@ class FISTADictionaryLearner(LassoCoder):
     initial dictionary if no pass was finished. An interrupted ``partial_fit`` raises
     KeyboardInterrupt and changes nothing.
 
-    The codes of the rows in a full-batch fit are half a pass old on average. From the second
-    pass on, the statistics that update the dictionary are therefore extrapolated along the trend
-    of the latest blocks. If the objective is not lower after such a pass, the pass is undone and
-    repeated without extrapolation. The rows are divided into blocks once, at random; ``shuffle``
-    changes the order of the blocks.
+    The codes of the rows in a fit are half a pass old on average. From the second pass on, the
+    statistics that update the dictionary are therefore extrapolated along the trend of the latest
+    blocks, and before each pass the dictionary moves on along its last change. If the objective is
+    not lower after such a pass, the pass is undone and repeated without either. The rows are
+    divided into blocks once, at random; ``shuffle`` changes the order of the blocks.
 
     Where values are missing, the pattern differs from row to row, and so do the inner products
     of the atoms. Coordinate descent then keeps those of the few atoms that a row comes to use.
@@ -278,10 +323,10 @@ class FISTADictionaryLearner(LassoCoder):
         "n_components": [Interval(Integral, 1, None, closed="left"), None],
         "alpha": [Interval(Real, 0, np.inf, closed="left")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "tol": [Interval(Real, 0, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "fit_algorithm": [StrOptions({"auto", "fista", "lars", "cd"})],
-        "code_init": [np.ndarray, None],
-        "dict_init": [np.ndarray, None],
+        "code_init": ["array-like", None],
+        "dict_init": ["array-like", None],
         "callback": [callable, None],
         "verbose": ["verbose"],
         "random_state": ["random_state"],
@@ -289,10 +334,18 @@ class FISTADictionaryLearner(LassoCoder):
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "shuffle": ["boolean"],
         "max_no_improvement": [Interval(Integral, 0, None, closed="left"), None],
+        "n_init": [Interval(Integral, 1, None, closed="left")],
+        "warm_start": ["boolean"],
+        "density": [Interval(Real, 0, 1, closed="neither"), None],
+        "forget": [Interval(Real, 0, 1, closed="right"), None],
     }
     _dead_atoms_cure = "Lower alpha or n_components, or train on more rows."
     _kept: ClassVar[dict[str, Any]] = {
-        **LassoCoder._kept,
+        **{name: kind for name, kind in LassoCoder._kept.items() if name != "noise_variance_"},
+        # `partial_fit` leaves it to be computed when it is asked for.
+        "noise_variance_?": Real,
+        # Models of version 0.1 have none.
+        "alpha_?": Real,
         "error_": ("n_iter",),
         "n_steps_": Integral,
         "_seed": Integral,
@@ -305,12 +358,12 @@ class FISTADictionaryLearner(LassoCoder):
                 "idle": ("K",),
                 "n_uses": ("K",),
                 "n_rows": Integral,
-                "noise_rows": Real,
+                "n_placed": Integral,
+                "recent": (None, "D"),
             },
         ),
     }
 
-    noise_variance_: float
     # What the passes have left for `partial_fit`, and the seeds that `fit` has drawn.
     _seen: SeenRows
     _seed: int
@@ -322,14 +375,14 @@ class FISTADictionaryLearner(LassoCoder):
         *,
         alpha: float = 1,
         max_iter: int = 1000,
-        tol: float = 1e-8,
+        tol: float | str = "auto",
         fit_algorithm: str = "auto",
         transform_algorithm: str = "auto",
         transform_n_nonzero_coefs: int | None = None,
         transform_alpha: float | None = None,
         n_jobs: int | None = None,
-        code_init: NDArray | None = None,
-        dict_init: NDArray | None = None,
+        code_init: ArrayLike | None = None,
+        dict_init: ArrayLike | None = None,
         callback: Callable[[dict[str, Any]], Any] | None = None,
         verbose: bool | int = False,
         split_sign: bool = False,
@@ -340,9 +393,14 @@ class FISTADictionaryLearner(LassoCoder):
         batch_size: int | None = None,
         shuffle: bool = True,
         max_no_improvement: int | None = 10,
+        forget: float | None = None,
+        n_init: int = 1,
+        warm_start: bool = False,
+        density: float | None = None,
         transform_tol: float | None = None,
         sparse_output: bool = False,
         device: str = "auto",
+        refit: bool = False,
     ):
         self.n_components = n_components
         self.alpha = alpha
@@ -365,9 +423,14 @@ class FISTADictionaryLearner(LassoCoder):
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.max_no_improvement = max_no_improvement
+        self.forget = forget
+        self.n_init = n_init
+        self.warm_start = warm_start
+        self.density = density
         self.transform_tol = transform_tol
         self.sparse_output = sparse_output
         self.device = device
+        self.refit = refit
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
@@ -395,18 +458,18 @@ class FISTADictionaryLearner(LassoCoder):
             Where X or a parameter is not valid, a value is infinite, a row or a column has no
             observed entries, or the objective becomes infinite or NaN.
         """
-        tasks = FitTasks(self, X, y, self.max_iter)
+        tasks = FitTasks(self, X, y, self.max_iter * self.n_init)
         # Before there is a dictionary Ctrl-C ends the fit, and after that only the passes.
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
                 X, size = self._rows_and_size(X, reset=True)
-                check_alpha(self.alpha, size)
+                if self.density is None:
+                    check_alpha(self.alpha, size)
                 self._draw_seeds()
-                fit = DictionaryFit(self._options(), X, self._seed)
-                fit.run(interrupts, tasks, lambda: copy.copy(self)._keep(fit.few(), warn=False))
-                interrupts.attempt(lambda: self._keep(fit.look(fit.rows)))
+                fit = self._best_fit(X, interrupts, tasks)
+                interrupts.attempt(lambda: self._keep(fit.look(fit.rows), fit.options.alpha))
                 if interrupts.came:
-                    self._keep(fit.few(), warn=False)
+                    self._keep(fit.few(), fit.options.alpha, warn=False)
             interrupts.attempt(tasks.end)
         if interrupts.came:
             # At the very end: where warnings are errors, nothing is lost by it.
@@ -414,6 +477,8 @@ class FISTADictionaryLearner(LassoCoder):
                 f"fit was interrupted after {self.n_iter_} full epochs; the estimator is left "
                 + ("as it was then." if self.n_iter_ else "with its first dictionary.")
             )
+        elif message := fit.unconverged():
+            warn_user(message, ConvergenceWarning)
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -453,11 +518,16 @@ class FISTADictionaryLearner(LassoCoder):
         first = not hasattr(self, "components_")
         X, size = self._rows_and_size(X, reset=first)
         if first:
+            if self.density is not None:
+                raise ValueError(
+                    f"density={self.density!r}: fit finds the alpha that gives this density, "
+                    "partial_fit cannot. Call fit first, or set alpha in place of density."
+                )
             check_alpha(self.alpha, size)
             self._draw_seeds()
-        before = None if first else self._kept_so_far()
+        before, alpha = None if first else self._kept_so_far(), self._weight
         X = dense_rows(X, slice(None))
-        self._keep(take_step(self._options(), X, self._seed, before), warn=False)
+        self._keep(take_step(self._options(alpha), X, self._seed, before), alpha, warn=False)
 
     @follows_input
     def score_samples(self, X: ArrayLike) -> NDArray:
@@ -565,10 +635,19 @@ class FISTADictionaryLearner(LassoCoder):
         n_samples = check_count(n_samples, "n_samples")
         return self._model().sample(n_samples, self.random_state)
 
+    @cached_property
+    def noise_variance_(self) -> float:
+        """Noise variance of the score's model; ``fit`` sets it, after ``partial_fit`` it waits."""
+        if "_seen" not in vars(self):
+            raise AttributeError("noise_variance_ is known after fit or partial_fit.")
+        return noise_of_recent_rows(
+            self._options(self._weight), self._seen.recent, self.components_
+        )
+
     @property
     def prior_scale_(self) -> float:
         """Scale of the prior of the score's model."""
-        return self.noise_variance_ / self.alpha if self.alpha else math.inf
+        return self.noise_variance_ / self._weight if self._weight else math.inf
 
     def _code_divergence(self, X: ArrayLike) -> NDArray:
         """KL of each code's posterior from its prior, nats, (n_samples, n_components)."""
@@ -578,16 +657,60 @@ class FISTADictionaryLearner(LassoCoder):
 
     def _model(self) -> LassoModel:
         """Return the generative model of the score."""
-        coder = self._row_coder("auto", self.alpha)
+        coder = self._row_coder("auto", self._weight)
         model = PositiveLassoModel if self.positive_code else SignedLassoModel
         return model(self.components_, coder, self.noise_variance_, self._draw_seed)
 
-    def _options(self) -> LearningOptions:
-        """Return the parameters of a fit."""
-        names = {field.name for field in fields(LearningOptions)}
-        named = {k: v for k, v in self.get_params(deep=False).items() if k in names}
-        lasso = self._row_coder("auto", self.alpha)
-        lars = self._row_coder("lasso_lars", self.alpha)
+    def _best_fit(self, X: NDArray, interrupts: HeldInterrupts, tasks: FitTasks) -> DictionaryFit:
+        """Run ``n_init`` fits, and return the one with the lowest objective."""
+        best = None
+        for number in range(self.n_init):
+            seed = self._seed + number
+            if self.density is None:
+                options = self._first_options(X, self.alpha)
+            else:
+                options = self._density_fit(X).start(X, seed, interrupts)
+            fit = DictionaryFit(options, X, seed)
+
+            def so_far(fit: DictionaryFit = fit) -> FISTADictionaryLearner:
+                return copy.copy(self)._keep(fit.few(), fit.options.alpha, warn=False)
+
+            fit.run(interrupts, tasks, so_far)
+            if best is None or fit.objective < best.objective:
+                best = fit
+            if interrupts.came:
+                break
+        assert best is not None
+        if self.density is not None and not interrupts.came:
+            # The dictionary has moved on since alpha was found.
+            best.options = self._options(self._density_fit(X).alpha(best))
+        return best
+
+    def _density_fit(self, X: NDArray) -> DensityFit:
+        assert self.density is not None
+        return DensityFit(lambda alpha: self._first_options(X, alpha), self.density)
+
+    @property
+    def _weight(self) -> float:
+        """Weight of the l1 norm: ``alpha``, or the one that a fit found."""
+        return self.alpha if self.density is None else getattr(self, "alpha_", self.alpha)
+
+    def _first_options(self, X: NDArray, alpha: float) -> LearningOptions:
+        """Return the parameters of a fit to X, which may continue the last one."""
+        options = self._options(alpha)
+        if self.warm_start and hasattr(self, "components_"):
+            default = X.shape[1] if self.dict_init is None else np.shape(self.dict_init)[0]
+            n_components = self.n_components or default
+            if self.components_.shape == (n_components, X.shape[1]):
+                return replace(options, dict_init=self.components_)
+        return options
+
+    def _options(self, alpha: float) -> LearningOptions:
+        """Return the parameters of a fit with a weight of the l1 norm."""
+        # Faster than `get_params`, which reads the signature of the class each time.
+        named = {name: getattr(self, name) for name in _OPTIONS} | {"alpha": alpha}
+        lasso = self._row_coder("auto", alpha)
+        lars = self._row_coder("lasso_lars", alpha)
         coder = coder_of_fit(self.fit_algorithm, lars if self.fit_algorithm == "lars" else lasso)
         return LearningOptions(**named, block_coder=coder, lasso=lasso)
 
@@ -595,14 +718,17 @@ class FISTADictionaryLearner(LassoCoder):
         random_state = private_random_state(self.random_state)
         self._seed, self._draw_seed = draw_seed(random_state), draw_seed(random_state)
 
-    def _keep(self, found: LearnedDictionary, *, warn: bool = True) -> Self:
+    def _keep(self, found: LearnedDictionary, alpha: float, *, warn: bool = True) -> Self:
         """Set the fitted attributes."""
+        self.alpha_ = float(alpha)
         self.components_ = found.components
         self.history_ = found.history
         self.error_ = np.asarray(found.errors, dtype=np.float64)
         self.n_iter_ = len(found.history)
         self.n_steps_ = found.n_steps
-        self.noise_variance_ = found.noise_variance
+        self.__dict__.pop("noise_variance_", None)
+        if found.noise_variance is not None:
+            self.noise_variance_ = found.noise_variance
         self._seen = found.seen
         # A given dictionary may have atoms that these rows do not need: no reason to warn.
         given = self.dict_init is not None and self.max_iter == 0
@@ -618,5 +744,4 @@ class FISTADictionaryLearner(LassoCoder):
             list(self.error_),
             self.n_steps_,
             self._seen,
-            self.noise_variance_,
         )

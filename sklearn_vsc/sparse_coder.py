@@ -12,7 +12,13 @@ from scipy.sparse import issparse
 from sklearn.utils.validation import check_array
 
 from ._base.lasso_coder import LassoCoder
-from ._inference.row_coder import ALGORITHMS, Precomputed, RowCoder, check_features
+from ._inference.row_coder import (
+    ALGORITHMS,
+    Precomputed,
+    RowCoder,
+    check_features,
+    check_n_nonzero,
+)
 from ._rows.array_api import Home, at_the_door, learns_from_input, to_host
 from ._rows.arrays import resolve_device, row_slices, rows_at_once
 from ._rows.compat import Interval, StrOptions, fit_context, validate_params
@@ -44,7 +50,7 @@ class SparseCoder(LassoCoder):
     * **Most used**: ``dictionary``, ``transform_algorithm``, ``transform_n_nonzero_coefs``,
       ``transform_alpha``.
     * **Model**: ``split_sign``, ``positive_code``.
-    * **Inference**: ``transform_max_iter``, ``transform_tol``.
+    * **Inference**: ``transform_max_iter``, ``refit``, ``transform_tol``.
     * **Running**: ``n_jobs``, ``sparse_output``, ``device``.
 
     Parameters
@@ -55,14 +61,15 @@ class SparseCoder(LassoCoder):
     transform_algorithm : str, default='omp'
         How rows are coded. 'lasso_cd' solves the lasso by compiled coordinate descent, finished by
         an exact search over supports; 'fista' by batched FISTA; 'auto' by the faster of these two,
-        which is the first on a CPU and 'fista' on other devices. 'lasso_lars', 'lars' and 'omp'
-        are scikit-learn's least angle regression and orthogonal matching pursuit
+        which is the first on a CPU and 'fista' on other devices. 'omp' is compiled orthogonal
+        matching pursuit. 'lasso_lars' and 'lars' are scikit-learn's least angle regression
         (:func:`sklearn.decomposition.sparse_encode`). 'threshold' shrinks the inner products of row
         and atoms towards zero by ``transform_alpha``.
 
     transform_n_nonzero_coefs : int, default=None
-        Number of non-zero codes that 'lars' and 'omp' aim at. None: a tenth of the number of
-        observed features.
+        Number of non-zero codes of a row. 'lars' and 'omp' aim at it; None is a tenth of the number
+        of observed features, or the number that ``transform_tol`` asks of 'omp'. The other
+        algorithms keep so many of their codes, the largest in absolute value; None keeps all.
 
     transform_alpha : float, default=None
         Weight of the l1 norm of the codes, in units of X times units of an atom, or the threshold
@@ -76,15 +83,22 @@ class SparseCoder(LassoCoder):
         Number of jobs of scikit-learn's coders. Our coders use torch's threads.
 
     positive_code : bool, default=False
-        Whether codes must be non-negative. 'lars' and 'omp' cannot do that.
+        Whether codes must be non-negative. 'lars' cannot do that.
 
     transform_max_iter : int, default=1000
         Maximum number of iterations of a lasso solve. One iteration of coordinate descent moves as
         many codes as there are atoms.
 
+    refit : bool, default=False
+        Whether the codes are least-squares values on their support, that is, on the atoms whose
+        codes the lasso or 'threshold' has kept: this undoes the shrinkage of the penalty. With
+        ``positive_code`` they are the best non-negative ones. 'omp' and 'lars' do not use it.
+
     transform_tol : float, default=None
         The lasso code of a row is done when its duality gap is at most ``transform_tol`` times its
         objective, for 'auto', 'fista' and 'lasso_cd'. None: 1e-6 in float64, 1e-5 in float32.
+        'omp' without a number of codes ends when the squared norm of the residual is at most
+        ``transform_tol`` times the squared norm of the row.
 
     sparse_output : bool, default=False
         Whether ``transform`` returns a SciPy CSR matrix instead of an array.
@@ -124,7 +138,9 @@ class SparseCoder(LassoCoder):
     Codes of our lasso agree with scikit-learn's to the tolerances of both. Where ``max_iter`` of
     scikit-learn's 'lasso_cd' is not enough, as is common where atoms are nearly collinear, ours
     have the lower objective. 'lars' and 'omp' avoid the Gram matrix of all atoms where there are
-    few rows and many atoms.
+    few rows and many atoms. 'omp' gives scikit-learn's codes without its warnings: it ends where
+    the residual is zero up to rounding. Its non-negative codes are those of non-negative least
+    squares on a support to which the atom with the largest correlation is added.
 
     Examples
     --------
@@ -149,6 +165,7 @@ class SparseCoder(LassoCoder):
         "_sklearn_output_config?": dict,
     }
     _descent: ClassVar[str] = _DESCENT
+    _atoms_parameter: ClassVar[str] = "dictionary"
 
     def __init__(
         self,
@@ -161,6 +178,7 @@ class SparseCoder(LassoCoder):
         n_jobs: int | None = None,
         positive_code: bool = False,
         transform_max_iter: int = 1000,
+        refit: bool = False,
         transform_tol: float | None = None,
         sparse_output: bool = False,
         device: str = "auto",
@@ -173,6 +191,7 @@ class SparseCoder(LassoCoder):
         self.n_jobs = n_jobs
         self.positive_code = positive_code
         self.transform_max_iter = transform_max_iter
+        self.refit = refit
         self.transform_tol = transform_tol
         self.sparse_output = sparse_output
         self.device = device
@@ -275,20 +294,20 @@ def sparse_encode(
         The atoms, of any norm.
 
     gram : array-like of shape (n_components, n_components), default=None
-        Inner products of the atoms, where they are known. scikit-learn's coders use them for rows
-        without missing entries.
+        Inner products of the atoms, where they are known. 'omp', 'lars' and 'lasso_lars' use them
+        for rows without missing entries.
 
     cov : array-like of shape (n_components, n_samples), default=None
-        Inner products of atoms and rows, where they are known. 'threshold' and scikit-learn's
-        coders use them for rows without missing entries.
+        Inner products of atoms and rows, where they are known. 'threshold', 'omp', 'lars' and
+        'lasso_lars' use them for rows without missing entries.
 
     algorithm : str, default='lasso_lars'
         One of 'auto', 'fista', 'lasso_cd', 'lasso_lars', 'lars', 'omp' and 'threshold', which
         :class:`SparseCoder` describes.
 
     n_nonzero_coefs : int, default=None
-        Number of non-zero codes that 'lars' and 'omp' aim at. None: a tenth of the number of
-        observed features.
+        Number of non-zero codes that 'lars' and 'omp' aim at; the other algorithms do not use it.
+        None: a tenth of the number of observed features.
 
     alpha : float, default=None
         Weight of the l1 norm of the codes, or the threshold of 'threshold'. None: 1.
@@ -312,7 +331,7 @@ def sparse_encode(
         How much scikit-learn's coders print.
 
     positive : bool, default=False
-        Whether codes must be non-negative. 'lars' and 'omp' cannot do that.
+        Whether codes must be non-negative. 'lars' cannot do that.
 
     Returns
     -------
@@ -323,8 +342,9 @@ def sparse_encode(
     Raises
     ------
     ValueError
-        Where rows and atoms differ in length, a value is infinite, a row has no observed entry, or
-        ``gram``, ``cov`` or ``init`` has the wrong shape.
+        Where rows and atoms differ in length, a value is infinite, a row has no observed entry,
+        'omp' is asked for more codes than atoms, or ``gram``, ``cov`` or ``init`` has the wrong
+        shape.
 
     See Also
     --------
@@ -349,6 +369,7 @@ def sparse_encode(
         check_observed(rows, columns=False)
     check_features(rows, atoms)
     n_rows, n_components = rows.shape[0], len(atoms)
+    check_n_nonzero(algorithm, n_nonzero_coefs, n_components, "n_nonzero_coefs, dictionary")
     known = Precomputed(
         gram=_precomputed("gram", gram, (n_components, n_components), rows.dtype),
         cov=_precomputed("cov", cov, (n_components, n_rows), rows.dtype),

@@ -113,10 +113,12 @@ class ThresholdedVSC(NeuralSparseCoder):
         Threshold lambda, in the unit of the codes; with a Gamma prior, the mean of that prior.
         None: the threshold at which the prior has a share ``density`` of non-zero codes.
 
-    threshold_prior : {'gamma'} or None, default='gamma'
+    threshold_prior : {'auto', 'gamma'} or None, default='auto'
         None: the threshold is fixed. 'gamma': it is inferred for each row and code, so that whether
         a code is on no longer depends on how uncertain the code is. With a Laplace base
-        distribution the threshold is integrated out in closed form.
+        distribution the threshold is integrated out in closed form. 'auto': 'gamma' with a Laplace
+        base distribution, and None with a Gaussian one, where only fixed thresholds have closed
+        forms.
 
     threshold_shape : float, default=3.0
         Shape of the Gamma prior.
@@ -394,7 +396,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         "prior": [StrOptions({"laplace", "gaussian"}), LatentFamily],
         "prior_scale": [SCALE],
         "threshold": [Interval(Real, 0, np.inf, closed="left"), None],
-        "threshold_prior": [StrOptions({"gamma"}), None],
+        "threshold_prior": [StrOptions({"auto", "gamma"}), None],
         "threshold_shape": [Interval(Real, 0.1, 1e6, closed="both")],
         "threshold_kl_weight": [WEIGHT],
         "gradient": [StrOptions({"auto", "exact", *_SAMPLED_GRADIENTS})],
@@ -410,7 +412,7 @@ class ThresholdedVSC(NeuralSparseCoder):
         prior_scale: float = 1.0,
         threshold: float | None = None,
         density: float | str = "auto",
-        threshold_prior: str | None = "gamma",
+        threshold_prior: str | None = "auto",
         threshold_shape: float = 3.0,
         threshold_kl_weight: float = 1.0,
         gradient: str = "auto",
@@ -538,12 +540,18 @@ class ThresholdedVSC(NeuralSparseCoder):
             return f"prior={self.prior!r}"
         return f"prior={self.prior!r} with threshold_prior={self.threshold_prior!r}"
 
+    @property
+    def _has_gamma_thresholds(self) -> bool:
+        if self.threshold_prior == "auto":
+            return self.prior == "laplace"
+        return self.threshold_prior == "gamma"
+
     def _make_family(self, exact: bool) -> LatentFamily:
         """Return the latent family; with an ``exact`` gradient no draw needs relaxed gates."""
         if isinstance(self.prior, LatentFamily):
             asked = self.gradient if self.gradient in _SAMPLED_GRADIENTS else "auto"
             return self.prior.with_gradient("exact" if exact else asked)
-        gamma = self.threshold_prior == "gamma"
+        gamma = self._has_gamma_thresholds
         if gamma and self.threshold == 0:
             raise ValueError(
                 "threshold=0 cannot be the mean of a Gamma prior; give a positive 'threshold', "
@@ -579,7 +587,7 @@ class ThresholdedVSC(NeuralSparseCoder):
             if isinstance(self.prior, LatentFamily):
                 asked = self._family_name
             elif self.threshold is None:
-                gamma = self.threshold_prior == "gamma"
+                gamma = self._has_gamma_thresholds
                 shape = f" with threshold_shape={self.threshold_shape!r}" if gamma else ""
                 asked = f"density={self.density!r}{shape}"
             raise ValueError(

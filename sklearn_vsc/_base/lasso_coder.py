@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -10,7 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 
-from .._inference.row_coder import ALGORITHMS, OURS, RowCoder, check_features
+from .._inference.row_coder import (
+    ALGORITHMS,
+    BY_PENALTY,
+    OURS,
+    RowCoder,
+    check_features,
+    check_n_nonzero,
+)
 from .._rows.array_api import follows_input
 from .._rows.arrays import row_slices, rows_at_once
 from .._rows.compat import Interval, StrOptions
@@ -36,6 +44,7 @@ class LassoCoder(BaseSparseCoder):
         "transform_algorithm": [StrOptions(set(ALGORITHMS))],
         "transform_n_nonzero_coefs": [Interval(Integral, 1, None, closed="left"), None],
         "transform_alpha": [Interval(Real, 0, np.inf, closed="left"), None],
+        "refit": ["boolean"],
         "split_sign": ["boolean"],
         "n_jobs": [Integral, None],
         "positive_code": ["boolean"],
@@ -47,10 +56,13 @@ class LassoCoder(BaseSparseCoder):
     # Method of `solve_lasso` on a CPU.
     _descent: ClassVar[str] = "cd"
     _takes_sparse = True
+    # Parameter that says how many atoms there are, for messages.
+    _atoms_parameter: ClassVar[str] = "n_components"
 
     transform_algorithm: str
     transform_n_nonzero_coefs: int | None
     transform_alpha: float | None
+    refit: bool
     split_sign: bool
     n_jobs: int | None
     positive_code: bool
@@ -85,12 +97,20 @@ class LassoCoder(BaseSparseCoder):
         check_features(X, dictionary)
         alpha = self.transform_alpha
         if alpha is None:
-            alpha = getattr(self, "alpha", 1.0)
-        coder = self._row_coder(self.transform_algorithm, alpha)
-        n_components = len(dictionary)
+            alpha = self._weight
+        coder, n_components = self._row_coder(self.transform_algorithm, alpha), len(dictionary)
+        n_nonzero = self.transform_n_nonzero_coefs
+        check_n_nonzero(
+            self.transform_algorithm,
+            n_nonzero,
+            n_components,
+            f"transform_n_nonzero_coefs, {self._atoms_parameter}",
+        )
+        if self.transform_algorithm in BY_PENALTY:
+            coder = replace(coder, n_kept=n_nonzero, refit=self.refit)
         size = max(_CODES_AT_ONCE // n_components, 1)
         if self.transform_algorithm not in OURS:
-            # scikit-learn computes the inner products of all atoms for each chunk.
+            # The inner products of all atoms are computed for each chunk.
             size = max(size, n_components)
         if issparse(X):
             size = min(size, rows_at_once(X.shape[1]))
@@ -119,6 +139,11 @@ class LassoCoder(BaseSparseCoder):
             n_components = Z.shape[1] // 2
             Z = Z[:, :n_components] - Z[:, n_components:]
         return Z @ self._atoms(Z.dtype)
+
+    @property
+    def _weight(self) -> float:
+        """Weight of the l1 norm where ``transform_alpha`` gives none."""
+        return 1.0
 
     def _atoms(self, dtype: np.dtype) -> NDArray:
         """Return the dictionary, of the type of the rows or codes at hand."""

@@ -192,7 +192,7 @@ class NeuralSparseCoder(BaseSparseCoder):
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
                 goes_on = self.warm_start and hasattr(self, "module_")
-                fit, state, rows = self._begin(X, reset=not goes_on)
+                fit, state, rows, _ = self._begin(X, reset=not goes_on)
                 n_before = len(state.history)
                 interrupted = fit.fit(state, rows, tasks, interrupts)
                 self._take(state, warn=not (interrupted or interrupts.came))
@@ -210,8 +210,8 @@ class NeuralSparseCoder(BaseSparseCoder):
     def partial_fit(self, X: ArrayLike | Dataset | DataLoader, y: Any = None) -> Self:
         """Train for one more pass over these rows.
 
-        The rows of the first call decide the number of features, the units of the model and
-        whether its encoder reads where entries are missing.
+        The rows of the first call decide the number of features and whether an encoder reads where
+        entries are missing. The units of the model follow the rows.
         The learning rate stays at ``learning_rate_init`` and warm-ups do not apply.
         ``component_usage_`` counts all rows seen, by their codes at that time; the
         ``components_`` of a decoder that is not linear follow from the rows of this call.
@@ -238,8 +238,8 @@ class NeuralSparseCoder(BaseSparseCoder):
         """
         self._check_parameters()
         with unchanged_on_error(self):
-            fit, state, rows = self._begin(X, reset=not hasattr(self, "module_"))
-            fit.one_pass(state, rows)
+            fit, state, rows, observed = self._begin(X, reset=not hasattr(self, "module_"))
+            fit.one_pass(state, rows, observed)
             self._take(state, warn=False)
         return self
 
@@ -257,7 +257,7 @@ class NeuralSparseCoder(BaseSparseCoder):
 
     def _begin(
         self, X: ArrayLike | Dataset | DataLoader, *, reset: bool
-    ) -> tuple[ModelFit, FitState, RowSource]:
+    ) -> tuple[ModelFit, FitState, RowSource, ObservedRows]:
         """Check rows and device; return a fit, the state that it goes on from, and the rows."""
         description = self._description
         rows, observed = self._rows_of(X, description.likelihood, reset=reset)
@@ -272,7 +272,7 @@ class NeuralSparseCoder(BaseSparseCoder):
         way = self._way(description, run, device, group, inference)
         fit = ModelFit(description, run, way, device, group, inference, self._as)
         if not reset:
-            return fit, self._state(), rows
+            return fit, self._state(), rows, observed
         state = fit.new_state(rows, observed)
         # Parameters may be changed later; the model was built with these.
         self._built_with = {
@@ -280,7 +280,7 @@ class NeuralSparseCoder(BaseSparseCoder):
             for name, value in self.get_params(deep=False).items()
             if name not in _NOT_BUILT_WITH
         }
-        return fit, state, rows
+        return fit, state, rows, observed
 
     @staticmethod
     def _way(

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import sparse_encode
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import Lars, lars_path_gram, orthogonal_mp
+from sklearn.linear_model import Lars, lars_path_gram
 from torch import Tensor
 
 from .._rows.arrays import resolve_device, to_numpy, to_tensor
@@ -18,12 +18,17 @@ from .._rows.user_warnings import warn_user
 from ..solvers.lasso.quadratic_fit import AtomCache
 from ..solvers.lasso.solve import default_tolerance, fastest_method, solve_lasso
 from ..solvers.lasso.stopping import LassoResult
+from ..solvers.pursuit.matching import matching_pursuit
+from ..solvers.pursuit.support import keep_largest, least_squares_codes
 
 # Algorithms by name. scikit-learn uses some of our names too, for its own coders.
 OURS = frozenset({"auto", "fista", "lasso_cd"})
 ALGORITHMS = OURS | {"lasso_lars", "lars", "omp", "threshold"}
+# Algorithms whose number of codes follows from ``alpha``.
+BY_PENALTY = OURS | {"lasso_lars", "threshold"}
 # Below this number of multiplications, the inner products of all atoms are not worth avoiding.
 _MANY_PRODUCTS = 2**24
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,14 @@ class RowCoder:
     Attributes
     ----------
     algorithm : {'auto', 'fista', 'lasso_cd', 'lasso_lars', 'lars', 'omp', 'threshold'}
-        The first three solve the lasso here, the others are scikit-learn's.
+        The first three solve the lasso here, and 'omp' is ours too; 'lasso_lars' and 'lars' are
+        scikit-learn's.
+    n_nonzero_coefs : int or None
+        Number of codes that 'omp' and 'lars' aim at.
+    n_kept : int or None
+        Number of codes that the other algorithms keep, the largest.
+    refit : bool
+        Whether the codes of these are least-squares values on their support.
     descent : {'cd', 'search'}
         Method of ``solve_lasso`` on a CPU.
     advice : str
@@ -82,6 +94,8 @@ class RowCoder:
     n_jobs: int | None = None
     descent: str = "cd"
     verbose: int = 0
+    n_kept: int | None = None
+    refit: bool = False
     advice: str = "Raise transform_max_iter or transform_tol."
     cache: AtomCache = field(default_factory=AtomCache, repr=False, compare=False)
 
@@ -103,13 +117,51 @@ class RowCoder:
             Of the type of X.
         """
         known = known or Precomputed()
-        if self.algorithm not in OURS:
-            return self._by_scikit_learn(X, dictionary.astype(X.dtype, copy=False), known)
+        if self.algorithm == "omp":
+            return self._pursued(X, dictionary, known)
+        if self.algorithm in OURS:
+            codes = self._solved(X, dictionary, known)
+        else:
+            codes = self._by_scikit_learn(X, dictionary.astype(X.dtype, copy=False), known)
+        if self.algorithm in BY_PENALTY and (self.refit or self.n_kept is not None):
+            return self._selected(X, dictionary, codes)
+        return codes
+
+    def _solved(self, X: NDArray, dictionary: NDArray, known: Precomputed) -> NDArray:
+        """Return lasso codes; warn about rows that did not converge."""
         start = None if known.init is None else self.to_rows(known.init.astype(X.dtype))
         rows = self.to_rows(X)
         result = self.lasso(rows, self.to_rows(dictionary).to(rows.dtype), start)
         self._warn_unconverged(result)
         return to_numpy(result.codes, X.dtype)
+
+    def _pursued(self, X: NDArray, dictionary: NDArray, known: Precomputed) -> NDArray:
+        """Return codes by orthogonal matching pursuit, which runs on the CPU."""
+        rows = to_tensor(X, _CPU, borrow=True)
+        gram, cov = (
+            None if part is None else to_tensor(part, _CPU, borrow=True).to(rows.dtype)
+            for part in (known.gram, None if known.cov is None else known.cov.T)
+        )
+        codes = matching_pursuit(
+            rows,
+            to_tensor(dictionary, _CPU, borrow=True).to(rows.dtype),
+            n_nonzero=self.n_nonzero_coefs,
+            residual=self.tol,
+            positive=self.positive,
+            gram=gram,
+            correlations=cov,
+        )
+        return to_numpy(codes, X.dtype)
+
+    def _selected(self, X: NDArray, dictionary: NDArray, codes: NDArray) -> NDArray:
+        """Keep the largest codes and refit what is kept, as far as that was asked for."""
+        selected = to_tensor(codes, _CPU, borrow=True)
+        if self.n_kept is not None:
+            selected = keep_largest(selected, self.n_kept)
+        if self.refit:
+            rows, atoms = (to_tensor(part, _CPU, borrow=True) for part in (X, dictionary))
+            selected = least_squares_codes(rows, atoms, selected, positive=self.positive)
+        return to_numpy(selected, X.dtype)
 
     def lasso(self, rows: Tensor, dictionary: Tensor, start: Tensor | None = None) -> LassoResult:
         """Solve the lasso of rows, all on the coder's device; ``start`` has codes for them."""
@@ -195,7 +247,7 @@ class RowCoder:
         )
 
     def _n_nonzero(self, X: NDArray, dictionary: NDArray) -> int:
-        """Number of non-zero codes that 'omp' and 'lars' aim at."""
+        """Number of non-zero codes that 'lars' aims at."""
         if self.n_nonzero_coefs is None:
             return int(min(max(X.shape[1] / 10, 1), len(dictionary)))
         return self.n_nonzero_coefs
@@ -214,10 +266,6 @@ class RowCoder:
     def _for_few_rows(self, X: NDArray, dictionary: NDArray) -> NDArray:
         """Do the same as `sparse_encode` by the functions that it calls."""
         shape = len(X), len(dictionary)
-        if self.algorithm == "omp":
-            n_nonzero = self._n_nonzero(X, dictionary)
-            codes = orthogonal_mp(dictionary.T, X.T, n_nonzero_coefs=n_nonzero, precompute=False)
-            return codes.T.reshape(shape)
         with np.errstate(all="ignore"):
             if self.algorithm == "lars":
                 model = Lars(
@@ -250,4 +298,17 @@ def check_features(X: Any, dictionary: NDArray) -> None:
         raise ValueError(
             "Dictionary and X have different numbers of features: dictionary.shape: "
             f"{dictionary.shape}, X.shape: {X.shape}."
+        )
+
+
+def check_n_nonzero(algorithm: str, given: int | None, n_components: int, names: str) -> None:
+    """Check that 'omp' is not asked for more codes than there are atoms.
+
+    ``names`` are those of the two parameters, for the message.
+    """
+    if algorithm == "omp" and given is not None and given > n_components:
+        name, other = names.split(", ")
+        raise ValueError(
+            f"{name}={given} asks for more codes than there are atoms: {other} has "
+            f"{n_components}. Ask for at most as many codes as atoms."
         )

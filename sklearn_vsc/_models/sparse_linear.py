@@ -186,7 +186,7 @@ class SparseLinearModel(nn.Module):
     @property
     def learns_density(self) -> bool:
         """Whether the density of the codes is learned."""
-        return self._learned.density in ("shared", "per_component")
+        return self._learned.learns_density
 
     def learner(self) -> Learner:
         """Return what learns from further batches of rows, with all that it remembers."""
@@ -335,10 +335,12 @@ def refitted(model: SparseLinear, x: Tensor, posterior: InferredPosterior) -> Te
     contrast = to_numpy(posterior.contrast, _DOUBLE)
     weight = to_numpy(posterior.weight[:, 0], _DOUBLE)
     ridge = 1 / model.slab.mean_square(model.density)
-    code = np.empty(support.shape)
-    for numbers, metric, residual in residuals(model, rows):
+    code, present = np.zeros(support.shape), model.present
+    support, ridge = support[:, present], ridge[present]
+    for numbers, metric, residual in residuals(model.only(present), rows):
         products = metric.products(residual / contrast[numbers])
-        code[numbers] = refit(products, metric.gram, weight[numbers], ridge, support[numbers])
+        found = refit(products, metric.gram, weight[numbers], ridge, support[numbers])
+        code[np.ix_(numbers, present)] = found
     return torch.from_numpy(code * contrast).to(x)
 
 

@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 
 from ..latents import LatentFamily, SpikeSlab, Thresholded
 from ..likelihoods import GaussianLikelihood
+from ..solvers.linear_model.learner import FIRST_DENSITY, atoms_for
 from ..solvers.linear_model.maximisation import WhatIsLearned
-from ..solvers.linear_model.parameters import Slab, SparseLinear
+from ..solvers.linear_model.parameters import LEAST_DENSITY, Slab, SparseLinear
 from .description import ModelDescription, Start
 from .objectives import Objective
 from .sparse_linear import SparseLinearModel
 
 # Share of the variance of the rows that codes of the prior start with.
 _INITIAL_POWER = 0.5
-# Density that learning one starts from.
-_INITIAL_DENSITY = 0.1
 # Degrees of freedom that learning them starts from.
 _INITIAL_FREEDOM = 10.0
 # A noise variance is at least this share of the variance of its feature, or of all features.
@@ -141,8 +140,15 @@ class SparseLinearDescription(ModelDescription):
         n_components = self.n_codes(rows.shape[1])
         density = self._start_density(n_components)
         noise = np.maximum(scale**2, floor) if given is None else given.copy()
+        atoms = np.zeros((n_components, rows.shape[1]))
+        few = n_components
+        if isinstance(self.density, str):
+            # The others wait until there are more rows.
+            few = atoms_for(len(rows), n_components)
+            density[few:] = LEAST_DENSITY
+        atoms[:few] = _first_atoms(filled / scale, few, density[:few], self.slab, rng) * scale
         model = SparseLinear(
-            _first_atoms(filled / scale, n_components, density, self.slab, rng) * scale,
+            atoms,
             np.zeros(rows.shape[1]),
             noise,
             _first_dense(filled / scale, self.n_dense, rng) * scale,
@@ -161,7 +167,7 @@ class SparseLinearDescription(ModelDescription):
         density = self.density
         if density is None:
             density = self.family.prior_inclusion
-        return np.full(n_components, _INITIAL_DENSITY if isinstance(density, str) else density)
+        return np.full(n_components, FIRST_DENSITY if isinstance(density, str) else density)
 
     def _learned(self, fixed_noise: bool, scale: NDArray, floor: NDArray) -> WhatIsLearned:
         noise = "fixed" if fixed_noise else str(self.noise)

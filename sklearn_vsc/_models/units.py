@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -46,6 +46,21 @@ class Units:
             offset, scale = _mean_and_spread(rows, observed)
         fill = (observed.means - offset) / scale
         return cls(offset, scale, fill, observed.has_holes)
+
+    def following(self, rows: RowSource, observed: ObservedRows, share: float) -> Self:
+        """Return units that have moved towards those of further rows, by this share."""
+        with np.errstate(invalid="ignore"):
+            means = np.nan_to_num(observed.means, nan=0.0)
+        # A column that these rows do not observe stays.
+        means = np.where(observed.counts > 0, means, self.offset)
+        shift = means - self.offset
+        offset = self.offset + share * shift
+        energy = sum(np.nansum((chunk - means) ** 2) for chunk in rows.chunks())
+        # The mean square of all rows around the new offset.
+        square = (1 - share) * self.scale**2 + share * energy / observed.n_observed
+        square += (1 - share) * share * np.mean(shift**2)
+        offset = offset.astype(self.offset.dtype)
+        return replace(self, offset=offset, scale=float(np.sqrt(square)))
 
     def to_model(self, X: NDArray, device: torch.device) -> Tensor:
         """Return rows in the units of the model."""

@@ -217,17 +217,31 @@ _LATER_PARAMETERS = {
     "positive_code": False,
     "refine_tol": 0.05,
 }
+# The same of estimators that code rows by the lasso.
+_LATER_CODER_PARAMETERS = {"refit": False}
+
+
+# The same for dictionary learners.
+_LATER_LEARNER_PARAMETERS = {"forget": None, "n_init": 1, "warm_start": False, "density": None}
 
 
 def _upgrade_parameters(config: dict[str, Any], names: Iterable[str]) -> None:
     """Add the parameters that version 0.1 did not have, where it wrote the file."""
     written = config["parameters"]
+    if "forget" in names and isinstance(written, dict) and "forget" not in written:
+        config["parameters"] = _LATER_LEARNER_PARAMETERS | written
     if "solver" in names and isinstance(written, dict) and "_offset" in config["fitted"]:
         config["parameters"] = _LATER_PARAMETERS | written
+    if "transform_alpha" in names and isinstance(written, dict):
+        config["parameters"] = _LATER_CODER_PARAMETERS | written
 
 
 def _upgrade(state: dict[str, Any], kept: dict[str, Any], names: Iterable[str] = ()) -> None:
     """Convert the attributes that version 0.1 wrote to the current ones."""
+    seen = state.get("_seen")
+    if isinstance(seen, dict) and seen.pop("noise_rows", None) is not None:
+        atoms = state["components_"]
+        state["_seen"] = seen | {"n_placed": len(atoms), "recent": atoms[:0]}
     old = {"_offset": "offset", "_unit": "scale", "_fill": "fill", "_reads_mask": "reads_mask"}
     if "_units" in kept and "_offset" in state:
         if "_built_with" in state and "refine_tol" in names:
@@ -257,16 +271,22 @@ def _check_values(values: dict[str, Any], wanted: dict[str, Any], sizes: dict[st
             # A number, or an array.
             spec = spec[0] if isinstance(value, Real) else spec[1]
         if isinstance(spec, tuple):
-            shape = tuple(sizes[size] for size in spec)
+            # None: of any size.
+            shape = tuple(size and sizes[size] for size in spec)
             kinds = "O" if name == "feature_names_in_" else "fiub"
             right = isinstance(value, np.ndarray) and value.dtype.kind in kinds
-            if not right or value.shape != shape:
+            if not right or not _fits(value.shape, shape):
                 raise ValueError(f"'{name}' must be an array of shape {shape}.")
         elif isinstance(spec, str):
             if type(value) is not int or value != sizes[spec]:
                 raise ValueError(f"'{name}' must be {sizes[spec]}; got {value!r}.")
         elif not isinstance(value, spec) or isinstance(value, bool) != (spec is bool):
             raise ValueError(f"'{name}' must be a {spec.__name__}; got {value!r}.")
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    sizes = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(size in (n, None) for n, size in sizes)
 
 
 # --- the model of a neural estimator

@@ -77,6 +77,11 @@ class ObservedRows:
             _refuse_empty("column", empty, "Drop it or give it a value in some row")
 
     @property
+    def counts(self) -> NDArray:
+        """Number of observed entries of each column."""
+        return self._counts
+
+    @property
     def n_observed(self) -> int:
         """Number of observed entries."""
         return int(self._counts.sum())

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -69,6 +69,9 @@ class ClosedFormTraining:
     inference : InferenceOptions
         How the fitted model is asked.
     """
+
+    # The sums over earlier rows are in the units of the model.
+    moves_units: ClassVar[bool] = False
 
     run: RunParameters
     inference: InferenceOptions
@@ -200,10 +203,16 @@ class ClosedFormTraining:
     def _warn(self, model: SparseLinearModel, stopping: Any, history: list[Any]) -> None:
         """Say what kept the fit from what was asked for."""
         if stopping is not None and not stopping.stopped_:
+            few = self.run.max_iter < _LEAST_PASSES
+            rise = f", by {stopping.last_rise_:.2g} of all that it has risen in the last one"
             warn_user(
-                f"The bound still rose after max_iter={self.run.max_iter} passes, by "
-                f"{stopping.last_rise_:.2g} of all that it has risen in the last one: use a larger "
-                f"'max_iter', or a 'tol' above {self.run.tol:g}.",
+                f"The bound still rose after max_iter={self.run.max_iter} passes"
+                + (
+                    f", and fewer than {_LEAST_PASSES} do not tell where it ends: use a larger "
+                    "'max_iter'."
+                    if few
+                    else f"{rise}: use a larger 'max_iter', or a 'tol' above {self.run.tol:g}."
+                ),
                 ConvergenceWarning,
             )
         learned = model.learned

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
 from sklearn.utils.validation import check_array
 from torch import Tensor
@@ -18,10 +18,11 @@ from torch import Tensor
 from .._inference import exponential_model, laplace_model
 from .._inference.row_coder import RowCoder
 from .._rows.arrays import few_rows, resolve_device, row_slices, seeded_generator, to_numpy
-from ..solvers.dictionary.full_batch import Epoch, FullBatchLearner, row_blocks
-from ..solvers.dictionary.online import OnlineLearner, OnlineStopping, forgetting
+from ..solvers.dictionary.full_batch import Epoch, FullBatchLearner, block_size, row_blocks
+from ..solvers.dictionary.online import OnlineLearner
 from ..solvers.dictionary.sparse_codes import SparseCodes
 from ..solvers.dictionary.statistics import Statistics
+from ..solvers.dictionary.stopping import MiniBatchStopping
 from ..solvers.dictionary.update import initial_dictionary, normalise_atoms
 from ..solvers.lasso.coders import Coder, block_coder
 from ..solvers.sparse_rows import SparseRows, dense
@@ -30,7 +31,10 @@ from .dictionary_progress import (
     LearnedDictionary,
     LearningOptions,
     SeenRows,
+    gram_array,
+    record_of,
     shown,
+    signs_of,
 )
 from .fit_tasks import FitTasks
 from .interruption import HeldInterrupts
@@ -40,6 +44,10 @@ _NOISE_ROWS = 4096
 # Maximum number of training rows coded at once after the fit, and of numbers in them or in their
 # codes.
 _CHUNK_ROWS, _NUMBERS_AT_ONCE = 4096, 2**24
+# Latest rows that `partial_fit` keeps at most: rows, numbers in them, and in any case so many rows.
+_RECENT_ROWS, _RECENT_NUMBERS, _LEAST_RECENT = 1024, 2**20, 16
+# Rows of a fit that stand for all in a noise variance after further calls of `partial_fit`.
+_SAMPLE_ROWS = 256
 # Iterations of a full-batch fit between two calls of the callback, as in scikit-learn.
 _CALLBACK_EVERY = 5
 
@@ -61,18 +69,20 @@ class DictionaryFit:
         self.options = options
         generator = seeded_generator(seed)
         self.rows, dictionary, norms = _start(options, X, generator)
-        if options.batch_size is None:
-            codes = _initial_codes(options, X, dictionary, norms, generator)
-            self._epochs = _full_batch_epochs(options, self.rows, codes, dictionary, generator)
-        else:
-            self._epochs = _online_epochs(options, self.rows, dictionary, generator)
+        codes = _initial_codes(options, X, dictionary, norms, generator)
+        self._epochs = _epochs(options, self.rows, codes, dictionary, generator)
         self.progress = FitProgress.before(dictionary)
 
-    def run(self, interrupts: HeldInterrupts, tasks: FitTasks, fitted: Callable[[], Any]) -> None:
+    def run(
+        self,
+        interrupts: HeldInterrupts,
+        tasks: FitTasks | None = None,
+        fitted: Callable[[], Any] = lambda: None,
+    ) -> None:
         """Learn until a pass has converged, or a callback or Ctrl-C ends the fit.
 
         ``fitted`` returns the estimator as if the fit had ended with the last pass, for callbacks
-        that ask for it.
+        that ask for it. Without ``tasks`` passes are not reported.
         """
         epochs, max_iter = self._epochs, self.options.max_iter
         if self.options.verbose:
@@ -80,10 +90,33 @@ class DictionaryFit:
 
         def after() -> bool:
             self._call_back()
-            return tasks.end_epoch(fitted)
+            return tasks is not None and tasks.end_epoch(fitted)
+
+        def before() -> None:
+            if tasks is not None:
+                tasks.begin_epoch()
 
         self.progress.follow(
-            epochs, max_iter, len(self.rows), interrupts, before=tasks.begin_epoch, after=after
+            epochs, max_iter, len(self.rows), interrupts, before=before, after=after
+        )
+
+    @property
+    def objective(self) -> float:
+        """Objective of all rows after the last pass; infinite before the first."""
+        return self.progress.errors[-1] if self.progress.errors else math.inf
+
+    def unconverged(self) -> str | None:
+        """Return a warning where ``max_iter`` ended the fit."""
+        options, progress = self.options, self.progress
+        if options.tol == 0 or progress.epoch.converged:
+            return None
+        if not 0 < options.max_iter == len(progress.history):
+            return None
+        errors = progress.errors
+        fall = (errors[-2] - errors[-1]) / errors[-1] if len(errors) > 1 and errors[-1] else 0.0
+        return (
+            f"The objective still fell after max_iter={options.max_iter} passes, by {fall:.1g} of "
+            f"its value in the last one: raise max_iter or tol (tol={options.tol!r})."
         )
 
     def few(self) -> LearnedDictionary:
@@ -92,7 +125,10 @@ class DictionaryFit:
 
     def look(self, rows: Tensor | SparseRows) -> LearnedDictionary:
         """Code training rows once more, for the use of the atoms and the noise variance."""
-        learned, lasso = self.progress.learned(), self.options.lasso
+        options, lasso = self.options, self.options.lasso
+        # Where codes are never negative, signs mean something.
+        fixed = not (options.keeps_dictionary or options.positive_code)
+        learned = self.progress.learned(fixed_signs=fixed)
         every = math.ceil(len(rows) / _NOISE_ROWS)
         dictionary = lasso.to_rows(learned.components)
         n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
@@ -107,7 +143,9 @@ class DictionaryFit:
 
         noise = _best_noise_variance(self.options, noise_blocks(), dictionary)
         seen = learned.seen
-        seen.n_uses, seen.n_rows, seen.noise_rows = to_numpy(n_uses), len(rows), len(rows)
+        seen.n_uses, seen.n_rows = to_numpy(n_uses), len(rows)
+        sample = to_numpy(dense(rows[:: math.ceil(len(rows) / _SAMPLE_ROWS)]))
+        seen.recent = _recent(sample[:0], sample)
         return replace(learned, noise_variance=noise)
 
     def _call_back(self) -> None:
@@ -136,65 +174,84 @@ def take_step(
     Returns
     -------
     learned : LearnedDictionary
-        Result of this step.
+        Result of this step, without a noise variance.
     """
     start = time.perf_counter()
-    if before is None:
-        generator = seeded_generator(seed)
-        rows, dictionary, _ = _start(options, X, generator, keep=False)
-        before = FitProgress.before(dictionary).learned()
-    else:
-        generator = seeded_generator(seed + before.n_steps)
-        lasso = options.lasso
-        rows = lasso.to_rows(X.astype(before.components.dtype, copy=False))
-        dictionary = lasso.to_rows(before.components)
-        if options.dict_init is not None and before.n_steps == 0:
-            # A fit without a pass does not change the dictionary.
-            dictionary = normalise_atoms(
-                dictionary, positive=options.positive_dict, generator=generator
-            )
-    learner = _online_learner(options, dictionary, generator, before.seen, before.n_steps)
+    generator = seeded_generator(seed if before is None else seed + before.n_steps)
+    before = _before_stream(options, X, generator) if before is None else before
+    seen, components = before.seen, before.components
+    X = X.astype(components.dtype, copy=False)
+    rows, dictionary = options.lasso.to_rows(X), options.lasso.to_rows(components)
+    if options.dict_init is not None and before.n_steps == 0:
+        # A fit without a pass does not change the dictionary.
+        dictionary = normalise_atoms(
+            dictionary, positive=options.positive_dict, generator=generator
+        )
+    learner = _online_learner(options, dictionary, generator, seen)
     codes, objective = learner.step(rows)
-    seconds = time.perf_counter() - start
-    found = learner.dictionary, objective, learner.statistics, learner.n_steps
-    epoch = Epoch(*found, seconds, converged=False)
-    progress = FitProgress(epoch, list(before.history), list(before.errors))
-    progress.add(epoch, len(rows))
-    learned = progress.learned(before.seen)
-    return _with_rows(learned, before, options, rows, codes, dictionary, learner.idle)
+    epoch = Epoch(
+        learner.dictionary,
+        objective,
+        learner.statistics,
+        before.n_steps + 1,
+        time.perf_counter() - start,
+        converged=False,
+    )
+    history = [*before.history, record_of(epoch, len(before.history) + 1)]
+    components = to_numpy(learner.dictionary)
+    # Where codes are never negative, signs mean something.
+    signs = np.ones((len(components), 1), X.dtype)
+    signs = signs if options.positive_code else signs_of(components)
+    seen = SeenRows(
+        code_gram=gram_array(learner.statistics.code_gram, signs),
+        code_data=signs * to_numpy(learner.statistics.code_data),
+        idle=to_numpy(learner.idle),
+        n_uses=seen.n_uses + to_numpy((codes != 0).sum(0)),
+        n_rows=learner.n_rows,
+        n_placed=learner.n_placed,
+        recent=_recent(seen.recent, X),
+    )
+    errors = [*before.errors, objective.total]
+    return LearnedDictionary(signs * components, history, errors, epoch.n_steps, seen)
 
 
-def _with_rows(
-    learned: LearnedDictionary,
-    before: LearnedDictionary,
-    options: LearningOptions,
-    rows: Tensor,
-    codes: Tensor,
-    dictionary: Tensor,
-    idle: Tensor,
+def _before_stream(
+    options: LearningOptions, X: NDArray, generator: torch.Generator
 ) -> LearnedDictionary:
-    """Add the rows of a step to the use of the atoms and the noise variance."""
-    seen = learned.seen
-    old = seen.noise_rows * forgetting(learned.n_steps - 1, len(rows))
-    every = math.ceil(len(rows) / _NOISE_ROWS)
-    block = rows[::every], codes[::every]
-    noise = _best_noise_variance(options, [block], dictionary, before.noise_variance)
-    if old > 0:
-        noise = (old * before.noise_variance + len(rows) * noise) / (old + len(rows))
-    seen.noise_rows, seen.n_rows = old + len(rows), seen.n_rows + len(rows)
-    seen.n_uses, seen.idle = seen.n_uses + to_numpy((codes != 0).sum(0)), to_numpy(idle)
-    return replace(learned, noise_variance=noise)
+    """Return the state before the first step, of atoms that wait for rows or are given."""
+    if options.dict_init is not None:
+        return FitProgress.before(_start(options, X, generator, keep=False)[1]).learned()
+    n_components, n_features = int(options.n_components or X.shape[1]), X.shape[1]
+    waiting = options.lasso.to_rows(np.zeros((n_components, n_features), X.dtype))
+    waiting = normalise_atoms(waiting, positive=options.positive_dict, generator=generator)
+    before = FitProgress.before(waiting).learned()
+    before.seen.n_placed = 0
+    return before
+
+
+def _recent(before: NDArray, X: NDArray) -> NDArray:
+    """Return the latest rows, with those of X."""
+    n_kept = max(_LEAST_RECENT, min(_RECENT_ROWS, _RECENT_NUMBERS // X.shape[1]))
+    if len(X) >= n_kept:
+        return X[-n_kept:].copy()
+    return np.concatenate([before[max(0, len(before) + len(X) - n_kept) :], X])
+
+
+def noise_of_recent_rows(options: LearningOptions, recent: NDArray, components: NDArray) -> float:
+    """Return the noise variance that suits the latest rows of ``partial_fit`` best."""
+    rows, dictionary = options.lasso.to_rows(recent), options.lasso.to_rows(components)
+    codes = options.lasso.lasso(rows, dictionary).codes
+    return _best_noise_variance(options, [(rows, codes)], dictionary)
 
 
 def _best_noise_variance(
     options: LearningOptions,
     blocks: Iterable[tuple[Tensor, Tensor]],
     dictionary: Tensor,
-    before: float = math.nan,
 ) -> float:
-    """Return the noise variance that suits rows and their codes best; ``before`` suited others."""
+    """Return the noise variance that suits rows and their codes best."""
     if options.positive_code:
-        return exponential_model.best_noise_variance(blocks, dictionary, options.alpha, before)
+        return exponential_model.best_noise_variance(blocks, dictionary, options.alpha)
     return laplace_model.best_noise_variance(blocks, dictionary, options.alpha)
 
 
@@ -225,7 +282,7 @@ def _start(
         n_components = int(options.n_components or n_features)
         dictionary = initial_dictionary(rows, n_components, positive=positive, generator=generator)
         return rows, dictionary, dictionary.new_ones(n_components)
-    n_components = int(options.n_components or len(options.dict_init))
+    n_components = int(options.n_components or np.shape(options.dict_init)[0])
     shape = n_components, n_features
     atoms = options.lasso.to_rows(_checked(options.dict_init, "dict_init", shape, X.dtype))
     if keep and options.keeps_dictionary:
@@ -241,7 +298,7 @@ def _rows(options: LearningOptions, X: Any) -> Tensor | SparseRows:
     return options.lasso.to_rows(X)
 
 
-def _checked(given: NDArray, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
+def _checked(given: ArrayLike, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
     """Return a copy of ``dict_init`` or ``code_init`` after a check of its shape."""
     with np.errstate(over="ignore", invalid="ignore"):
         array = check_array(
@@ -266,10 +323,12 @@ def _initial_codes(
     norms: Tensor,
     generator: torch.Generator,
 ) -> SparseCodes:
-    """Return the codes that a full-batch fit starts from."""
+    """Return the codes that a fit starts from, in its blocks of rows."""
     n_components = len(dictionary)
     order = generator if options.shuffle else None
-    blocks = row_blocks(X.shape[0], n_components, X.shape[1], order, dictionary.device)
+    n_rows, n_features = X.shape
+    size = int(min(options.batch_size or block_size(n_components, n_features), n_rows))
+    blocks = row_blocks(n_rows, size, order, dictionary.device)
     if options.code_init is None:
         return SparseCodes(blocks, n_components, dictionary.dtype)
     shape = X.shape[0], n_components
@@ -279,9 +338,9 @@ def _initial_codes(
     return SparseCodes.of(codes.clamp_min(0) if options.positive_code else codes, blocks)
 
 
-def _full_batch_epochs(
+def _epochs(
     options: LearningOptions,
-    rows: Tensor,
+    rows: Tensor | SparseRows,
     codes: SparseCodes,
     dictionary: Tensor,
     generator: torch.Generator,
@@ -295,38 +354,27 @@ def _full_batch_epochs(
         options.positive_dict,
         generator,
     )
-    return learner.epochs(options.tol, options.shuffle)
+    tol = None if options.tol == "auto" else float(options.tol)
+    if options.batch_size is None:
+        return learner.epochs(tol, options.shuffle)
+    stopping = MiniBatchStopping(tol or 0.0, options.max_no_improvement)
 
-
-def _online_epochs(
-    options: LearningOptions, rows: Tensor, dictionary: Tensor, generator: torch.Generator
-) -> Iterator[Epoch]:
-    def on_step(step: int, cost: float, atoms: Tensor) -> None:
+    def on_step(step: int, block: int, cost: float, before: Tensor, after: Tensor) -> bool:
         if options.callback is not None:
-            options.callback({"i": step, "batch_cost": cost, "dictionary": to_numpy(atoms)})
+            state = {"i": step, "batch_cost": cost, "dictionary": to_numpy(after)}
+            options.callback(state)
+        change = float(torch.linalg.matrix_norm(after - before)) / len(after)
+        return stopping.update(block, cost, change, len(codes.blocks))
 
-    return _online_learner(options, dictionary, generator).epochs(
-        rows,
-        int(min(options.batch_size or len(rows), len(rows))),
-        shuffle=options.shuffle,
-        stopping=OnlineStopping(options.tol, options.max_no_improvement),
-        on_step=on_step,
-    )
+    return learner.epochs(None if tol is None else 0.0, options.shuffle, on_step)
 
 
 def _online_learner(
-    options: LearningOptions,
-    dictionary: Tensor,
-    generator: torch.Generator,
-    seen: SeenRows | None = None,
-    n_steps: int = 0,
+    options: LearningOptions, dictionary: Tensor, generator: torch.Generator, seen: SeenRows
 ) -> OnlineLearner:
     statistics = Statistics.zeros_like(dictionary)
-    idle = torch.zeros(len(dictionary), dtype=torch.int64, device=dictionary.device)
-    if seen is not None:
-        seen.add_gram(statistics)
-        statistics.code_data += torch.from_numpy(seen.code_data).to(dictionary)
-        idle += torch.from_numpy(seen.idle).to(idle)
+    seen.add_gram(statistics)
+    statistics.code_data += torch.from_numpy(seen.code_data).to(dictionary)
     return OnlineLearner(
         dictionary,
         options.alpha,
@@ -334,6 +382,9 @@ def _online_learner(
         options.positive_dict,
         generator,
         statistics,
-        idle,
-        n_steps,
+        torch.from_numpy(seen.idle).to(dictionary.device),
+        seen.n_placed,
+        torch.from_numpy(seen.recent).to(dictionary),
+        seen.n_rows,
+        options.forget,
     )

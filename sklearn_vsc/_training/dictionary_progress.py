@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -37,9 +37,9 @@ class LearningOptions:
     n_components: int | None
     alpha: float
     max_iter: int
-    tol: float
-    code_init: NDArray | None
-    dict_init: NDArray | None
+    tol: float | str
+    code_init: ArrayLike | None
+    dict_init: ArrayLike | None
     callback: Callable[[dict[str, Any]], Any] | None
     verbose: bool | int
     positive_code: bool
@@ -47,6 +47,7 @@ class LearningOptions:
     batch_size: int | None
     shuffle: bool
     max_no_improvement: int | None
+    forget: float | None
     block_coder: Coder
     lasso: RowCoder
 
@@ -60,17 +61,31 @@ class LearningOptions:
 class SeenRows:
     """State of ``partial_fit`` that depends on earlier rows.
 
-    Of many atoms, ``code_gram`` has the ``entries`` of a `SparseGram`.
+    Attributes
+    ----------
+    code_gram, code_data : ndarray
+        Sums over the rows, from which the dictionary is updated. Of many atoms, ``code_gram`` has
+        the ``entries`` of a `SparseGram`.
+    idle : ndarray of shape (n_components,)
+        Rows since each atom was last used.
+    n_uses : ndarray of shape (n_components,)
+        Rows that used each atom.
+    n_rows : int
+        Number of rows.
+    n_placed : int
+        Number of atoms that come from rows, the first ones; the others wait for further rows.
+    recent : ndarray of shape (n_recent, n_features)
+        The latest rows of ``partial_fit``, from which the noise variance is computed when it is
+        asked for.
     """
 
     code_gram: NDArray
     code_data: NDArray
-    # Rows since each atom was last used, and rows that used it.
     idle: NDArray
     n_uses: NDArray
     n_rows: int
-    # Weight of the rows in the noise variance; old rows count less and less.
-    noise_rows: float
+    n_placed: int
+    recent: NDArray
 
     def __post_init__(self) -> None:
         n_components, shape = len(self.idle), self.code_gram.shape
@@ -90,9 +105,14 @@ class SeenRows:
             statistics.code_gram += torch.from_numpy(self.code_gram).to(statistics.code_gram)
 
 
-def gram_array(gram: CodeGram) -> NDArray:
-    """Return the inner products of codes as one array."""
-    return gram.entries if isinstance(gram, SparseGram) else to_numpy(gram)
+def gram_array(gram: CodeGram, signs: NDArray) -> NDArray:
+    """Return the inner products of codes as one array, for atoms times a column of signs."""
+    if not isinstance(gram, SparseGram):
+        return signs * to_numpy(gram) * signs.T
+    entries = gram.entries
+    pairs = signs[entries[:, :2].astype(np.int64), 0]
+    entries[:, 2] *= pairs.prod(1)
+    return entries
 
 
 @dataclass(frozen=True)
@@ -111,8 +131,8 @@ class LearnedDictionary:
         Updates of the dictionary.
     seen : SeenRows
         Sums over the rows.
-    noise_variance : float
-        Value at which the mean bound of the rows is highest; NaN before it is estimated.
+    noise_variance : float or None
+        Value at which the mean bound of the rows is highest; None before it is estimated.
     """
 
     components: NDArray
@@ -120,7 +140,7 @@ class LearnedDictionary:
     errors: list[float]
     n_steps: int
     seen: SeenRows
-    noise_variance: float = math.nan
+    noise_variance: float | None = None
 
 
 @dataclass
@@ -139,18 +159,9 @@ class FitProgress:
 
     def add(self, epoch: Epoch, n_rows: int) -> None:
         """Add a pass; raise an error where its objective is not finite."""
-        number = len(self.history) + 1
-        if not math.isfinite(epoch.loss):
-            raise ValueError(
-                f"The objective became {epoch.loss} in epoch {number}: the values of X are too "
-                f"large for {str(epoch.dictionary.dtype).removeprefix('torch.')}. Scale X down, "
-                "and alpha with it, or give float64."
-            )
         self.epoch = epoch
+        self.history.append(record_of(epoch, len(self.history) + 1))
         self.errors.append(epoch.loss * n_rows)
-        _log.info("epoch %d: mean objective %.6g", number, epoch.loss)
-        record = {"epoch": number, "loss": epoch.loss, "duration": epoch.duration}
-        self.history.append(record | epoch.parts)
 
     def follow(
         self,
@@ -176,20 +187,46 @@ class FitProgress:
             if interrupts.attempt(after) or interrupts.came or epoch.converged:
                 break
 
-    def learned(self, before: SeenRows | None = None) -> LearnedDictionary:
-        """Return the result of the passes, which continues the counts of earlier rows."""
+    def learned(self, *, fixed_signs: bool = False) -> LearnedDictionary:
+        """Return the result of the passes, before the rows have been counted.
+
+        With ``fixed_signs``, the entry of largest absolute value in each atom is positive.
+        """
         statistics, n_components = self.epoch.statistics, len(self.epoch.dictionary)
-        seen = SeenRows(
-            code_gram=gram_array(statistics.code_gram),
-            code_data=to_numpy(statistics.code_data),
-            idle=np.zeros(n_components, dtype=np.int64) if before is None else before.idle,
-            n_uses=np.zeros(n_components) if before is None else before.n_uses,
-            n_rows=0 if before is None else before.n_rows,
-            noise_rows=0.0 if before is None else before.noise_rows,
-        )
         components = to_numpy(self.epoch.dictionary).copy()
+        signs = np.ones((n_components, 1), components.dtype)
+        if fixed_signs:
+            signs = signs_of(components)
+            components *= signs
+        seen = SeenRows(
+            code_gram=gram_array(statistics.code_gram, signs),
+            code_data=signs * to_numpy(statistics.code_data),
+            idle=np.zeros(n_components, dtype=np.int64),
+            n_uses=np.zeros(n_components),
+            n_rows=0,
+            n_placed=n_components,
+            recent=components[:0],
+        )
         history, errors = list(self.history), list(self.errors)
         return LearnedDictionary(components, history, errors, self.epoch.n_steps, seen)
+
+
+def signs_of(atoms: NDArray) -> NDArray:
+    """Return the signs that make the entries of largest absolute value positive, as a column."""
+    largest = np.take_along_axis(atoms, np.abs(atoms).argmax(1, keepdims=True), 1)
+    return np.where(largest < 0, -1, 1).astype(atoms.dtype)
+
+
+def record_of(epoch: Epoch, number: int) -> dict[str, Any]:
+    """Return the record of a pass; raise an error where its objective is not finite."""
+    if not math.isfinite(epoch.loss):
+        raise ValueError(
+            f"The objective became {epoch.loss} in epoch {number}: the values of X are too "
+            f"large for {str(epoch.dictionary.dtype).removeprefix('torch.')}. Scale X down, "
+            "and alpha with it, or give float64."
+        )
+    _log.info("epoch %d: mean objective %.6g", number, epoch.loss)
+    return {"epoch": number, "loss": epoch.loss, "duration": epoch.duration} | epoch.parts
 
 
 def shown(epochs: Iterator[Epoch], n_epochs: int) -> Iterator[Epoch]:

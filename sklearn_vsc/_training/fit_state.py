@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from .._inference.fitted_model import FittedModel, InferenceOptions
 from .._models.latent_variable import LatentVariableModel
 from .._models.units import Units
+from ..likelihoods import GaussianLikelihood
+from ..networks import LinearDecoder
 from .options import TrainingResult
 
 
@@ -84,6 +87,23 @@ class FitState:
     def fitted(self, device: torch.device, options: InferenceOptions) -> FittedModel:
         """Return the model as it stands, to be asked."""
         return FittedModel(self.module, self.units, self.evaluation_seed, device, options)
+
+    @torch.no_grad()
+    def move_units(self, units: Units, *, keeps_intercept: bool) -> None:
+        """Change the units of the model.
+
+        Its weights stay, and so grow or shrink with the rows. A noise variance that is not learned
+        is still the same in units of X, and with ``keeps_intercept`` what a linear decoder adds.
+        """
+        module, before = copy.deepcopy(self.module), self.units
+        if keeps_intercept and isinstance(module.decoder, LinearDecoder):
+            shift = torch.from_numpy(before.offset - units.offset) / units.scale
+            bias = module.decoder.bias
+            bias.mul_(before.scale / units.scale).add_(shift.to(bias))
+        likelihood = module.likelihood
+        if isinstance(likelihood, GaussianLikelihood) and not likelihood.learned:
+            module.likelihood = likelihood.in_units(units.scale / before.scale)
+        self.module, self.units = module, units
 
     def take(self, module: LatentVariableModel, result: TrainingResult, dtype: np.dtype) -> None:
         """Go on with a trained model, in the precision of X."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -29,9 +29,18 @@ from .fit_tasks import FitTasks
 from .interruption import HeldInterrupts
 from .process_group import ProcessGroup
 
+# In a stream, new rows move the units of networks as if there were so many of each. So the weight
+# of the first rows falls with this power of the number of steps.
+_EAGERNESS = 5
+# Once a step moves them by no more than this share, what a linear decoder adds stays in units of X.
+_SETTLED = 0.1
+
 
 class WayToTrain(Protocol):
     """A way to train a model, such as gradient steps on its networks."""
+
+    # Whether the units of the model follow a stream of rows; if not, its parameters do.
+    moves_units: ClassVar[bool]
 
     def train(
         self,
@@ -140,14 +149,27 @@ class ModelFit:
         self._read_off(state, _few(rows))
         return interrupted
 
-    def one_pass(self, state: FitState, rows: RowSource) -> None:
+    def one_pass(self, state: FitState, rows: RowSource, observed: ObservedRows) -> None:
         """Train for one pass over some rows, without schedules.
+
+        Units of networks follow the rows, the first ones forgotten soonest: whether the first rows
+        were quiet, loud or few does not matter in the end.
 
         Raises
         ------
         KeyboardInterrupt
             On Ctrl-C.
         """
+        if self.way.moves_units and state.n_rows_seen < min(state.module.n_components, len(rows)):
+            # So few rows say nothing of most components.
+            anew = self.new_state(rows, observed)
+            state.module, state.units, state.optimizer_state = anew.module, anew.units, None
+        has_units = self.description.likelihood.has_units
+        if has_units and self.way.moves_units and state.n_rows_seen:
+            new = _EAGERNESS * len(rows)
+            share = new / (state.n_rows_seen + new)
+            units = state.units.following(rows, observed, share)
+            state.move_units(units, keeps_intercept=share < _SETTLED)
         if self.way.train(state, rows, None, None, None, self._look):
             raise KeyboardInterrupt
         summary = self.way.sum_up(state.fitted(self.device, self.inference), rows)

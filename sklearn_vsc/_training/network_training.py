@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class NetworkTraining:
     inference : InferenceOptions
         How the fitted model is asked.
     """
+
+    moves_units: ClassVar[bool] = True
 
     description: ModelDescription
     run: RunParameters

@@ -6,11 +6,13 @@ from ._dictionaries import AtomRecovery, atom_recovery, coherence, effective_dic
 from ._gradients import GradientSNR, gradient_snr
 from ._images import frechet_distance, lpips, psnr, rfid, ssim
 from ._information import multi_information
+from ._penalty import alpha_max
 from ._sparsity import hoyer_sparsity, support_consistency
 
 __all__ = [
     "AtomRecovery",
     "GradientSNR",
+    "alpha_max",
     "atom_recovery",
     "attribute_correlation",
     "coherence",

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import special, stats
 from sklearn.base import clone
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
 from sklearn.exceptions import ConvergenceWarning
 
 import sklearn_vsc
@@ -63,7 +63,7 @@ def test_linear_models_learn_without_a_network(model):
         {"gradient": "exact"},
         {"kl_weight": 0.5},
         {"decoder": "mlp"},
-        {"prior": "gaussian"},
+        {"prior": "gaussian", "threshold_prior": "gamma"},
         {"n_refine": 0},
         {"solver": "gradient"},
     ],
@@ -81,7 +81,10 @@ def test_networks_learn_where_they_are_asked_for(params):
     [
         ({"solver": "em", "decoder": "mlp"}, "solver='em' needs .* decoder='mlp'"),
         ({"solver": "em", "encoder": "lista"}, "encoder='lista'"),
-        ({"solver": "em", "prior": "gaussian"}, "threshold_prior='gamma'"),
+        (
+            {"solver": "em", "prior": "gaussian", "threshold_prior": "gamma"},
+            "threshold_prior='gamma'",
+        ),
         ({"solver": "gradient", "n_dense": 2}, "n_dense=2 needs closed-form updates"),
         ({"decoder": "mlp", "row_scale": "row"}, "row_scale='row' needs .* decoder='mlp'"),
         ({"decoder": "mlp", "positive_code": True}, "positive_code=True needs"),
@@ -253,8 +256,10 @@ def test_learned_densities_are_shares_of_the_codes():
 
 @pytest.mark.filterwarnings("default")
 def test_warnings_say_what_kept_a_fit_from_what_was_asked():
-    with pytest.warns(ConvergenceWarning, match="max_iter=2 passes.*larger 'max_iter'"):
+    with pytest.warns(ConvergenceWarning, match="max_iter=2 passes.* fewer than 3 do not tell"):
         ThresholdedVSC(12, max_iter=2, random_state=0).fit(DIGITS)
+    with pytest.warns(ConvergenceWarning, match="max_iter=3 passes.*'tol' above"):
+        ThresholdedVSC(12, max_iter=3, random_state=0).fit(DIGITS)
     with pytest.warns(UserWarning, match="% of the training codes are not zero, where the prior"):
         ThresholdedVSC(12, density=0.6, max_iter=30, random_state=0).fit(DIGITS)
 
@@ -271,6 +276,33 @@ def test_a_stream_learns_nearly_what_a_fit_learns():
             stream.partial_fit(X[first : first + 500])
     empty = -10 * (1 + np.log(2 * np.pi * X.var(0).mean()))
     assert stream.score(X[3000:]) > empty + 0.7 * (whole.score(X[3000:]) - empty)
+
+
+def test_atoms_join_a_stream_once_rows_can_tell_them_apart():
+    X = make_sparse_coded(1000, 16, 12, density=0.15, noise=0.1, random_state=0)[0]
+    model, n_present = ThresholdedVSC(16, random_state=0), []
+    for first in range(0, 400, 20):
+        model.partial_fit(X[first : first + 20])
+        n_present.append(np.count_nonzero(model.components_.any(1)))
+    # Eight rows for each, of those that the sums remember.
+    assert n_present[0] == 2
+    assert all(later >= earlier for earlier, later in itertools.pairwise(n_present))
+    assert n_present[-1] == 16
+
+
+def test_more_atoms_than_rows_can_tell_apart_cost_nothing():
+    X = load_iris().data
+    X = (X - X.mean(0)) / X.std(0)
+    few = ThresholdedVSC(15, random_state=0).fit(X[::2])
+    many = ThresholdedVSC(300, random_state=0).fit(X[::2])
+    assert many.score(X[1::2]) > few.score(X[1::2]) - 0.3
+    codes = many.transform(X[1::2])
+    assert 0.3 < np.count_nonzero(codes, axis=1).mean() < 3
+    assert np.count_nonzero(many.components_.any(1)) == 75 // 8
+    # A declared density holds for every atom.
+    with pytest.warns(UserWarning, match="of the training codes are not zero"):
+        declared = ThresholdedVSC(40, density=0.1, random_state=0).fit(X[::2])
+    assert declared.components_.any(1).all()
 
 
 def test_mini_batches_and_early_stopping():

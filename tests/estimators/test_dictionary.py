@@ -20,7 +20,9 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
+import sklearn_vsc
 from sklearn_vsc import FISTADictionaryLearner
+from sklearn_vsc.metrics import alpha_max
 from sklearn_vsc.solvers.lasso import solve as lasso
 
 DEAD = "ignore:.*atoms are used by no training row:UserWarning"
@@ -175,12 +177,157 @@ def test_partial_fit_does_a_mini_batch_step(data):
     assert model.score(data) > first.score(data)
     assert model.transform(data).shape == (len(data), 16)
     assert model.component_usage_.shape == (16,)
-    whole = learner(batch_size=100, shuffle=False, max_iter=1).fit(data)
-    start = learner(max_iter=0).fit(data).components_
-    again = learner(dict_init=start)
-    for batch in batches:
-        again.partial_fit(batch)
-    np.testing.assert_allclose(again.components_, whole.components_, atol=1e-8)
+
+
+def test_noise_variance_waits_until_it_is_asked_for(data, tmp_path):
+    with pytest.raises(AttributeError):
+        learner().noise_variance_  # noqa: B018
+    model = learner().fit(data)
+    assert "noise_variance_" in vars(model)
+    for start in range(0, 600, 100):
+        model.partial_fit(data[start : start + 100])
+    assert "noise_variance_" not in vars(model)
+    twin = pickle.loads(pickle.dumps(model))
+    model.save(tmp_path / "model")
+    again = sklearn_vsc.load(tmp_path / "model")
+    noise = model.noise_variance_
+    assert noise == twin.noise_variance_ == again.noise_variance_
+    # It suits the rows that were seen: no other scores higher.
+    scores = []
+    for factor in (0.8, 1, 1.25):
+        model.noise_variance_ = noise * factor
+        scores.append(model.score(data))
+    assert np.argmax(scores) == 1
+
+
+def test_a_stream_of_few_rows_at_a_time_learns_as_well(data):
+    chunks = {size: learner(alpha=0.2) for size in (1, 5, 100)}
+    for size, model in chunks.items():
+        for start in range(0, 600, size):
+            model.partial_fit(data[start : start + size])
+    losses = [mean_objective(model, data) for model in chunks.values()]
+    assert max(losses) < 1.1 * min(losses)
+
+
+def test_atoms_come_from_later_rows(data):
+    model = learner().partial_fit(data[:3])
+    assert model.component_usage_[3:].sum() == 0
+    assert not np.isin(model.transform(data[:3])[:, :3], 0).all()
+    model.partial_fit(data[:3])
+    assert model._seen.n_placed == 3
+    model.partial_fit(data[3:100])
+    assert model._seen.n_placed == 16
+
+
+def test_forget_follows_rows_that_change(data):
+    other = data[:, ::-1] @ np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
+    losses = []
+    for forget in (None, 0.5):
+        model = learner(forget=forget)
+        for rows in (data, other):
+            for _ in range(2):
+                for start in range(0, 600, 50):
+                    model.partial_fit(rows[start : start + 50])
+        losses.append(mean_objective(model, other))
+    assert losses[1] < losses[0]
+
+
+def mean_objective(model, X):
+    codes = model.transform(X)
+    fit = 0.5 * ((X - codes @ model.components_) ** 2).sum(1)
+    return np.mean(fit + model.alpha * np.abs(codes).sum(1))
+
+
+@pytest.mark.parametrize("params", [{}, {"batch_size": 100}])
+def test_max_iter_that_ends_a_fit_is_warned_of(data, params):
+    with pytest.warns(ConvergenceWarning, match=r"max_iter=2 passes.*raise max_iter or tol"):
+        learner(max_iter=2, **params).fit(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for settled in ({"max_iter": 0}, {"max_iter": 2, "tol": 0}, {"max_iter": 500}):
+            learner(**params | settled).fit(data)
+
+
+def test_default_tol_ends_near_the_strict_one(data):
+    quick, strict = (learner(tol=tol, max_iter=1000).fit(data) for tol in ("auto", 1e-8))
+    assert quick.error_[-1] < 1.01 * strict.error_[-1]
+    assert quick.n_iter_ <= strict.n_iter_
+
+
+def test_signs_of_atoms_are_fixed(data):
+    for model in (learner().fit(data), learner().partial_fit(data), learner().fit(data)):
+        model.partial_fit(data[:50])
+        largest = np.abs(model.components_).argmax(1)
+        assert (model.components_[np.arange(16), largest] > 0).all()
+    # The statistics follow, so that a further step starts from the same model.
+    assert mean_objective(model.partial_fit(data), data) < 1.05 * mean_objective(
+        learner().fit(data), data
+    )
+
+
+def test_lists_as_initial_values(fitted, data):
+    codes = fitted.transform(data)
+    options = {"max_iter": 2}
+    arrays = learner(dict_init=fitted.components_, code_init=codes, **options).fit(data)
+    lists = learner(dict_init=fitted.components_.tolist(), code_init=codes.tolist(), **options)
+    np.testing.assert_array_equal(lists.fit(data).components_, arrays.components_)
+    assert (
+        FISTADictionaryLearner(dict_init=[[1.0, 0], [0, 2]], max_iter=0).fit([[1, 2]]).n_iter_ == 0
+    )
+
+
+def test_the_best_of_several_starts_is_kept(data):
+    options = {"max_iter": 4, "tol": 0}
+    several = learner(n_init=4, **options).fit(data)
+    assert several.n_iter_ == 4
+    assert several.error_[-1] < learner(**options).fit(data).error_[-1]
+
+
+@pytest.mark.parametrize("params", [{}, {"positive_code": True}, {"batch_size": 100}])
+def test_alpha_is_found_for_a_density(data, params):
+    model = learner(density=0.2, max_iter=60, **params).fit(data)
+    assert (model.transform(data) != 0).mean() == pytest.approx(0.2, rel=0.02)
+    assert model.prior_scale_ == pytest.approx(model.noise_variance_ / model.alpha_)
+    # The dictionary is as good as the one that this alpha learns.
+    plain = learner(alpha=model.alpha_, max_iter=60, **params).fit(data)
+    assert plain.alpha_ == model.alpha_
+    model.alpha = model.alpha_
+    # It may be better, where the fits end in different local minima.
+    assert mean_objective(model, data) < 1.03 * mean_objective(plain, data)
+    # A further step learns with the alpha that was found, and the unit of X does not matter.
+    assert model.partial_fit(data[:50]).alpha_ == plain.alpha_
+    scaled = learner(density=0.2, max_iter=60, **params).fit(1e-3 * data)
+    assert scaled.alpha_ == pytest.approx(1e-3 * plain.alpha_, rel=0.05)
+    with pytest.raises(ValueError, match=r"density=0.2.*Call fit first"):
+        learner(density=0.2).partial_fit(data)
+
+
+def test_alpha_max(data):
+    X, dictionary = data.copy(), learner(max_iter=0).fit(data).components_
+    X[::3, 0] = np.nan
+    for positive in (False, True):
+        alpha = alpha_max(X, dictionary, positive=positive)
+        options = {"dict_init": dictionary, "max_iter": 0, "positive_code": positive}
+        for factor in (1.001, 0.999):
+            model = FISTADictionaryLearner(alpha=factor * alpha, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert model.fit(X).transform(X).any() == (factor < 1)
+    assert alpha_max(X) >= alpha_max(X, dictionary)
+    row = X[[np.nanargmax(np.nansum(X**2, 1))]]
+    assert alpha_max(row) == pytest.approx(alpha_max(row, np.nan_to_num(row) / alpha_max(row)))
+    with pytest.raises(ValueError, match="dictionary must have as many columns as X, 12"):
+        alpha_max(X, np.ones((3, 4)))
+
+
+def test_warm_start_continues(data):
+    model = learner(warm_start=True, max_iter=5, tol=0).fit(data)
+    first = model.error_
+    second = model.fit(data).error_
+    assert second[-1] < first[-1] and second[0] < first[1]
+    assert model.n_iter_ == 5
+    # With another number of atoms there is nothing to continue.
+    assert model.set_params(n_components=9).fit(data).components_.shape == (9, 12)
 
 
 @pytest.mark.parametrize("batch_size", [None, 100])

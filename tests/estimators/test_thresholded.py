@@ -432,7 +432,11 @@ def test_auto_is_exact_where_it_applies():
 
     assert_array_equal(components(), components(gradient="exact", kl="thresholded"))
     sampled = {"gradient": "gumbel_softmax", "kl": "thresholded"}
-    for params in ({"n_draws": 2}, {"decoder": "mlp"}, {"prior": "gaussian"}):
+    for params in (
+        {"n_draws": 2},
+        {"decoder": "mlp"},
+        {"prior": "gaussian", "threshold_prior": "gamma"},
+    ):
         assert_array_equal(components(**params), components(**sampled, **params))
     assert not np.array_equal(components(), components(**sampled))
     published = components(gradient="straight_through")
@@ -509,7 +513,9 @@ def test_decoder_penalty_shrinks_the_atoms():
     assert np.linalg.norm(held) < 0.7 * np.linalg.norm(free)
 
 
-@pytest.mark.parametrize("params", [{}, {"decoder": "mlp"}, {"prior": "gaussian"}])
+@pytest.mark.parametrize(
+    "params", [{}, {"decoder": "mlp"}, {"prior": "gaussian", "threshold_prior": "gamma"}]
+)
 def test_bernoulli_likelihood(params):
     X = (DIGITS > 7).astype(np.float64)
     model = vsc(likelihood="bernoulli", objective="max_elbo", n_draws=5, **params).fit(X)
@@ -588,7 +594,7 @@ def test_exact_gradient_beats_relaxed_gates_beat_straight_through():
         {"n_draws": 5},
         {"n_draws": 5, "objective": "max_elbo"},
         {"n_draws": 5, "objective": "iwae"},
-        {"prior": "gaussian"},
+        {"prior": "gaussian", "threshold_prior": "gamma"},
     ],
     ids=["mlp", "elbo", "max_elbo", "iwae", "gaussian"],
 )
@@ -675,7 +681,7 @@ def test_gamma_thresholds_need_a_positive_mean():
         ({"decoder": nn.Linear(5, 64)}, "decoder=Linear"),
         ({"likelihood": "bernoulli"}, "likelihood='bernoulli'"),
         ({"output_activation": "tanh"}, "output_activation='tanh'"),
-        ({"prior": "gaussian"}, "threshold_prior='gamma'"),
+        ({"prior": "gaussian", "threshold_prior": "gamma"}, "threshold_prior='gamma'"),
     ],
 )
 def test_exact_gradient_names_the_obstacle(params, obstacle):

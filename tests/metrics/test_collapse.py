@@ -26,7 +26,7 @@ CLOSED = [
     FISTADictionaryLearner(alpha=0.2, **SETTINGS),
 ]
 DRAWN = [
-    ThresholdedVSC(prior="gaussian", score_draws=8, **SMALL),
+    ThresholdedVSC(prior="gaussian", threshold_prior="gamma", score_draws=8, **SMALL),
     SparseVAE(prior="cauchy", posterior_family="gaussian", score_draws=8, **SMALL),
     SparseVAE(prior="spike_slab", score_draws=8, **SMALL),
     SCVAE(score_draws=8, **SMALL),

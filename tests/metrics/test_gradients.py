@@ -114,7 +114,7 @@ class Dropped(nn.Module):
     [
         ThresholdedVSC(4, gradient="straight_through", n_draws=3, objective="max_elbo", max_iter=2),
         ThresholdedVSC(4, gradient="subgradient", threshold_prior=None, max_iter=2),
-        ThresholdedVSC(4, prior="gaussian", max_iter=2),
+        ThresholdedVSC(4, prior="gaussian", threshold_prior="gamma", max_iter=2),
         SparseVAE(4, prior="spike_slab", gradient="gumbel_softmax", max_iter=2),
         SparseVAE(4, prior="spike_slab", gradient="nvil", max_iter=2),
         SparseVAE(4, encoder=Dropped(), decoder="mlp", max_iter=2),

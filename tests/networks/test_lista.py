@@ -53,7 +53,7 @@ def test_n_unrolled_is_the_number_of_steps(estimator):
     "estimator",
     [
         ThresholdedVSC(threshold_prior=None, **SHORT),
-        ThresholdedVSC(prior="gaussian", score_draws=4, **SHORT),
+        ThresholdedVSC(prior="gaussian", threshold_prior="gamma", score_draws=4, **SHORT),
         ThresholdedVSC(gradient="straight_through", n_draws=2, objective="iwae", **SHORT),
         SparseVAE(prior="gaussian", decoder="linear", **SHORT),
         SparseVAE(prior="laplace", decoder="linear", objective="iwae", n_draws=3, **SHORT),

@@ -61,7 +61,9 @@ SETTINGS = {
         objective="max_elbo",
         noise_variance=0.1,
     ),
-    "vsc-gaussian": ThresholdedVSC(K, **NET, prior="gaussian", gradient="subgradient"),
+    "vsc-gaussian": ThresholdedVSC(
+        K, **NET, prior="gaussian", threshold_prior="gamma", gradient="subgradient"
+    ),
     "vae": SparseVAE(K, **NET),
     "vae-none": SparseVAE(**NET | {"hidden_layer_sizes": [], "random_state": None}),
     "vae-exact": SparseVAE(K, **NET, prior="spike_slab", decoder="linear", score_method="iwae"),

@@ -579,3 +579,62 @@ def test_fit_of_several_gigabytes_in_little_memory(kind, tmp_path):
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     assert int(done.stdout.split()[-1]) < 600 * 2**20
+
+
+# --------------------------------------------------------------- first chunks unlike the others
+
+
+@pytest.fixture(scope="module")
+def stream_rows():
+    rows = make_sparse_coded(2600, 12, 8, density=0.2, noise=0.1, random_state=0)[0]
+    return rows / rows.std() + 1.0
+
+
+def _after_stream(estimator, first, rows):
+    model = clone(estimator).partial_fit(first)
+    for start in range(50, 2100, 50):
+        model.partial_fit(rows[start : start + 50])
+    return model.score(rows[2100:])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        ThresholdedVSC(8, random_state=0),
+        ThresholdedVSC(8, solver="gradient", random_state=0),
+        SparseVAE(8, random_state=0),
+        SCVAE(8, random_state=0),
+    ],
+    ids=["em", "gradient", "laplace", "scvae"],
+)
+def test_first_chunk_of_a_stream_is_forgotten(estimator, stream_rows):
+    first = stream_rows[:50]
+    even = _after_stream(estimator, first, stream_rows)
+    for chunk in (0.01 * first, 100 * first, first[:1], np.zeros_like(first)):
+        assert _after_stream(estimator, chunk, stream_rows) > even - 1.2
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [SparseVAE(6, random_state=0), SparseVAE(6, noise_variance=0.3, random_state=0)],
+    ids=["learned", "fixed"],
+)
+def test_units_follow_a_stream(estimator, stream_rows):
+    model = clone(estimator)
+    for start in range(0, 2000, 50):
+        chunk = stream_rows[start : start + 50].copy()
+        chunk[:, 3] = np.nan if start % 100 else chunk[:, 3]
+        model.partial_fit(chunk)
+    unit = np.sqrt(np.mean((stream_rows - stream_rows.mean(0)) ** 2))
+    assert model._units.scale == pytest.approx(unit, rel=0.1)
+    assert_allclose(model._units.offset, stream_rows.mean(0), atol=0.3)
+    if estimator.noise_variance == 0.3:
+        assert model.noise_variance_ == pytest.approx(0.3)
+
+
+def test_intercept_stays_when_units_move(stream_rows):
+    model = SparseVAE(6, decoder="linear", max_iter=5, random_state=0).fit(stream_rows[:2000])
+    model.set_params(learning_rate_init=1e-30)
+    before = model.intercept_
+    model.partial_fit(stream_rows[2000:2010] + 3.0)
+    assert_allclose(model.intercept_, before, atol=1e-4)

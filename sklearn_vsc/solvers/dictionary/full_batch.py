@@ -1,4 +1,7 @@
-"""Dictionary learning over all rows, by block coordinate descent on the exact objective.
+"""Dictionary learning over rows that are visited again, by block coordinate descent.
+
+The objective is the exact one of all rows, in full batches as in mini-batches; a mini-batch is a
+small block.
 
 The loop yields after every epoch, so that its caller decides when to stop and what to keep.
 A dictionary that has been yielded is never modified again.
@@ -12,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -25,20 +28,27 @@ from .accumulation import ObjectiveSums, objective_sums
 from .renewal import renew_atoms
 from .sparse_codes import SparseCodes
 from .statistics import Statistics
-from .update import update_dictionary
+from .update import normalise_atoms, update_dictionary
 
 # Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512
 # Number of codes in a larger block, and of entries in its rows, at most.
 _BLOCK_CODES, _BLOCK_NUMBERS = 2**25, 2**24
 # Allowed distance of the codes from their optimum, in units of alpha: in the first pass, and the
-# largest value allowed in the last passes.
-_LOOSE, _TIGHT = 0.1, 3e-3
+# largest value allowed in the last passes, by default and for a ``tol`` that was given.
+_LOOSE, _CLOSE, _TIGHT = 0.1, 3e-2, 3e-3
 _TIGHTENING = 0.7
-# Decay of the trend from block to block.
-_MEMORY = 0.9
+# Decay of the trend from block to block, and the share of a pass that it looks back at least: over
+# fewer blocks the trend would be noise.
+_MEMORY, _LOOK_BACK = 0.9, 0.25
 # Initial amount of extrapolation; values far above one diverge.
 _FORESIGHT = 1.0
+# Share of the change of the dictionary in the last pass that it moves on before the next: at first,
+# at most, and the factor by which it grows with every pass that lowers the objective.
+_MOMENTUM, _MOST_MOMENTUM, _SPEED_UP = 0.5, 0.95, 1.1
+# By default, learning ends once the later half of the passes, of which there are at least so many,
+# has gained less than this share, or a pass next to nothing.
+_ENOUGH, _LEAST_PASSES, _NOTHING = 3e-3, 8, 1e-6
 # Passes between two recomputations of the statistics, which limit the drift from rounding.
 _REFRESH_EVERY = 16
 
@@ -86,6 +96,11 @@ class Epoch:
         }
 
 
+# Called after a step with its number, its block, the mean objective of the rows of the block, and
+# the dictionaries before and after; returns whether to stop.
+OnStep = Callable[[int, int, float, Tensor, Tensor], bool]
+
+
 @dataclass
 class FullBatchLearner:
     """Block coordinate descent on codes and dictionary over all rows.
@@ -113,6 +128,11 @@ class FullBatchLearner:
     _filled: Tensor | None = field(init=False)
     # Factor on the observed residuals in filled rows; see ``fill_missing``.
     _reach: float = field(init=False, default=1.0)
+    # The dictionary before the last pass; None where there was none, or atoms have been renewed.
+    _previous: Tensor | None = field(init=False, default=None)
+    _on_step: OnStep | None = field(init=False, default=None)
+    # Whether ``_on_step`` has ended the fit.
+    _ended: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._filled = None
@@ -120,43 +140,74 @@ class FullBatchLearner:
             # Dense for sparse rows too: filling moves observed entries as well.
             self._filled = self.dictionary.new_empty(self.X.shape)
 
-    def epochs(self, tol: float, shuffle: bool) -> Iterator[Epoch]:
+    def epochs(
+        self, tol: float | None, shuffle: bool, on_step: OnStep | None = None
+    ) -> Iterator[Epoch]:
         """Yield after each pass over the rows, indefinitely.
 
         A pass has converged when the codes have reached their final accuracy and the objective
-        fell by less than ``tol`` relative to its value.
+        fell by less than ``tol`` relative to its value, or when ``on_step`` has ended it, which it
+        can from the second pass on. With ``tol=None`` the later half of the passes counts: what
+        they gained is about what is left to gain.
         """
-        accuracy, last, foresight, passes = _LOOSE, math.inf, 0.0, 0
+        self._on_step = on_step
+        accuracy, last, foresight, momentum, passes = _LOOSE, math.inf, 0.0, 0.0, 0
         self._trend = Statistics.zeros_like(self.dictionary)
         if self._filled is not None:
             self._reach = natural_reach(self.X)
         # The excess of the objective is about a tenth of the squared distances.
-        tight = min(_TIGHT, max(tol, torch.finfo(self.X.dtype).eps) ** 0.5)
+        tight = _CLOSE
+        if tol is not None:
+            tight = min(_TIGHT, max(tol, torch.finfo(self.X.dtype).eps) ** 0.5)
+        losses: list[float] = []
         while True:
             start = time.perf_counter()
             if passes % _REFRESH_EVERY == 0:
                 self._refresh()
             before = self.codes.copy(), self.dictionary, self.statistics.copy()
+            self._leap(momentum)
             objective = self._pass(accuracy, shuffle, foresight)
-            if objective.mean > last and (foresight or self._filled is not None):
+            ahead = bool(foresight or momentum)
+            overshot = objective.mean > last and (ahead or self._filled is not None)
+            if overshot and not self._ended:
                 # The extrapolation overshot: go back and repeat the pass without it.
                 self.codes, self.dictionary, self.statistics = before
                 self._trend, foresight = Statistics.zeros_like(self.dictionary), foresight / 2
+                momentum, self._previous = momentum / 2, None
                 objective = self._careful_pass(accuracy, shuffle)
             loss = objective.mean
-            decrease = (last - loss) / loss if loss > 0 else 0.0
+            losses.append(loss)
+            done = accuracy <= tight and passes > 0
+            if tol is None:
+                later = losses[len(losses) // 2 - 1 :]
+                enough = len(losses) >= _LEAST_PASSES and _fall(later) < _ENOUGH
+                still = enough or (done and _fall([last, loss]) < _NOTHING)
+            else:
+                still = done and _fall([last, loss]) < tol
             yield Epoch(
                 self.dictionary,
                 objective,
                 self.statistics.copy(),
                 self.n_steps,
                 time.perf_counter() - start,
-                converged=accuracy <= tight and decrease < tol,
+                converged=self._ended or still,
             )
             # Not in the first pass, where codes change because they had no values yet.
             foresight = foresight if passes else _FORESIGHT
+            momentum = min(_MOST_MOMENTUM, max(_MOMENTUM, momentum * _SPEED_UP))
+            if self._filled is not None:
+                momentum = 0.0
             accuracy, last, passes = max(tight, _TIGHTENING * accuracy), loss, passes + 1
             self._renew()
+
+    def _leap(self, momentum: float) -> None:
+        """Move the dictionary on along its change in the last pass."""
+        before, self._previous = self._previous, self.dictionary
+        if momentum and before is not None:
+            atoms = torch.lerp(before, self.dictionary, 1 + momentum)
+            self.dictionary = normalise_atoms(
+                atoms, positive=self.positive_dict, generator=self.generator
+            )
 
     def _refresh(self) -> None:
         self.statistics = Statistics.zeros_like(self.dictionary)
@@ -197,7 +248,8 @@ class FullBatchLearner:
         """
         n_blocks = len(self.codes.blocks)
         order = torch.randperm(n_blocks, generator=self.generator) if shuffle else range(n_blocks)
-        reach = foresight * (n_blocks - 1) / 2 * (1 - _MEMORY)
+        memory = max(_MEMORY, 1 - 1 / (_LOOK_BACK * n_blocks))
+        reach = foresight * (n_blocks - 1) / 2 * (1 - memory)
         for block in map(int, order):
             rows, old = self.codes.blocks[block], self.codes[block]
             new = self.coder(self.X[rows], self.dictionary, old, accuracy)
@@ -207,13 +259,19 @@ class FullBatchLearner:
             self.statistics.clear(self.statistics.n_users == 0)
             sums = self.statistics
             if reach:
-                self._trend.scale(_MEMORY)
+                self._trend.scale(memory)
                 self._trend.add(change)
                 sums = sums.ahead(self._trend, reach)
+            before = self.dictionary
             self.dictionary = update_dictionary(
-                self.dictionary, sums.code_gram, sums.code_data, positive=self.positive_dict
+                before, sums.code_gram, sums.code_data, positive=self.positive_dict
             )
             self.n_steps += 1
+            if self._on_step is not None:
+                cost = objective_sums(self.X[rows], new, before, self.alpha).mean
+                self._ended = self._on_step(self.n_steps - 1, block, cost, before, self.dictionary)
+                if self._ended:
+                    break
         by_block = (
             objective_sums(self.X[rows], codes, self.dictionary, self.alpha)
             for rows, codes in self.codes
@@ -238,21 +296,30 @@ class FullBatchLearner:
             positive=self.positive_dict,
             generator=self.generator,
         )
+        if self._previous is not None:
+            self._previous = self._previous.clone()
+            self._previous[dead] = self.dictionary[dead]
+
+
+def _fall(losses: list[float]) -> float:
+    """Return by how much the objective fell, relative to its last value."""
+    return (losses[0] - losses[-1]) / losses[-1] if losses[-1] > 0 else 0.0
 
 
 def row_blocks(
-    n_rows: int,
-    n_components: int,
-    n_features: int,
-    generator: torch.Generator | None,
-    device: torch.device,
+    n_rows: int, size: int, generator: torch.Generator | None, device: torch.device
 ) -> list[Tensor]:
     """Return the row indices of each block, in random order if a generator is given."""
     if generator is None:
         order = torch.arange(n_rows)
     else:
         order = torch.randperm(n_rows, generator=generator)
+    return list(order.to(device).split(size))
+
+
+def block_size(n_components: int, n_features: int) -> int:
+    """Return the number of rows in a block of a full-batch fit."""
     # The cost of updating a large dictionary should be spread over more rows, but their codes must
     # fit into memory, and the rows too, where those of a sparse matrix are made dense.
     size = min(max(BLOCK_SIZE, n_components), max(BLOCK_SIZE, _BLOCK_CODES // n_components))
-    return list(order.to(device).split(max(1, min(size, _BLOCK_NUMBERS // n_features))))
+    return max(1, min(size, _BLOCK_NUMBERS // n_features))

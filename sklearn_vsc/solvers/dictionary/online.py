@@ -1,4 +1,4 @@
-"""Online dictionary learning: mini-batches, and statistics that decay.
+"""Online dictionary learning from a stream: statistics that decay.
 
 References
 ----------
@@ -7,9 +7,6 @@ Mairal, Bach, Ponce and Sapiro (2009), Online dictionary learning for sparse cod
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,20 +15,39 @@ from torch import Tensor
 from ..lasso.coders import Coder
 from ..missing import fill_missing, natural_reach, observed_residual
 from .accumulation import ObjectiveSums, objective_sums
-from .full_batch import Epoch
 from .renewal import idle_rows, renew_atoms
 from .statistics import Statistics
-from .update import update_dictionary
+from .update import different_rows, normalise_atoms, update_dictionary
 
 # Allowed distance of the codes of a mini-batch from their optimum, in units of alpha.
 _ACCURACY = 1e-2
 # An atom is renewed once this many rows per atom of the dictionary have gone by without using it.
 _PATIENCE = 10
+# Rows of a stream count in proportion to this power of the number of rows before them, less one.
+_GROWTH = 5
+# Sweeps over the atoms in each step; rows are not seen again, so atoms make the most of each step.
+_SWEEPS = 2
 
 
 @dataclass
 class OnlineLearner:
-    """Mini-batch learning from statistics that decay (Mairal et al. 2009)."""
+    """Learning from rows that come once, from statistics that decay (Mairal et al. 2009).
+
+    The dictionary is that of the end of the stream, so what early rows say about a bad dictionary
+    is soon forgotten, but the statistics always cover a fixed share of all rows so far.
+
+    Attributes
+    ----------
+    n_placed : int
+        Number of atoms that come from rows, the first ones. The others wait for rows of further
+        steps, and are not used before.
+    n_rows : int
+        Number of rows so far.
+    known : Tensor of shape (n_known, n_features)
+        Rows that came before, which further rows must differ from to become atoms.
+    forget : float or None
+        Share of the statistics that a step keeps; None: it follows from the number of rows.
+    """
 
     dictionary: Tensor
     alpha: float
@@ -41,7 +57,10 @@ class OnlineLearner:
     statistics: Statistics
     # Rows seen since each atom was last used.
     idle: Tensor
-    n_steps: int = 0
+    n_placed: int
+    known: Tensor
+    n_rows: int = 0
+    forget: float | None = None
 
     def step(self, X: Tensor) -> tuple[Tensor, ObjectiveSums]:
         """Code a mini-batch, then update the dictionary.
@@ -53,11 +72,15 @@ class OnlineLearner:
         objective : ObjectiveSums
             Objective of the rows at these codes, also before the update.
         """
-        codes = self.coder(X, self.dictionary, None, _ACCURACY)
+        self._place(X)
+        codes = self._codes(X)
         objective = objective_sums(X, codes, self.dictionary, self.alpha)
-        self.statistics.scale(forgetting(self.n_steps, len(X)))
+        self.statistics.scale(
+            forgetting(self.n_rows, len(X)) if self.forget is None else self.forget
+        )
         target = fill_missing(X, codes, self.dictionary, natural_reach(X))
         self.statistics.add(Statistics.change(target, None, codes))
+        self.n_rows += len(X)
         self.idle = idle_rows(self.idle, codes)
         self._renew(X, codes)
         self.dictionary = update_dictionary(
@@ -65,64 +88,41 @@ class OnlineLearner:
             self.statistics.code_gram,
             self.statistics.code_data,
             positive=self.positive_dict,
+            n_sweeps=_SWEEPS,
         )
-        self.n_steps += 1
         return codes, objective
 
-    def epochs(
-        self,
-        X: Tensor,
-        batch_size: int,
-        *,
-        shuffle: bool,
-        stopping: OnlineStopping,
-        on_step: Callable[[int, float, Tensor], None],
-    ) -> Iterator[Epoch]:
-        """Yield after each pass over the rows, or within one when the stopping rule is met.
+    def _place(self, X: Tensor) -> None:
+        """Put rows that differ from all atoms in the place of atoms that wait for them."""
+        n_waiting = len(self.dictionary) - self.n_placed
+        if not n_waiting:
+            return
+        known = normalise_atoms(
+            self.known.nan_to_num(), positive=self.positive_dict, generator=self.generator
+        )
+        atoms = different_rows(
+            X,
+            n_waiting,
+            torch.cat([self.dictionary[: self.n_placed], known]),
+            positive=self.positive_dict,
+            generator=self.generator,
+        )
+        self.dictionary = self.dictionary.clone()
+        self.dictionary[self.n_placed : self.n_placed + len(atoms)] = atoms
+        self.n_placed += len(atoms)
 
-        Parameters
-        ----------
-        X : Tensor of shape (n_rows, n_features)
-            Rows to visit repeatedly.
-        batch_size : int
-            Number of rows in a mini-batch.
-        shuffle : bool
-            Whether each pass visits the rows in a new random order.
-        stopping : OnlineStopping
-            Rule that ends learning.
-        on_step : callable
-            Called after each step with its index, the cost of the mini-batch and the dictionary.
-
-        Yields
-        ------
-        epoch : Epoch
-        """
-        order = torch.arange(len(X), device=X.device)
-        done = False
-        while True:
-            start, objective = time.perf_counter(), ObjectiveSums()
-            if shuffle:
-                order = torch.randperm(len(X), generator=self.generator).to(X.device)
-            for rows in order.split(batch_size):
-                before = self.dictionary
-                of_batch = self.step(X[rows])[1]
-                objective += of_batch
-                change = float(torch.linalg.matrix_norm(self.dictionary - before))
-                done = stopping.update(of_batch.mean, change / len(before), len(rows), len(X))
-                on_step(self.n_steps - 1, of_batch.mean, self.dictionary)
-                if done:
-                    break
-            yield Epoch(
-                self.dictionary,
-                objective,
-                self.statistics.copy(),
-                self.n_steps,
-                time.perf_counter() - start,
-                converged=done,
-            )
+    def _codes(self, X: Tensor) -> Tensor:
+        n_waiting = len(self.dictionary) - self.n_placed
+        if not n_waiting:
+            return self.coder(X, self.dictionary, None, _ACCURACY)
+        if not self.n_placed:
+            return X.new_zeros(len(X), n_waiting)
+        codes = self.coder(X, self.dictionary[: self.n_placed], None, _ACCURACY)
+        return torch.nn.functional.pad(codes, (0, n_waiting))
 
     def _renew(self, X: Tensor, codes: Tensor) -> None:
         dead = self.idle >= _PATIENCE * len(self.dictionary)
+        dead[self.n_placed :] = False
         if not dead.any():
             return
         self.statistics.clear(dead)
@@ -136,49 +136,10 @@ class OnlineLearner:
         )
 
 
-@dataclass
-class OnlineStopping:
-    """Stops when the dictionary hardly changes or the smoothed cost no longer improves.
+def forgetting(n_before: int, n_new: int) -> float:
+    """Return the share of the statistics that is kept when rows are added.
 
-    Attributes
-    ----------
-    tol : float
-        Stop when the Frobenius norm of the dictionary's change in a step, divided by the number of
-        atoms, is at most this; zero disables this rule.
-    max_no_improvement : int or None
-        Stop after this many consecutive steps without a new minimum of the smoothed cost; None
-        disables this rule.
+    Rows count in proportion to a power of the number of rows before them: the share is small at
+    first and tends to one.
     """
-
-    tol: float
-    max_no_improvement: int | None
-    _n_steps: int = 0
-    _smoothed: float | None = None
-    _lowest: float = math.inf
-    _n_failed: int = 0
-
-    def update(self, cost: float, change: float, batch_size: int, n_rows: int) -> bool:
-        """Record one step; return whether to stop."""
-        self._n_steps += 1
-        # The first steps, from a random dictionary, are not representative.
-        if self._n_steps <= min(100, n_rows / batch_size):
-            return False
-        weight = min(batch_size / (n_rows + 1), 1.0)
-        smoothed = cost if self._smoothed is None else self._smoothed
-        self._smoothed = smoothed + weight * (cost - smoothed)
-        if self._smoothed < self._lowest:
-            self._lowest, self._n_failed = self._smoothed, 0
-        else:
-            self._n_failed += 1
-        still = self.tol > 0 and change <= self.tol
-        limit = self.max_no_improvement
-        return still or (limit is not None and self._n_failed >= limit)
-
-
-def forgetting(n_steps: int, batch_size: int) -> float:
-    """Return the factor on past statistics, small at first so that the start is soon forgotten."""
-    if n_steps < batch_size - 1:
-        theta = (n_steps + 1) * batch_size
-    else:
-        theta = batch_size**2 + n_steps + 1 - batch_size
-    return (theta + 1 - batch_size) / (theta + 1)
+    return (n_before / (n_before + n_new)) ** _GROWTH

@@ -21,6 +21,8 @@ from .sparse_gram import CodeGram, SparseGram, update_by_pairs
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 # Number of atoms whose targets are computed in one matrix product.
 _PANEL = 32
+# Projections by which unit vectors are told apart, and one over the distance that counts.
+_N_PROJECTIONS, _RESOLUTION = 4, 1e4
 
 
 def update_dictionary(
@@ -180,6 +182,41 @@ def initial_dictionary(
     dictionary : Tensor of shape (n_components, n_features)
         Unit-norm atoms.
     """
+    atoms = torch.zeros(n_components, X.shape[1], dtype=X.dtype, device=X.device)
+    rows = different_rows(X, n_components, atoms[:0], positive=positive, generator=generator)
+    atoms[: len(rows)] = rows
+    return normalise_atoms(atoms, positive=positive, generator=generator)
+
+
+def different_rows(
+    X: Tensor | SparseRows,
+    n_rows: int,
+    atoms: Tensor,
+    *,
+    positive: bool = False,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draw rows that differ in direction from each other and from given atoms.
+
+    Parameters
+    ----------
+    X : Tensor of shape (n_samples, n_features)
+        Rows to draw from; zero rows are skipped. Missing entries, which are NaN, are filled with
+        the mean of the observed entries of their column.
+    n_rows : int
+        Number of rows wanted.
+    atoms : Tensor of shape (n_atoms, n_features)
+        Unit-norm atoms that the rows must differ from.
+    positive : bool, default=False
+        Whether negative parts of the rows are set to zero.
+    generator : torch.Generator
+        Source of randomness, on the CPU.
+
+    Returns
+    -------
+    rows : Tensor of shape (n_found, n_features)
+        Rows scaled to unit norm, ``n_rows`` of them or, if there are not as many, fewer.
+    """
     # Row maxima and minima need no temporary array of the size of X.
     highest = X.amax(1)
     if highest.isnan().any():
@@ -189,7 +226,28 @@ def initial_dictionary(
     if not positive:
         energetic |= X.amin(1) < 0
     energetic = energetic.nonzero().squeeze(1)
-    order = torch.randperm(len(energetic), generator=generator)[:n_components]
-    atoms = torch.zeros(n_components, X.shape[1], dtype=X.dtype, device=X.device)
-    atoms[: len(order)] = X[energetic[order.to(X.device)]]
-    return normalise_atoms(atoms, positive=positive, generator=generator)
+    order = energetic[torch.randperm(len(energetic), generator=generator).to(X.device)]
+    # Unit vectors are told apart by a few random projections, rounded: inner products of all pairs
+    # would take far more time and memory.
+    plane = torch.randn(X.shape[1], _N_PROJECTIONS, generator=generator).to(atoms)
+    seen = set(_keys(atoms, plane))
+    found: list[Tensor] = []
+    n_wanted = n_rows
+    # In most tables nearly all rows differ, so the first part is nearly always enough.
+    while len(order) and n_wanted:
+        drawn, order = order[:n_wanted], order[n_wanted:]
+        rows = normalise_atoms(X[drawn], positive=positive, generator=generator)
+        kept = []
+        for row, key in enumerate(_keys(rows, plane)):
+            if key not in seen:
+                seen.add(key)
+                kept.append(row)
+        found.append(rows[kept])
+        n_wanted -= len(kept)
+    return torch.cat(found) if found else atoms[:0]
+
+
+def _keys(rows: Tensor, plane: Tensor) -> list[tuple[int, ...]]:
+    """Return what unit vectors have in common only if they are the same up to rounding."""
+    places = (rows @ plane).mul_(_RESOLUTION).round_().long()
+    return list(map(tuple, places.tolist()))

@@ -101,10 +101,16 @@ class CoordinateDescent:
         Near means within ``distance`` times alpha, in units of unit-norm atoms. The result is not
         certified: use this for codes that will be visited again.
         """
-        moved, correlations = self._scaled_up(codes), self._scaled_down(X @ dictionary.T)
-        energy = np.zeros(len(X), correlations.dtype)
-        self._run(correlations, energy, moved, distance, -1.0, max_iter)
-        return self._scaled_back(moved, codes.device)
+        return self.visit(X @ dictionary.T, codes, distance, max_iter)[0]
+
+    def visit(
+        self, correlations: Tensor, codes: Tensor, distance: float, max_iter: int
+    ) -> tuple[Tensor, Tensor]:
+        """Do the same, given the inner products of rows and atoms; say which rows are done."""
+        moved, scaled = self._scaled_up(codes), self._scaled_down(correlations)
+        energy = np.zeros(len(scaled), scaled.dtype)
+        done = self._run(scaled, energy, moved, distance, -1.0, max_iter)[2]
+        return self._scaled_back(moved, codes.device), torch.from_numpy(done)
 
     def _scaled_up(self, codes: Tensor) -> NDArray:
         """Return a padded copy of codes, in units of unit-norm atoms."""

@@ -44,7 +44,7 @@ class GramFit:
     @classmethod
     def from_rows(cls, X: Tensor, dictionary: Tensor, gram: Tensor) -> Self:
         """Compute what is needed from the rows."""
-        return cls(gram, products(X, dictionary), X.square().sum(1))
+        return cls(gram, products_of_rows(X, dictionary), X.square().sum(1))
 
     def gradient(self, codes: Tensor) -> Tensor:
         return torch.addmm(self.correlations, codes, self.gram, beta=-1)
@@ -136,7 +136,7 @@ class MaskedFit:
         return type(self)(self.dictionary, self.X[rows], self.observed[rows], self.energy[rows])
 
 
-def products(X: Tensor, dictionary: Tensor, multiple: int = _PRODUCT_ROWS) -> Tensor:
+def products_of_rows(X: Tensor, dictionary: Tensor, multiple: int = _PRODUCT_ROWS) -> Tensor:
     """Return the inner products of rows and atoms, with the rows padded to a ``multiple``."""
     # Matrix products of few rows round differently from those of many, and the codes of a row
     # should not depend on the other rows of the batch.

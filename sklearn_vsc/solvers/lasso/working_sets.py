@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._rows import over_rows
-from .quadratic_fit import DataFit, MaskedFit, products
+from .quadratic_fit import DataFit, MaskedFit, products_of_rows
 from .stopping import LassoResult, Stopping
 
 # Atoms for which there is room in a working set at first; it grows as needed.
@@ -138,7 +138,7 @@ class WorkingSetDescent:
             left = block
             while len(left):
                 rest = torch.from_numpy(residual[left])
-                pulls = products(rest, self.dictionary, _PADDED_ROWS).numpy()
+                pulls = products_of_rows(rest, self.dictionary, _PADDED_ROWS).numpy()
                 stopped = np.zeros(len(left), np.bool_)
                 listed = left, pulls, stopped
 

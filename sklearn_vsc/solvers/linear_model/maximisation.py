@@ -20,6 +20,8 @@ from .sums import RowSums
 _SHARED_ROWS = 5.0
 # As if each atom had been seen in so many more rows, at its prior: an atom that no row uses stays.
 _ATOM_ROWS = 1.0
+# However much of the rows atoms fit, the noise is divided by at least this share of them.
+_LEAST_FREE = 0.05
 # Keeps the system of atoms that are always used together solvable.
 _RIDGE = 1e-9
 # Where that is too little, so much more, at most so many times.
@@ -59,6 +61,11 @@ class WhatIsLearned:
     scale: NDArray
     floor: NDArray
 
+    @property
+    def learns_density(self) -> bool:
+        """Whether densities are learned."""
+        return self.density in ("shared", "per_component")
+
 
 def maximise(
     model: SparseLinear, sums: RowSums, learned: WhatIsLearned, pressure: float = 1.0
@@ -76,10 +83,11 @@ def maximise(
     pressure : float
         Factor of the best noise variance.
     """
-    weights = _weights(sums)
+    present = model.present
+    weights, n_fitted = _weights(sums, present)
     atoms, intercept = weights[:-1], weights[-1]
-    noise, dense = _noise(model, sums, learned, weights)
-    density = _density(model, sums, learned)
+    noise, dense = _noise(model, sums, learned, weights, n_fitted)
+    density = _density(model, sums, learned, present)
     if learned.noise != "fixed":
         noise = np.maximum(pressure * noise, learned.floor)
     # The slab has a fixed scale: what the codes say of it goes into the atoms.
@@ -90,10 +98,16 @@ def maximise(
     )
 
 
-def _weights(sums: RowSums) -> NDArray:
-    """Return the best atoms and, below them, the best intercept."""
-    system = sums.design.copy()
-    system[:-1, :-1][np.diag_indices(len(system) - 1)] += sums.variance
+def _weights(sums: RowSums, present: NDArray) -> tuple[NDArray, float]:
+    """Return the best atoms and, below them, the best intercept; only some atoms are present.
+
+    And how many of the numbers that each feature has, one for each row, its atoms fit by their
+    freedom alone: the trace of what maps a feature to its fit, as in ridge regression.
+    """
+    used = np.append(present, len(sums.variance))
+    design = sums.design[np.ix_(used, used)]
+    system = design.copy()
+    system[:-1, :-1][np.diag_indices(len(present))] += sums.variance[present]
     # In units in which every code has the same size, so that rare ones are solved as well.
     unit = 1 / np.sqrt(np.maximum(system.diagonal(), 1e-12 * max(system.diagonal().max(), 1e-300)))
     system *= unit[:, None] * unit
@@ -106,23 +120,37 @@ def _weights(sums: RowSums) -> NDArray:
         except LinAlgError:
             # Sums in float32 of rows of very different weight may round to this.
             system[diagonal] += _LARGER_RIDGE
-    return unit[:, None] * cho_solve(factor, unit[:, None] * sums.data, check_finite=False)
+    found = np.zeros_like(sums.data)
+    scaled = unit[:, None] * sums.data[used]
+    found[used] = unit[:, None] * cho_solve(factor, scaled, check_finite=False)
+    fits = cho_solve(factor, unit[:, None] * design * unit, check_finite=False)
+    return found, float(np.trace(fits[:-1, :-1]))
 
 
 def _noise(
-    model: SparseLinear, sums: RowSums, learned: WhatIsLearned, weights: NDArray
+    model: SparseLinear,
+    sums: RowSums,
+    learned: WhatIsLearned,
+    weights: NDArray,
+    n_fitted: float,
 ) -> tuple[NDArray, NDArray]:
     """Return the best noise variances and dense columns."""
-    n_rows, atoms = float(sums.n_rows), weights[:-1]
+    # Rows that atoms were fitted to are nearer to them than others are.
+    n_rows = float(sums.n_rows)
+    n_free = max(n_rows - n_fitted, _LEAST_FREE * n_rows)
+    # Atoms that are zero add nothing, and there may be many.
+    used = np.append(model.present, len(weights) - 1)
+    weights, data, design = weights[used], sums.data[used], sums.design[np.ix_(used, used)]
+    atoms, variance = weights[:-1], sums.variance[used[:-1]]
     if len(model.dense):
-        cross = sums.data.T @ weights
-        scatter = sums.products - cross - cross.T + weights.T @ sums.design @ weights
-        scatter = (scatter + (atoms.T * sums.variance) @ atoms) / n_rows
+        cross = data.T @ weights
+        scatter = sums.products - cross - cross.T + weights.T @ design @ weights
+        scatter = (scatter + (atoms.T * variance) @ atoms) / n_free
         noise, dense = _factor_steps(model, scatter, learned)
     else:
-        fitted = np.einsum("kd,kd->d", weights, sums.design @ weights)
-        noise = sums.squares - 2 * np.einsum("kd,kd->d", weights, sums.data) + fitted
-        noise = (noise + sums.variance @ atoms**2) / n_rows
+        fitted = np.einsum("kd,kd->d", weights, design @ weights)
+        noise = sums.squares - 2 * np.einsum("kd,kd->d", weights, data) + fitted
+        noise = (noise + variance @ atoms**2) / n_free
         dense = model.dense
     if learned.noise == "fixed":
         return model.noise, dense
@@ -161,21 +189,26 @@ def _factor_steps(
     return noise, dense
 
 
-def _density(model: SparseLinear, sums: RowSums, learned: WhatIsLearned) -> NDArray:
+def _density(
+    model: SparseLinear, sums: RowSums, learned: WhatIsLearned, present: NDArray
+) -> NDArray:
     """Return the best densities, or those of before."""
-    if learned.density not in ("shared", "per_component"):
+    if not learned.learns_density:
         return model.density
     n_rows, best = float(sums.n_rows), model.slab.best_density
-    inclusion, size = sums.inclusion.mean(), sums.size.mean()
-    found = np.full_like(model.density, best(np.asarray(n_rows), inclusion, size))
+    all_inclusion, all_size = sums.inclusion[present], sums.size[present]
+    inclusion, size = all_inclusion.mean(), all_size.mean()
+    found = best(np.asarray(n_rows), inclusion, size)
     if learned.density == "per_component":
         # As many rows more as the others have on average.
         more = _ATOM_ROWS / n_rows
         found = best(
-            np.asarray(n_rows + _ATOM_ROWS), sums.inclusion + more * inclusion,
-            sums.size + more * size,
+            np.asarray(n_rows + _ATOM_ROWS), all_inclusion + more * inclusion,
+            all_size + more * size,
         )  # fmt: skip
-    return np.clip(found, LEAST_DENSITY, MOST_DENSITY)
+    density = model.density.copy()
+    density[present] = np.clip(found, LEAST_DENSITY, MOST_DENSITY)
+    return density
 
 
 def best_freedom(

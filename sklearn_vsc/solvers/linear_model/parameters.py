@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,6 +189,25 @@ class SparseLinear:
             np.full(n_components, density),
             slab,
         )
+
+    @property
+    def present(self) -> NDArray:
+        """Numbers of the atoms that are not zero; the codes of the others keep their priors."""
+        found = np.flatnonzero(self.atoms.any(axis=1))
+        return found if len(found) else np.arange(min(1, len(self.atoms)))
+
+    def only(self, numbers: NDArray) -> SparseLinear:
+        """Return the model with these atoms alone."""
+        return replace(self, atoms=self.atoms[numbers], density=self.density[numbers])
+
+    @property
+    def moments(self) -> tuple[NDArray, NDArray]:
+        """Mean and variance of each feature, where rows have no scales of their own."""
+        density, slab = self.density, self.slab
+        mean = density * slab.mean_size(density) if slab.positive else np.zeros_like(density)
+        variance = density * slab.mean_square(density) - mean**2
+        spread = self.noise + variance @ self.atoms**2 + (self.dense**2).sum(0)
+        return self.intercept + mean @ self.atoms, spread
 
     @property
     def priors(self) -> CodePriors:

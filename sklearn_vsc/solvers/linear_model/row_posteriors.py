@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -90,6 +90,11 @@ def infer(
     posteriors : RowPosteriors
         Of all rows.
     """
+    present = model.present
+    if len(present) < len(model.atoms):
+        start = None if start is None else start[:, present]
+        part = infer(model.only(present), X, stops, start, contrast, weight)
+        return _with_absent(model, present, part)
     n_rows, dtype = len(X), X.dtype
     found = Factors.empty(n_rows, len(model.atoms), dtype)
     contrasts, bound = np.ones(n_rows), np.empty(n_rows)
@@ -104,6 +109,27 @@ def infer(
         found.put(rows, solved.factors)
         contrasts[rows], bound[rows] = solved.contrast, solved.bound
     return RowPosteriors(found, contrasts, bound)
+
+
+def _with_absent(model: SparseLinear, present: NDArray, part: RowPosteriors) -> RowPosteriors:
+    """Add the codes whose atoms are zero, to which rows say nothing."""
+    density, slab = model.density, model.slab
+    size = density * slab.mean_size(density)
+    absent = {
+        "field": np.zeros_like(density),
+        "mean": size if slab.positive else np.zeros_like(density),
+        "second": density * slab.mean_square(density),
+        "inclusion": density,
+        "size": size,
+    }
+    found = {}
+    for name, value in vars(part.factors).items():
+        if name in absent:
+            found[name] = np.tile(absent[name].astype(value.dtype), (len(value), 1))
+            found[name][:, present] = value
+        else:
+            found[name] = value
+    return replace(part, factors=Factors(**found))
 
 
 def same_observed(X: NDArray) -> Iterator[tuple[NDArray, NDArray | None]]:

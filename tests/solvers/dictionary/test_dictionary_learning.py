@@ -8,10 +8,11 @@ import torch
 from sklearn_vsc.solvers.dictionary import full_batch as dictionary_learning
 from sklearn_vsc.solvers.dictionary.accumulation import ObjectiveSums, objective_sums
 from sklearn_vsc.solvers.dictionary.full_batch import FullBatchLearner, row_blocks
-from sklearn_vsc.solvers.dictionary.online import OnlineLearner, OnlineStopping, forgetting
+from sklearn_vsc.solvers.dictionary.online import OnlineLearner, forgetting
 from sklearn_vsc.solvers.dictionary.sparse_codes import SparseCodes
 from sklearn_vsc.solvers.dictionary.statistics import Statistics
-from sklearn_vsc.solvers.dictionary.update import initial_dictionary
+from sklearn_vsc.solvers.dictionary.stopping import MiniBatchStopping
+from sklearn_vsc.solvers.dictionary.update import different_rows, initial_dictionary
 from sklearn_vsc.solvers.lasso.coders import block_coder
 from sklearn_vsc.solvers.lasso.solve import solve_lasso
 
@@ -39,17 +40,22 @@ def objective(X, codes, dictionary):
 def full_batch(X, n_components=20, coder=code):
     generator = torch.Generator().manual_seed(0)
     dictionary = initial_dictionary(X, n_components, generator=generator)
-    blocks = row_blocks(len(X), n_components, generator, X.device)
+    size = dictionary_learning.block_size(n_components, X.shape[1])
+    blocks = row_blocks(len(X), size, generator, X.device)
     codes = SparseCodes(blocks, n_components, X.dtype)
     return FullBatchLearner(X, codes, dictionary, ALPHA, coder, False, generator)
 
 
-def online(X, n_components=20):
+def online(X, n_components=20, n_placed=None):
     generator = torch.Generator().manual_seed(0)
     dictionary = initial_dictionary(X, n_components, generator=generator)
+    n_placed = n_components if n_placed is None else n_placed
     idle = torch.zeros(n_components, dtype=torch.int64)
     statistics = Statistics.zeros_like(dictionary)
-    return OnlineLearner(dictionary, ALPHA, code, False, generator, statistics, idle)
+    known = X[:0]
+    return OnlineLearner(
+        dictionary, ALPHA, code, False, generator, statistics, idle, n_placed, known
+    )
 
 
 @pytest.mark.parametrize("coder", [code, code_by_fista], ids=["cd", "fista"])
@@ -186,28 +192,69 @@ def test_sums_of_blocks_add_up():
     assert math.isnan(ObjectiveSums().mean)
 
 
-def test_statistics_decay_fast_at_first_and_slowly_later():
-    factors = [forgetting(step, 10) for step in range(200)]
-    assert factors[0] == pytest.approx(1 / 11)
-    assert np.all(np.diff(factors) > 0)
-    assert 0.9 < factors[100] < 1
-    assert forgetting(0, 1) == pytest.approx(0.5) and forgetting(99, 1) == pytest.approx(100 / 101)
+def test_statistics_of_a_stream_cover_a_fixed_share_of_its_rows():
+    """However the rows come, their weights are n ** 5 - (n - m) ** 5, to a common factor."""
+    for chunks in ([10] * 30, [1] * 40, [100, 1, 7, 50]):
+        weights, n_rows = np.zeros(0), 0
+        for size in chunks:
+            weights = np.append(forgetting(n_rows, size) * weights, size)
+            n_rows += size
+        ends = np.cumsum(chunks)
+        expected = np.array(chunks) * (ends / n_rows) ** 5
+        np.testing.assert_allclose(weights, expected, rtol=1e-12)
 
 
 def test_online_steps_lower_the_objective():
     X = rows(600)
     learner = online(X)
     before = solve_lasso(X, learner.dictionary, ALPHA).objective.mean()
-    stopping = OnlineStopping(0.0, None)
-    steps = []
-    epochs = learner.epochs(
-        X, 50, shuffle=True, stopping=stopping, on_step=lambda *step: steps.append(step[0])
-    )
-    for epoch in itertools.islice(epochs, 10):
-        assert not epoch.converged
-    assert steps == list(range(120))
-    after = solve_lasso(X, epoch.dictionary, ALPHA).objective.mean()
+    for _ in range(3):
+        for part in X.split(50):
+            codes, sums = learner.step(part)
+            assert sums.n_rows == len(codes) == 50
+    after = solve_lasso(X, learner.dictionary, ALPHA).objective.mean()
     assert after < 0.95 * before
+
+
+def test_with_forget_a_step_keeps_that_share_of_the_statistics():
+    X = rows(100)
+    learner = online(X)
+    learner.forget = 0.25
+    learner.step(X[:50])
+    before = learner.statistics.copy()
+    codes, _ = learner.step(X[50:])
+    expected = 0.25 * before.code_gram + codes.T @ codes
+    torch.testing.assert_close(learner.statistics.code_gram, expected)
+
+
+def test_atoms_wait_for_different_rows():
+    X = rows(30)
+    learner = online(X, n_placed=0)
+    for part in (X[:1], X[:1], X[:8], torch.zeros(2, 12, dtype=X.dtype), 2 * X[:8], X[8:30]):
+        codes, _ = learner.step(part)
+        learner.known = torch.cat([learner.known, part])
+        n_placed = learner.n_placed
+        assert not codes[:, n_placed:].any()
+        if len(part) == 8:
+            # The second row is new, the first is known, and multiples of rows are no new ones.
+            assert n_placed == 8
+    assert learner.n_placed == 20
+    assert torch.linalg.matrix_rank(learner.dictionary) == 12
+
+
+def test_different_rows_differ_in_direction():
+    X = rows(6)
+    table = torch.cat([X, 3 * X, X[:0], torch.zeros(3, 12, dtype=X.dtype), X])
+    generator = torch.Generator().manual_seed(0)
+    units = X / X.norm(dim=1, keepdim=True)
+    for n_rows, n_found in ((4, 4), (6, 6), (9, 6)):
+        found = different_rows(table, n_rows, table[:0], generator=generator)
+        assert found.shape == (n_found, 12)
+        nearest = (found @ units.T).round(decimals=9).argmax(1)
+        assert len(set(nearest.tolist())) == n_found
+        torch.testing.assert_close(found, units[nearest])
+    others = different_rows(table, 9, units[:4], generator=generator)
+    assert sorted((others @ units.T).argmax(1).tolist()) == [4, 5]
 
 
 def test_online_renews_atoms_that_stay_idle():
@@ -220,13 +267,47 @@ def test_online_renews_atoms_that_stay_idle():
     assert ((codes != 0).sum(0) > 0).all()
 
 
-def test_online_stopping_rules():
-    still = OnlineStopping(tol=1e-3, max_no_improvement=None)
-    assert [still.update(1.0, 1e-4, 10, 20) for _ in range(3)] == [False, False, True]
-    never = OnlineStopping(tol=0.0, max_no_improvement=None)
-    assert not any(never.update(1.0, 0.0, 10, 20) for _ in range(50))
-    stalled = OnlineStopping(tol=0.0, max_no_improvement=3)
-    answers = [stalled.update(1.0 + step, 1.0, 10, 20) for step in range(6)]
-    assert answers == [False] * 5 + [True]
-    improving = OnlineStopping(tol=0.0, max_no_improvement=3)
-    assert not any(improving.update(1.0 / (1 + step), 1.0, 10, 20) for step in range(50))
+def test_mini_batch_stopping_rules():
+    still = MiniBatchStopping(tol=1e-3, max_no_improvement=None)
+    assert [still.update(step % 2, 1.0, 1e-4, 2) for step in range(3)] == [False, False, True]
+    never = MiniBatchStopping(tol=0.0, max_no_improvement=None)
+    assert not any(never.update(step % 2, 1.0, 0.0, 2) for step in range(50))
+    # Mini-batches that differ are compared with themselves.
+    costs = [5.0, 1.0, 4.9, 0.9, 4.8, 0.8, 4.8, 0.8, 4.9, 0.8]
+    stalled = MiniBatchStopping(tol=0.0, max_no_improvement=3)
+    answers = [stalled.update(step % 2, cost, 1.0, 2) for step, cost in enumerate(costs)]
+    assert answers == [False] * 8 + [True, True]
+
+
+def test_mini_batches_reach_the_objective_of_full_batches(monkeypatch):
+    X = rows(600)
+
+    def loss_after(n_passes, block_size):
+        monkeypatch.setattr(dictionary_learning, "BLOCK_SIZE", block_size)
+        return next(itertools.islice(full_batch(X).epochs(0.0, True), n_passes - 1, None)).loss
+
+    assert loss_after(30, 50) < 1.01 * loss_after(30, 600)
+
+
+def test_momentum_learns_in_fewer_passes(monkeypatch):
+    # With one block nothing else is extrapolated.
+    X = rows(400)
+
+    def loss_after(n_passes):
+        return next(itertools.islice(full_batch(X).epochs(0.0, True), n_passes, None)).loss
+
+    ahead = loss_after(15)
+    monkeypatch.setattr(dictionary_learning, "_MOMENTUM", 0.0)
+    monkeypatch.setattr(dictionary_learning, "_MOST_MOMENTUM", 0.0)
+    assert ahead < loss_after(20)
+
+
+def test_by_default_learning_ends_near_the_limit():
+    losses = [epoch.loss for epoch in itertools.islice(full_batch(rows()).epochs(0.0, True), 300)]
+    epochs = full_batch(rows()).epochs(None, True)
+    for epoch in epochs:
+        if epoch.converged:
+            break
+    # Rows of noise, without a dictionary to find, are learned slowest.
+    assert epoch.loss < 1.02 * losses[-1]
+    assert epoch.n_steps < 100

@@ -8,6 +8,7 @@ import pytest
 from linear_problems import CONVERGED, covariance, draw_rows, learned, random_model
 from numpy.testing import assert_allclose, assert_array_equal
 
+from sklearn_vsc._models.sparse_linear import draw_codes
 from sklearn_vsc.solvers.linear_model import maximisation
 from sklearn_vsc.solvers.linear_model.learner import Learner
 from sklearn_vsc.solvers.linear_model.maximisation import maximise
@@ -22,7 +23,8 @@ each_scale = pytest.mark.parametrize("row_scale", [None, "noise", "contrast"])
 
 @pytest.fixture
 def no_shrinkage(monkeypatch):
-    """Maximum likelihood alone: no rows that are made up."""
+    """Maximum likelihood alone: no rows that are made up, nor any that fitting atoms uses up."""
+    monkeypatch.setattr(maximisation, "_LEAST_FREE", 1.0)
     monkeypatch.setattr(maximisation, "_SHARED_ROWS", 0.0)
     monkeypatch.setattr(maximisation, "_ATOM_ROWS", 0.0)
     monkeypatch.setattr(maximisation, "_RIDGE", 0.0)
@@ -252,3 +254,73 @@ def test_no_pass_lowers_the_mean_bound_whatever_is_learned(
         assert np.diff(bounds).min() > -1e-6
         if noise == "fixed":
             assert_array_equal(model.noise, start.noise)
+
+
+def test_noise_is_unbiased_where_atoms_fit_few_rows(monkeypatch):
+    # Known codes: the regression on them uses up one row for each atom.
+    monkeypatch.setattr(maximisation, "_SHARED_ROWS", 0.0)
+    rng = np.random.default_rng(0)
+    n_rows, n_atoms, n_features, noise = 40, 15, 400, 0.7
+    truth = replace(
+        random_model(n_atoms, n_features, 0, "gaussian"), noise=np.full(n_features, noise)
+    )
+    codes = rng.standard_normal((n_rows, n_atoms))
+    codes -= codes.mean(0)
+    rows = codes @ truth.atoms + math.sqrt(noise) * rng.standard_normal((n_rows, n_features))
+    found = infer(truth, rows, CONVERGED)
+    known = replace(
+        found.factors, mean=codes, second=codes**2, inclusion=np.ones_like(codes),
+        size=np.abs(codes),
+    )  # fmt: skip
+    sums = sums_of_rows(truth, rows, replace(found, factors=known))
+    estimate = maximise(truth, sums, learned(n_features)).noise.mean()
+    # The intercept is left out: it uses up one row of the forty.
+    expected = noise * (n_rows - n_atoms - 1) / (n_rows - n_atoms)
+    error = noise * math.sqrt(2 / (n_features * (n_rows - n_atoms)))
+    assert abs(estimate - expected) < 4 * error
+
+
+def test_atoms_of_zero_change_nothing():
+    model, rng = random_model(5, N_FEATURES, 0, "laplace"), np.random.default_rng(3)
+    rows = draw_rows(model, 30)
+    atoms, density = np.zeros((9, N_FEATURES)), rng.uniform(0.05, 0.4, 9)
+    places = np.array([1, 2, 4, 7, 8])
+    atoms[places], density[places] = model.atoms, model.density
+    larger = replace(model, atoms=atoms, density=density)
+    alone, beside = infer(model, rows, CONVERGED), infer(larger, rows, CONVERGED)
+    assert_allclose(beside.bound, alone.bound, rtol=1e-12)
+    absent = np.setdiff1d(np.arange(9), places)
+    for name in ("mean", "second", "inclusion", "size"):
+        values = getattr(beside.factors, name)
+        assert_array_equal(values[:, places], getattr(alone.factors, name))
+    # Rows say nothing of the others, which follow their priors.
+    slab, share = model.slab, density[absent]
+    assert_allclose(beside.factors.inclusion[:, absent], np.tile(share, (30, 1)))
+    expected = np.tile(share * slab.mean_square(share), (30, 1))
+    assert_allclose(beside.factors.second[:, absent], expected)
+    assert not beside.factors.mean[:, absent].any()
+    # And learning goes the same way.
+    next_alone = maximise(model, sums_of_rows(model, rows, alone), learned(N_FEATURES))
+    next_beside = maximise(larger, sums_of_rows(larger, rows, beside), learned(N_FEATURES))
+    assert_allclose(next_beside.atoms[places], next_alone.atoms, rtol=1e-9)
+    assert not next_beside.atoms[absent].any()
+    assert_allclose(next_beside.noise, next_alone.noise, rtol=1e-9)
+    assert_allclose(next_beside.density[places], next_alone.density, rtol=1e-9)
+    assert_array_equal(next_beside.density[absent], share)
+
+
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("slab", ["laplace", "gaussian", "thresholded"])
+def test_moments_are_those_of_drawn_rows(slab, positive):
+    model = random_model(5, N_FEATURES, 2, slab)
+    model = replace(
+        model, slab=replace(model.slab, positive=positive), intercept=np.arange(N_FEATURES) / 3
+    )
+    rng = np.random.default_rng(2)
+    codes, shape = draw_codes(model, 200_000, rng), (200_000, N_FEATURES)
+    rows = model.intercept + codes @ model.atoms + rng.normal(size=(len(codes), 2)) @ model.dense
+    rows += rng.normal(size=shape) * np.sqrt(model.noise)
+    mean, variance = model.moments
+    error = np.sqrt(variance / len(rows))
+    assert (np.abs(rows.mean(0) - mean) < 5 * error).all()
+    assert_allclose(rows.var(0), variance, rtol=0.03)

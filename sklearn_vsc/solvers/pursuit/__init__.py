@@ -1,0 +1,1 @@
+"""Orthogonal matching pursuit, and least squares on a support that is given."""
