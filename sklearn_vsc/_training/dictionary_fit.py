@@ -144,7 +144,8 @@ class DictionaryFit:
         noise = _best_noise_variance(self.options, noise_blocks(), dictionary)
         seen = learned.seen
         seen.n_uses, seen.n_rows = to_numpy(n_uses), len(rows)
-        sample = to_numpy(dense(rows[:: math.ceil(len(rows) / _SAMPLE_ROWS)]))
+        n_most = min(_SAMPLE_ROWS, _n_recent(rows.shape[1]))
+        sample = to_numpy(dense(rows[:: math.ceil(len(rows) / n_most)]))
         seen.recent = _recent(sample[:0], sample)
         return replace(learned, noise_variance=noise)
 
@@ -231,10 +232,15 @@ def _before_stream(
 
 def _recent(before: NDArray, X: NDArray) -> NDArray:
     """Return the latest rows, with those of X."""
-    n_kept = max(_LEAST_RECENT, min(_RECENT_ROWS, _RECENT_NUMBERS // X.shape[1]))
+    n_kept = _n_recent(X.shape[1])
     if len(X) >= n_kept:
         return X[-n_kept:].copy()
     return np.concatenate([before[max(0, len(before) + len(X) - n_kept) :], X])
+
+
+def _n_recent(n_features: int) -> int:
+    """Return how many rows `partial_fit` keeps at most."""
+    return max(_LEAST_RECENT, min(_RECENT_ROWS, _RECENT_NUMBERS // n_features))
 
 
 def noise_of_recent_rows(options: LearningOptions, recent: NDArray, components: NDArray) -> float:
