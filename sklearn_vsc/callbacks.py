@@ -167,7 +167,7 @@ class ScoreMonitor(ScoringMonitor):
     >>> from sklearn_vsc.callbacks import ScoreMonitor
     >>> X = load_digits().data[:200]
     >>> monitor = ScoreMonitor()
-    >>> learner = FISTADictionaryLearner(10, max_iter=3, random_state=0)
+    >>> learner = FISTADictionaryLearner(10, max_iter=3, tol=0, random_state=0)
     >>> learner = learner.set_callbacks(monitor).fit(X)
     >>> scores = [row["score"] for row in monitor.get_logs().data if row["task_name"] == "epoch"]
     >>> len(scores)

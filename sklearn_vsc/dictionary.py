@@ -138,8 +138,7 @@ class FISTADictionaryLearner(LassoCoder):
         the rows.
 
     warm_start : bool, default=False
-        Whether ``fit`` starts from the dictionary of the last fit, if there is one of the same
-        shape.
+        Whether ``fit`` continues from the last fit.
 
     transform_algorithm : str, default='auto'
         Coder used in ``transform``. 'auto', 'lasso_cd' and 'fista' solve the lasso by the methods

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..latents import LatentFamily, SpikeSlab, Thresholded
 from ..likelihoods import GaussianLikelihood
+from ..solvers.linear_model.first_atoms import lasso_atoms
 from ..solvers.linear_model.learner import FIRST_DENSITY, atoms_for
 from ..solvers.linear_model.maximisation import WhatIsLearned
 from ..solvers.linear_model.parameters import LEAST_DENSITY, Slab, SparseLinear
@@ -23,6 +24,10 @@ from .sparse_linear import SparseLinearModel
 
 # Share of the variance of the rows that codes of the prior start with.
 _INITIAL_POWER = 0.5
+# With this number of rows for each atom, a lasso finds the first atoms.
+_ROWS_OF_LASSO = 4
+# Noise on the first atoms, of unit norm or in the unit of the rows.
+_LITTLE, _SOME = 1e-3, 0.1
 # Degrees of freedom that learning them starts from.
 _INITIAL_FREEDOM = 10.0
 # A noise variance is at least this share of the variance of its feature, or of all features.
@@ -241,14 +246,21 @@ def _check_proportion(given: NDArray, overall: float, asked: float | NDArray | s
 def _first_atoms(
     rows: NDArray, n_components: int, density: NDArray, slab: Slab, rng: np.random.Generator
 ) -> NDArray:
-    """Return atoms in the directions of random rows, which have features of one size."""
+    """Return atoms for rows that have features of one size.
+
+    Where there are several rows for each atom, a lasso finds them; else they have the directions
+    of random rows, and noise makes those of equal or zero rows differ.
+    """
     n_features = rows.shape[1]
-    atoms = rows[rng.permutation(len(rows))[:n_components]]
-    missing = n_components - len(atoms)
-    atoms = np.concatenate([atoms, rng.standard_normal((missing, n_features))])
-    # Noise makes atoms from equal or zero rows differ.
-    size = math.sqrt(float(np.mean(rows**2))) or 1.0
-    atoms = atoms + 0.1 * size * rng.standard_normal(atoms.shape)
+    if len(rows) >= _ROWS_OF_LASSO * n_components:
+        atoms = lasso_atoms(rows, n_components, rng, positive=slab.positive)
+        noise = _LITTLE
+    else:
+        atoms = rows[rng.permutation(len(rows))[:n_components]]
+        missing = n_components - len(atoms)
+        atoms = np.concatenate([atoms, rng.standard_normal((missing, n_features))])
+        noise = _SOME * (math.sqrt(float(np.mean(rows**2))) or 1.0)
+    atoms = atoms + noise * rng.standard_normal(atoms.shape)
     power = _INITIAL_POWER * n_features / n_components / (density * slab.mean_square(density))
     return atoms * np.sqrt(power / np.sum(atoms**2, axis=1))[:, None]
 

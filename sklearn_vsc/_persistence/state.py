@@ -219,21 +219,22 @@ _LATER_PARAMETERS = {
 }
 # The same of estimators that code rows by the lasso.
 _LATER_CODER_PARAMETERS = {"refit": False}
-
-
-# The same for dictionary learners.
+# The same of dictionary learners.
 _LATER_LEARNER_PARAMETERS = {"forget": None, "n_init": 1, "warm_start": False, "density": None}
 
 
 def _upgrade_parameters(config: dict[str, Any], names: Iterable[str]) -> None:
     """Add the parameters that version 0.1 did not have, where it wrote the file."""
     written = config["parameters"]
-    if "forget" in names and isinstance(written, dict) and "forget" not in written:
-        config["parameters"] = _LATER_LEARNER_PARAMETERS | written
-    if "solver" in names and isinstance(written, dict) and "_offset" in config["fitted"]:
-        config["parameters"] = _LATER_PARAMETERS | written
-    if "transform_alpha" in names and isinstance(written, dict):
-        config["parameters"] = _LATER_CODER_PARAMETERS | written
+    if not isinstance(written, dict):
+        return
+    if "solver" in names and "_offset" in config["fitted"]:
+        written = _LATER_PARAMETERS | written
+    if "transform_alpha" in names:
+        written = _LATER_CODER_PARAMETERS | written
+    if "forget" in names:
+        written = _LATER_LEARNER_PARAMETERS | written
+    config["parameters"] = written
 
 
 def _upgrade(state: dict[str, Any], kept: dict[str, Any], names: Iterable[str] = ()) -> None:

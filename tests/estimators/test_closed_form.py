@@ -154,7 +154,9 @@ def test_samples_have_the_moments_of_the_model(params):
     expected = (W.T * variance) @ W + dense.T @ dense + np.diag(model.noise_variance_)
     spread = np.sqrt(np.diag(expected))
     assert_allclose((X.mean(0) - model.intercept_ - mean @ W) / spread, 0, atol=0.03)
-    assert_allclose((np.cov(X.T) - expected) / np.outer(spread, spread), 0, atol=0.05)
+    # The standard error of the mean square of the rarest Laplace code, relative to it.
+    error = np.sqrt(6 / (density.min() * len(X)))
+    assert_allclose((np.cov(X.T) - expected) / np.outer(spread, spread), 0, atol=4 * error)
 
 
 @each

@@ -57,7 +57,7 @@ OWN = {
     "alpha": [
         Own(
             "C F",
-            ("It is also", "Latent vectors", "It has the unit", "With ``alpha=0``"),
+            ("It is also", "Latent vectors", "It has the unit", "With ``alpha=0``", "See"),
             "SCVAE has a network before the codes; codes of the learner have the unit of X",
         )
     ],
@@ -68,7 +68,17 @@ OWN = {
             "other priors, and other parameters that describe them",
         )
     ],
-    "density": [Own("V S", ("Used ",), "another parameter decides whether it applies")],
+    "density": [
+        Own("V S", ("Used ",), "another parameter decides whether it applies"),
+        Own(
+            "VS F",
+            (
+                *("type", "default", "Prior", "'learned'", "'per_component'", "Both", "With a"),
+                *("'auto'", "Share", "``alpha``", "Used"),
+            ),
+            "the lasso has no prior probability of a code",
+        ),
+    ],
     "encoder": [
         Own("V S C", ("'auto':",), "defaults were measured for each class"),
         Own("VS C", ("type", "'lista':", "A linear layer", "Residual"), "grids of latent vectors"),
@@ -118,16 +128,19 @@ OWN = {
     "objective": [Own("V S", ("Unbiased gradients",), "SparseVAE alone has such gradients")],
     "batch_size": [
         Own(
-            "VSC F", ("type", "default", "'auto':", "With mini", "None:"), "full batches by default"
+            "VSC F",
+            ("type", "default", "'auto':", "What a mini", "None:"),
+            "full batches by default",
         ),
         Own("VS CF", ("With ``solver",), "closed forms take larger batches"),
     ],
     "n_iter_no_change": [Own("VS C", ("With ``solver",), "closed forms stop by their own rule")],
     "learning_rate_init": [Own("VS C", ("default",), "measured for each class")],
     "tol": [
-        Own("VSC F", ("Smallest", "Full batch:", "Mini-batch:"), "different rules"),
-        Own("VS C F", ("default",), "different rules"),
-        Own("VS CF", ("type", "With ``solver", "'auto':"), "closed forms"),
+        Own("VSC F", ("Smallest", "A number", "With zero", "When ``max"), "different rules"),
+        Own("VS C F", ("'auto':",), "different rules"),
+        Own("VSF C", ("type", "default"), "closed forms and the lasso have a rule of their own"),
+        Own("VS CF", ("With ``solver",), "closed forms"),
         Own("VS C", ("Smallest",), "closed forms"),
     ],
     "n_refine": [Own("V S", ("Sweeps need",), "each has its own gates")],
@@ -140,18 +153,22 @@ OWN = {
     "verbose": [Own("VSC F", ("The bar",), "skorch has its own bar")],
     "device": [Own("VSC F", ("'accelerate':",), "the learner does not share its rows")],
     "components_": [
-        Own("VSC F", ("Where the decoder", "Its atoms"), "other decoders; the learner's norm"),
+        Own(
+            "VSC F",
+            ("Where the", "Its atoms", "With ``partial"),
+            "other decoders; the learner's norm",
+        ),
         Own("VSF C", ("It shows", "Codes on a grid"), "the atoms of SCVAE are not rows"),
     ],
     "component_usage_": [
         Own("VSC F", ("A row uses", "After an interrupted"), "counted during the fit")
     ],
     "noise_variance_": [
-        Own("VSC F", ("NaN", "It is s2"), "the lasso has one likelihood"),
+        Own("VSC F", ("NaN", "It is s2", "After"), "the lasso has one likelihood"),
         Own("VS CF", ("type",), "closed forms learn one for each feature"),
     ],
     "history_": [
-        Own("VSC F", ("``loss``", "The other", "Full batch", "Mini-batch"), "different objectives"),
+        Own("VSC F", ("``loss``", "The other", "These values"), "different objectives"),
         Own("VS C F", ("The loss", "``log_likelihood``", "``kl`` is", "With"), "different parts"),
         Own("VS CF", ("``density``",), "the codes of the others are not random"),
         Own("V S CF", ("``kl`` belongs", "It is recorded"), "thresholds; priors without gates"),
