@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ._base.coder import Posterior
 from ._base.lasso_coder import LassoCoder
@@ -24,7 +24,8 @@ from ._rows.array_api import follows_fit, follows_input, learns_from_input
 from ._rows.arrays import draw_seed, private_random_state
 from ._rows.compat import Interval, StrOptions, fit_context
 from ._rows.numbers import check_count
-from ._rows.sources import held_rows
+from ._rows.sources import batches_of
+from ._rows.sparse_output import dense_blocks, dense_rows
 from ._rows.user_warnings import warn_user
 from ._training.density import DensityFit
 from ._training.dictionary_fit import DictionaryFit, coder_of_fit, noise_of_recent_rows, take_step
@@ -351,7 +352,7 @@ class FISTADictionaryLearner(LassoCoder):
         "_seen": (
             SeenRows,
             {
-                "code_gram": ("K", "K"),
+                "code_gram": np.ndarray,
                 "code_data": ("K", "D"),
                 "idle": ("K",),
                 "n_uses": ("K",),
@@ -432,14 +433,16 @@ class FISTADictionaryLearner(LassoCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
+    def fit(self, X: ArrayLike | Dataset | DataLoader, y: Any = None) -> Self:
         """Learn the dictionary from the rows of X.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
-            Training rows; NaN is a missing entry. The rows of a dataset, whose items are rows or
-            tuples that begin with one, are read into memory.
+        X : array-like or sparse matrix of shape (n_samples, n_features), Dataset or DataLoader
+            Training rows; NaN is a missing entry. Entries that a sparse matrix does not store are
+            zeros, and its rows are made dense block by block; where values are missing, all of
+            them. The rows of a torch dataset, whose items are rows or tuples that begin with one,
+            or of a data loader are read into memory.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -458,7 +461,7 @@ class FISTADictionaryLearner(LassoCoder):
         # Before there is a dictionary Ctrl-C ends the fit, and after that only the passes.
         with HeldInterrupts() as interrupts:
             with unchanged_on_error(self):
-                X, size = self._rows_and_size(held_rows(X), reset=True)
+                X, size = self._rows_and_size(X, reset=True)
                 if self.density is None:
                     check_alpha(self.alpha, size)
                 self._draw_seeds()
@@ -479,13 +482,14 @@ class FISTADictionaryLearner(LassoCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def partial_fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
+    def partial_fit(self, X: ArrayLike | Dataset | DataLoader, y: Any = None) -> Self:
         """Take one online step: code the rows of X, then update the dictionary.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
-            Rows of one mini-batch; NaN is a missing entry.
+        X : array-like or sparse matrix of shape (n_samples, n_features), Dataset or DataLoader
+            Rows of one mini-batch; NaN is a missing entry. Each batch of a torch data loader is a
+            mini-batch, and takes a step.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -504,20 +508,25 @@ class FISTADictionaryLearner(LassoCoder):
             is then as it was before the call.
         """
         with unchanged_on_error(self):
-            first = not hasattr(self, "components_")
-            X, size = self._rows_and_size(held_rows(X), reset=first)
-            if first:
-                if self.density is not None:
-                    raise ValueError(
-                        f"density={self.density!r}: fit finds the alpha that gives this density, "
-                        "partial_fit cannot. Call fit first, or set alpha in place of density."
-                    )
-                check_alpha(self.alpha, size)
-                self._draw_seeds()
-            before = None if first else self._kept_so_far()
-            alpha = self._weight
-            self._keep(take_step(self._options(alpha), X, self._seed, before), alpha, warn=False)
+            for batch in batches_of(X) if isinstance(X, DataLoader) else (X,):
+                self._step(batch)
         return self
+
+    def _step(self, X: Any) -> None:
+        """Take one online step."""
+        first = not hasattr(self, "components_")
+        X, size = self._rows_and_size(X, reset=first)
+        if first:
+            if self.density is not None:
+                raise ValueError(
+                    f"density={self.density!r}: fit finds the alpha that gives this density, "
+                    "partial_fit cannot. Call fit first, or set alpha in place of density."
+                )
+            check_alpha(self.alpha, size)
+            self._draw_seeds()
+        before, alpha = None if first else self._kept_so_far(), self._weight
+        X = dense_rows(X, slice(None))
+        self._keep(take_step(self._options(alpha), X, self._seed, before), alpha, warn=False)
 
     @follows_input
     def score_samples(self, X: ArrayLike) -> NDArray:
@@ -543,7 +552,8 @@ class FISTADictionaryLearner(LassoCoder):
             proper prior.
         """
         X = self._validate_rows(X, reset=False)
-        return self._model().bounds(X)
+        model = self._model()
+        return np.concatenate([model.bounds(block) for block in dense_blocks(X)])
 
     @follows_input
     def posterior(self, X: ArrayLike) -> Posterior:
@@ -568,7 +578,9 @@ class FISTADictionaryLearner(LassoCoder):
             proper prior.
         """
         X = self._validate_rows(X, reset=False)
-        return Posterior(*self._model().posterior(X))
+        model = self._model()
+        parts = [model.posterior(block) for block in dense_blocks(X)]
+        return Posterior(*map(np.concatenate, zip(*parts, strict=True)))
 
     @follows_input
     def sample_posterior(self, X: ArrayLike, n_draws: int = 1) -> NDArray:
@@ -595,7 +607,9 @@ class FISTADictionaryLearner(LassoCoder):
         """
         n_draws = check_count(n_draws, "n_draws")
         X = self._validate_rows(X, reset=False)
-        return self._model().sample_posterior(X, n_draws)
+        model = self._model()
+        parts = [model.sample_posterior(block, n_draws) for block in dense_blocks(X)]
+        return np.concatenate(parts, axis=1)
 
     @follows_fit
     def sample(self, n_samples: int = 1) -> NDArray:
@@ -637,7 +651,8 @@ class FISTADictionaryLearner(LassoCoder):
     def _code_divergence(self, X: ArrayLike) -> NDArray:
         """KL of each code's posterior from its prior, nats, (n_samples, n_components)."""
         X = self._validate_rows(X, reset=False)
-        return self._model().code_divergence(X)
+        model = self._model()
+        return np.concatenate([model.code_divergence(block) for block in dense_blocks(X)])
 
     def _model(self) -> LassoModel:
         """Return the generative model of the score."""

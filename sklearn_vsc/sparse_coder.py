@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.utils.validation import check_array
 
 from ._base.lasso_coder import LassoCoder
@@ -19,7 +20,7 @@ from ._inference.row_coder import (
     check_n_nonzero,
 )
 from ._rows.array_api import Home, at_the_door, learns_from_input, to_host
-from ._rows.arrays import resolve_device
+from ._rows.arrays import resolve_device, row_slices, rows_at_once
 from ._rows.compat import Interval, StrOptions, fit_context, validate_params
 from ._rows.missing import check_observed
 from ._rows.threads import fair_share_of_cores
@@ -244,7 +245,7 @@ class SparseCoder(LassoCoder):
 
 @validate_params(
     {
-        "X": ["array-like"],
+        "X": ["array-like", "sparse matrix"],
         "dictionary": ["array-like"],
         "gram": ["array-like", None],
         "cov": ["array-like", None],
@@ -286,7 +287,7 @@ def sparse_encode(
 
     Parameters
     ----------
-    X : array-like of shape (n_samples, n_features)
+    X : array-like or sparse matrix of shape (n_samples, n_features)
         Rows to code. NaN is a missing entry: a row is coded from its observed entries.
 
     dictionary : array-like of shape (n_components, n_features)
@@ -362,10 +363,12 @@ def sparse_encode(
     rows, atoms = at_the_door(X), to_host(dictionary)
     if check_input:
         atoms = check_array(atoms, dtype=_FLOATS, input_name="dictionary")
-        rows = check_array(rows, dtype=_FLOATS, ensure_all_finite=False, input_name="X")
+        rows = check_array(
+            rows, accept_sparse="csr", dtype=_FLOATS, ensure_all_finite=False, input_name="X"
+        )
         check_observed(rows, columns=False)
     check_features(rows, atoms)
-    n_rows, n_components = len(rows), len(atoms)
+    n_rows, n_components = rows.shape[0], len(atoms)
     check_n_nonzero(algorithm, n_nonzero_coefs, n_components, "n_nonzero_coefs, dictionary")
     known = Precomputed(
         gram=_precomputed("gram", gram, (n_components, n_components), rows.dtype),
@@ -386,7 +389,19 @@ def sparse_encode(
         advice="Raise max_iter.",
     )
     with fair_share_of_cores():
-        return home.bring(coder.codes(rows, atoms, known))
+        return home.bring(_coded(coder, rows, atoms, known))
+
+
+def _coded(coder: RowCoder, X: Any, dictionary: NDArray, known: Precomputed) -> NDArray:
+    """Return the codes of rows; those of a sparse matrix are made dense block by block."""
+    if not issparse(X):
+        return coder.codes(X, dictionary, known)
+    slices = row_slices(X.shape[0], rows_at_once(X.shape[1]))
+    parts = (
+        coder.codes(X[rows].toarray(), dictionary, known.of_rows(rows, complete=True))
+        for rows in slices
+    )
+    return np.concatenate(list(parts))
 
 
 def _precomputed(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_array, check_is_fitted
@@ -21,7 +22,7 @@ from .._rows.array_api import converted, to_host
 from .._rows.compat import CallbackSupportMixin, validate_data
 from .._rows.images import check_image_shape, flat_images
 from .._rows.missing import check_observed
-from .._rows.sources import refuse_dataset
+from .._rows.sources import batches_of, held_rows, is_dataset
 from .._rows.user_warnings import warn_user
 
 # Above this share of unused atoms a fit warns.
@@ -30,7 +31,9 @@ _MANY_DEAD = 0.2
 
 def check_size(X: NDArray, least: float = 1e-100, largest: float = 1e100) -> float:
     """Check that the squares of X neither underflow nor overflow; return its largest size."""
-    size = float(max(abs(np.fmax.reduce(X, axis=None)), abs(np.fmin.reduce(X, axis=None))))
+    values = X.data if issparse(X) else X
+    ends = np.fmax.reduce, np.fmin.reduce
+    size = float(max(abs(end(values, axis=None, initial=0)) for end in ends))
     if size and not least <= size <= largest:
         raise ValueError(
             f"Input X has values of at most {size:.3g} in size. Their squares would be lost in "
@@ -76,6 +79,8 @@ class BaseSparseCoder(
     _dead_atoms_cure: ClassVar[str] = "Lower n_components, or train on more rows."
     # Whether X may hold images with axes of their own, of shape ``image_shape``.
     _takes_images: ClassVar[bool] = False
+    # Whether X may be a SciPy CSR matrix.
+    _takes_sparse: ClassVar[bool] = False
     # Attributes that fits set and ``save`` keeps: of what type, or with dimensions that have one
     # size each, or itself such a size, or the class of a record and the attributes of that. With
     # a question mark: only some fits set it.
@@ -99,6 +104,23 @@ class BaseSparseCoder(
     def transform(self, X: ArrayLike) -> NDArray:
         """Return the sparse code of each row."""
 
+    def transform_batches(self, X: Any) -> Iterator[NDArray]:
+        """Yield the codes of the rows of X batch by batch, for more rows than fit into memory.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), Dataset or DataLoader
+            Rows to code. The batches are those of a torch ``DataLoader``; other rows, those of a
+            torch ``Dataset`` among them, come a few thousand at a time.
+
+        Yields
+        ------
+        codes : ndarray or CSR matrix of shape (n_rows, n_features_out)
+            The same as ``transform`` of the rows of one batch.
+        """
+        model = self._check_usable()
+        return map(model.transform, batches_of(X, getattr(self, "image_shape", None)))
+
     def fit_transform(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> NDArray:
         """Fit the model to X, then return the codes of X.
 
@@ -116,8 +138,6 @@ class BaseSparseCoder(
         code : ndarray of shape (n_samples, n_features_out)
             The same as ``fit(X).transform(X)``.
         """
-        # Before the fit, which may take long.
-        refuse_dataset(X)
         return self.fit(X, y, **fit_params).transform(X)
 
     @available_if(lambda self: hasattr(self, "score_samples"))
@@ -126,8 +146,8 @@ class BaseSparseCoder(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows to score.
+        X : array-like of shape (n_samples, n_features), Dataset or DataLoader
+            Rows to score. Those of a torch dataset or data loader are read batch by batch.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -137,7 +157,10 @@ class BaseSparseCoder(
             Mean of ``score_samples(X)``; higher is better, and the scores of different
             classes on the same X may be compared.
         """
-        return float(np.mean(to_host(self.score_samples(X)), dtype=np.float64))
+        image_shape = getattr(self, "image_shape", None)
+        batches = batches_of(X, image_shape) if is_dataset(X) else (X,)
+        bounds = [to_host(self.score_samples(batch)) for batch in batches]
+        return float(np.mean(np.concatenate(bounds), dtype=np.float64))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator into a folder, without pickle.
@@ -168,8 +191,8 @@ class BaseSparseCoder(
         """
         save(self, path)
 
-    def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check rows on their way in; float32 stays float32, all else becomes float64.
+    def _validate_rows(self, X: Any, *, reset: bool) -> NDArray:
+        """Check rows on their way in; up to 32 bits they become float32, all else float64.
 
         Rows to learn from (``reset``) must have an observed entry in every column.
         """
@@ -178,17 +201,28 @@ class BaseSparseCoder(
         self._check_size(X, reset=reset)
         return X
 
-    def _validate_table(self, X: ArrayLike, *, reset: bool) -> NDArray:
+    def _validate_table(self, X: Any, *, reset: bool) -> NDArray:
         """Check type and shape of X, but not its missing entries; images are flattened."""
-        refuse_dataset(X)
         if not reset:
             self._check_usable()
         image_shape: Sequence[int] | None = getattr(self, "image_shape", None)
+        X = held_rows(X, image_shape)
         images = self._takes_images and image_shape is not None
         if images:
             X = flat_images(X, image_shape)
-        dtype = [np.float64, np.float32]
-        X = validate_data(self, X, reset=reset, dtype=dtype, ensure_all_finite=False)
+        X = validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32, np.float16],
+            ensure_all_finite=False,
+            accept_sparse="csr" if self._takes_sparse else False,
+        )
+        if X.dtype == np.float16:
+            X = X.astype(np.float32)
+        if issparse(X) and not X.has_canonical_format:
+            X = X.copy()
+            X.sum_duplicates()
         if images:
             check_image_shape(image_shape, X.shape[1], "rows that are images")
         return X
@@ -198,10 +232,11 @@ class BaseSparseCoder(
         if reset:
             check_size(X)
 
-    def _check_usable(self) -> None:
+    def _check_usable(self) -> Self:
         """Check that there is a fit, and the parameters, which may have been changed after it."""
         check_is_fitted(self)
         self._validate_params()
+        return self
 
     def _validate_codes(self, Z: ArrayLike) -> NDArray:
         """Check codes given to ``inverse_transform``."""
@@ -235,6 +270,7 @@ class BaseSparseCoder(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = self._takes_sparse
         # SciPy's sparse matrices hold NumPy arrays.
         tags.array_api_support = not self.sparse_output
         return tags

@@ -5,26 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 
 from .._inference.row_coder import (
     ALGORITHMS,
     BY_PENALTY,
+    OURS,
     RowCoder,
     check_features,
     check_n_nonzero,
 )
 from .._rows.array_api import follows_input
-from .._rows.arrays import row_slices
+from .._rows.arrays import row_slices, rows_at_once
 from .._rows.compat import Interval, StrOptions
 from .._rows.missing import check_observed
-from .._rows.sparse_output import join_codes
+from .._rows.sparse_output import dense_rows, join_codes
+from ..solvers.lasso.quadratic_fit import AtomCache
 from .coder import BaseSparseCoder, check_size
 
 # Minimum number of codes that `transform` holds at once where its output is sparse.
 _CODES_AT_ONCE = 2**24
+# Inner products of the atoms of each estimator. They are apart from its attributes, so that they
+# are neither pickled nor copied, and `transform` leaves the estimator as it is.
+_CACHES: WeakKeyDictionary[LassoCoder, AtomCache] = WeakKeyDictionary()
 
 
 class LassoCoder(BaseSparseCoder):
@@ -48,6 +55,7 @@ class LassoCoder(BaseSparseCoder):
     }
     # Method of `solve_lasso` on a CPU.
     _descent: ClassVar[str] = "cd"
+    _takes_sparse = True
     # Parameter that says how many atoms there are, for messages.
     _atoms_parameter: ClassVar[str] = "n_components"
 
@@ -68,8 +76,9 @@ class LassoCoder(BaseSparseCoder):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows to code. NaN is a missing entry: a row is coded from its observed entries.
+        X : array-like or sparse matrix of shape (n_samples, n_features)
+            Rows to code. NaN is a missing entry: a row is coded from its observed entries. Entries
+            that a sparse matrix does not store are zeros.
 
         Returns
         -------
@@ -99,9 +108,14 @@ class LassoCoder(BaseSparseCoder):
         )
         if self.transform_algorithm in BY_PENALTY:
             coder = replace(coder, n_kept=n_nonzero, refit=self.refit)
-        # The computations that rows share grow with the square of the number of atoms.
-        chunks = row_slices(len(X), max(_CODES_AT_ONCE // n_components, n_components))
-        codes = (coder.codes(X[rows], dictionary) for rows in chunks)
+        size = max(_CODES_AT_ONCE // n_components, 1)
+        if self.transform_algorithm not in OURS:
+            # The inner products of all atoms are computed for each chunk.
+            size = max(size, n_components)
+        if issparse(X):
+            size = min(size, rows_at_once(X.shape[1]))
+        chunks = row_slices(X.shape[0], size)
+        codes = (coder.codes(dense_rows(X, rows), dictionary) for rows in chunks)
         if self.split_sign:
             codes = (np.hstack([np.maximum(part, 0), np.maximum(-part, 0)]) for part in codes)
         return join_codes(codes, sparse_output=self.sparse_output)
@@ -139,11 +153,11 @@ class LassoCoder(BaseSparseCoder):
     def _n_features_out(self) -> int:
         return len(self.components_) * (2 if self.split_sign else 1)
 
-    def _validate_rows(self, X: ArrayLike, *, reset: bool) -> NDArray:
-        """Check rows on their way in; float32 stays float32, all else becomes float64."""
+    def _validate_rows(self, X: Any, *, reset: bool) -> NDArray:
+        """Check rows on their way in; up to 32 bits they become float32, all else float64."""
         return self._rows_and_size(X, reset=reset)[0]
 
-    def _rows_and_size(self, X: ArrayLike, *, reset: bool) -> tuple[NDArray, float]:
+    def _rows_and_size(self, X: Any, *, reset: bool) -> tuple[NDArray, float]:
         """Check rows on their way in; return them and their largest absolute value."""
         X = self._validate_table(X, reset=reset)
         check_observed(X, columns=reset)
@@ -163,4 +177,5 @@ class LassoCoder(BaseSparseCoder):
             positive=self.positive_code,
             n_jobs=self.n_jobs,
             descent=self._descent,
+            cache=_CACHES.setdefault(self, AtomCache()),
         )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from .._inference.fitted_model import FittedModel, InferenceOptions
 from .._models.description import ModelDescription, NetworkParameters, Start
@@ -24,7 +24,7 @@ from .._rows.arrays import draw_seed, private_random_state, resolve_device, seed
 from .._rows.compat import Interval, StrOptions, fit_context
 from .._rows.missing import ObservedRows
 from .._rows.numbers import check_count
-from .._rows.sources import ArrayRows, RowSource, dataset_rows
+from .._rows.sources import ArrayRows, RowSource, dataset_rows, has_no_indices, is_dataset
 from .._rows.sparse_output import join_codes
 from .._rows.user_warnings import warn_user
 from .._training.closed_form_training import ClosedFormTraining
@@ -144,7 +144,7 @@ class NeuralSparseCoder(BaseSparseCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
+    def fit(self, X: ArrayLike | Dataset | DataLoader, y: Any = None) -> Self:
         """Train the model on the rows of X.
 
         The likelihood counts the observed entries of rows with missing ones. Encoders read the
@@ -159,7 +159,7 @@ class NeuralSparseCoder(BaseSparseCoder):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
+        X : array-like of shape (n_samples, n_features), Dataset or DataLoader
             Training rows; NaN is a missing entry. Items of a dataset are rows, or tuples that
             begin with one; images, where there is an ``image_shape``, are flattened. An
             ``IterableDataset`` may also give batches of rows. It must end, give the same rows
@@ -181,11 +181,11 @@ class NeuralSparseCoder(BaseSparseCoder):
             When items of a dataset are not rows of numbers, or it has no length and no end.
         """
         self._check_parameters()
-        if self.early_stopping and isinstance(X, IterableDataset):
+        if self.early_stopping and has_no_indices(X):
             raise ValueError(
                 "early_stopping=True selects validation rows by index, which an IterableDataset "
-                "does not support: give a map-style Dataset, with __getitem__ and __len__, or use "
-                "early_stopping=False."
+                "or DataLoader does not support: give a map-style Dataset, with __getitem__ and "
+                "__len__, or use early_stopping=False."
             )
         tasks = FitTasks(self, X, y, self.max_iter)
         # Before there is a model Ctrl-C ends the fit, and after that only the training.
@@ -207,7 +207,7 @@ class NeuralSparseCoder(BaseSparseCoder):
 
     @fit_context(prefer_skip_nested_validation=True)
     @learns_from_input
-    def partial_fit(self, X: ArrayLike | Dataset, y: Any = None) -> Self:
+    def partial_fit(self, X: ArrayLike | Dataset | DataLoader, y: Any = None) -> Self:
         """Train for one more pass over these rows.
 
         The rows of the first call decide the number of features and whether an encoder reads where
@@ -218,7 +218,7 @@ class NeuralSparseCoder(BaseSparseCoder):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features) or torch.utils.data.Dataset
+        X : array-like of shape (n_samples, n_features), Dataset or DataLoader
             Training rows, as ``fit`` takes them; NaN is a missing entry.
         y : Ignored
             Not used, present for API consistency by convention.
@@ -256,7 +256,7 @@ class NeuralSparseCoder(BaseSparseCoder):
                 )
 
     def _begin(
-        self, X: ArrayLike | Dataset, *, reset: bool
+        self, X: ArrayLike | Dataset | DataLoader, *, reset: bool
     ) -> tuple[ModelFit, FitState, RowSource, ObservedRows]:
         """Check rows and device; return a fit, the state that it goes on from, and the rows."""
         description = self._description
@@ -296,17 +296,17 @@ class NeuralSparseCoder(BaseSparseCoder):
         return NetworkTraining(description, run, device, group, inference)
 
     def _rows_of(
-        self, X: ArrayLike | Dataset, likelihood: Likelihood, *, reset: bool
+        self, X: ArrayLike | Dataset | DataLoader, likelihood: Likelihood, *, reset: bool
     ) -> tuple[RowSource, ObservedRows]:
         """Check rows, in one pass, and sum up what is observed."""
         rows: RowSource
-        if isinstance(X, Dataset):
+        if is_dataset(X):
             rows = dataset_rows(X, self.image_shape)
         else:
             rows = ArrayRows(self._validate_table(X, reset=reset))
         observed = ObservedRows(rows.n_features)
         for chunk in rows.chunks():
-            if isinstance(X, Dataset):
+            if is_dataset(X):
                 self._validate_table(chunk, reset=reset and not observed.n_rows)
             likelihood.check_rows(chunk, observed.n_rows)
             observed.add(chunk)

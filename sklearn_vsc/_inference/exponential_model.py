@@ -89,7 +89,7 @@ class PositiveLassoModel(LassoModel):
 
     def _posteriors(self, X: NDArray) -> Iterator[tuple[slice, Tensor, Factors]]:
         """Yield slices of rows, the rows in float64, and their posteriors."""
-        for rows in row_slices(len(X), _CHUNK_ROWS):
+        for rows in row_slices(len(X), self._rows_at_once(_CHUNK_ROWS)):
             block = torch.from_numpy(X[rows].astype(np.float64))
             codes = self._codes(X[rows]).double()
             yield rows, block, best_factors(block, codes, self._atoms, self._model)

@@ -43,7 +43,7 @@ class SignedLassoModel(LassoModel):
 
     def bounds(self, X: NDArray) -> NDArray:
         bounds = []
-        for rows in row_slices(len(X), _CHUNK_ROWS):
+        for rows in row_slices(len(X), self._rows_at_once(_CHUNK_ROWS)):
             codes = self._codes(X[rows]).double()
             block = torch.from_numpy(X[rows].astype(np.float64))
             energy = observed_residual(block, codes, self._atoms).square().sum(1)
@@ -81,7 +81,7 @@ class SignedLassoModel(LassoModel):
         codes = self._codes(X)
         scales = [
             posterior_scales(codes[rows].double(), self._atoms, self._model, _observed(X[rows]))
-            for rows in row_slices(len(X), _CHUNK_ROWS)
+            for rows in row_slices(len(X), self._rows_at_once(_CHUNK_ROWS))
         ]
         return to_numpy(codes, X.dtype), to_numpy(torch.cat(scales), X.dtype)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._rows.arrays import private_random_state
+from .._rows.arrays import private_random_state, rows_at_once
 from .row_coder import RowCoder
 
 # Lowest noise variance, relative to the mean square of X.
@@ -89,6 +89,10 @@ class LassoModel(ABC):
         codes = self._prior_codes(random_state, (n_samples, n_components))
         noise = random_state.normal(0, self.noise_variance**0.5, (n_samples, n_features))
         return (codes @ self.dictionary + noise).astype(self.dictionary.dtype, copy=False)
+
+    def _rows_at_once(self, n_most: int) -> int:
+        """Return how many rows to process at once, ``n_most`` except with many atoms."""
+        return min(n_most, rows_at_once(max(self.dictionary.shape)))
 
     @cached_property
     def _atoms(self) -> Tensor:

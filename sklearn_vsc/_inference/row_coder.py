@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._rows.arrays import resolve_device, to_numpy, to_tensor
 from .._rows.user_warnings import warn_user
+from ..solvers.lasso.quadratic_fit import AtomCache
 from ..solvers.lasso.solve import default_tolerance, fastest_method, solve_lasso
 from ..solvers.lasso.stopping import LassoResult
 from ..solvers.pursuit.matching import matching_pursuit
@@ -51,7 +52,7 @@ class Precomputed:
     init: NDArray | None = None
     copy_cov: bool = True
 
-    def of_rows(self, rows: NDArray, complete: bool) -> Precomputed:
+    def of_rows(self, rows: NDArray | slice, complete: bool) -> Precomputed:
         """Return the arrays for some of the rows, which may have missing entries."""
         return Precomputed(
             gram=self.gram if complete else None,
@@ -79,6 +80,8 @@ class RowCoder:
         Method of ``solve_lasso`` on a CPU.
     advice : str
         What a user can do when codes do not converge.
+    cache : AtomCache
+        Keeps the inner products of the atoms from one call to the next.
     """
 
     algorithm: str
@@ -94,6 +97,7 @@ class RowCoder:
     n_kept: int | None = None
     refit: bool = False
     advice: str = "Raise transform_max_iter or transform_tol."
+    cache: AtomCache = field(default_factory=AtomCache, repr=False, compare=False)
 
     def codes(self, X: NDArray, dictionary: NDArray, known: Precomputed | None = None) -> NDArray:
         """Return the codes of rows; warn about rows that did not converge.
@@ -171,6 +175,7 @@ class RowCoder:
             tol=self.tolerance(rows.dtype),
             max_iter=self.max_iter,
             positive=self.positive,
+            cache=self.cache,
         )
 
     @property

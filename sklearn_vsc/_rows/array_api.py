@@ -75,8 +75,8 @@ class Home:
 def to_host(array: Any) -> Any:
     """Convert an array of another namespace to NumPy; return anything else unchanged."""
     if isinstance(array, Tensor):
-        # NumPy has no bfloat16; dtypes other than float32 and float64 become float64 anyway.
-        return to_numpy(array.double() if array.dtype == torch.bfloat16 else array)
+        # NumPy has no bfloat16, and numbers of 16 bits become float32 anyway.
+        return to_numpy(array.float() if array.dtype == torch.bfloat16 else array)
     return foreign_to_numpy(array) if _is_foreign(array) else array
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import row_slices, rows_at_once
+from .sparse_output import dense_rows
 
 # Maximum number of row or column indices listed in an error message.
 _MAX_LISTED = 5
@@ -102,8 +103,8 @@ def check_observed(X: NDArray, *, columns: bool) -> None:
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, n_features)
-        Floating-point rows; missing entries are NaN.
+    X : ndarray or CSR matrix of shape (n_samples, n_features)
+        Floating-point rows; missing entries are NaN, and entries that are not stored are zero.
     columns : bool
         Whether every column must have an observed entry too. This is needed for rows to learn
         from; rows to code are independent of each other.
@@ -119,8 +120,8 @@ def check_observed(X: NDArray, *, columns: bool) -> None:
         if np.isfinite(X.sum()):
             return
     observed = ObservedRows(X.shape[1])
-    for rows in row_slices(len(X), rows_at_once(X.shape[1])):
-        observed.add(X[rows])
+    for rows in row_slices(X.shape[0], rows_at_once(X.shape[1])):
+        observed.add(dense_rows(X, rows))
     observed.check(columns=columns)
 
 

@@ -1,4 +1,4 @@
-"""Sources of training rows: arrays in memory, memory-mapped arrays and torch datasets."""
+"""Sources of rows: arrays in memory, memory-mapped arrays, torch datasets and data loaders."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _numbers(item: Any, name: str) -> NDArray:
     if isinstance(item, Tensor):
         item = item.detach().cpu()
         # The only floating-point type that NumPy lacks.
-        item = item.double() if item.dtype == torch.bfloat16 else item
+        item = item.float() if item.dtype == torch.bfloat16 else item
     rows = np.asarray(item)
     if rows.dtype.kind not in "fiub" or rows.ndim == 0:
         raise TypeError(
@@ -180,7 +180,8 @@ class _DatasetRows(RowSource):
         if first is None or not first.size:
             raise ValueError("The dataset given as X is empty: at least one row is needed.")
         # The same rule as for arrays.
-        self.dtype = np.dtype(np.float32 if first.dtype == np.float32 else np.float64)
+        single = first.dtype in (np.float16, np.float32)
+        self.dtype = np.dtype(np.float32 if single else np.float64)
         self.n_features = first.shape[1]
 
     @abstractmethod
@@ -223,7 +224,7 @@ class MapDatasetRows(_DatasetRows):
 
 
 class IterableDatasetRows(_DatasetRows):
-    """Rows of an iterable dataset, in the order in which it yields them."""
+    """Rows of an iterable dataset or a data loader, in the order in which it yields them."""
 
     has_numbers = False
 
@@ -240,8 +241,19 @@ class IterableDatasetRows(_DatasetRows):
         return self._n_rows
 
     def _in_items(self) -> Iterator[NDArray]:
-        for number, item in enumerate(self._dataset):
+        if not isinstance(self._dataset, DataLoader):
+            items = iter(self._dataset)
+        else:
+            # It draws a seed for its workers from the global generator.
+            state = torch.get_rng_state()
+            items = iter(self._dataset)
+            torch.set_rng_state(state)
+        for number, item in enumerate(items):
             yield self._items.flat(item, number, batches=True)
+
+    def own_batches(self) -> Iterator[NDArray]:
+        """Yield the rows of one item at a time."""
+        return (rows.astype(self.dtype, copy=False) for rows in self._in_items())
 
     def _raw(self, size: int, order: Tensor | None = None) -> Iterator[NDArray]:
         assert order is None
@@ -279,25 +291,40 @@ class IterableDatasetRows(_DatasetRows):
         return found
 
 
+def is_dataset(X: Any) -> bool:
+    """Return whether X is a torch dataset or data loader."""
+    return isinstance(X, (Dataset, DataLoader))
+
+
+def has_no_indices(X: Any) -> bool:
+    """Return whether X is a dataset whose rows can only be read in its own order."""
+    return isinstance(X, (IterableDataset, DataLoader))
+
+
 def dataset_rows(dataset: Any, image_shape: Sequence[int] | None) -> RowSource:
-    """Return the rows of a torch dataset; reads the first one to learn dtype and length."""
-    of_kind = IterableDatasetRows if isinstance(dataset, IterableDataset) else MapDatasetRows
+    """Return the rows of a dataset or loader; reads the first one to learn dtype and length."""
+    of_kind = IterableDatasetRows if has_no_indices(dataset) else MapDatasetRows
     return of_kind(dataset, image_shape)
 
 
-def held_rows(X: Any) -> Any:
-    """Return the rows of a torch dataset as one array, and anything else as it is."""
-    return np.concatenate(list(dataset_rows(X, None).chunks())) if isinstance(X, Dataset) else X
+def held_rows(X: Any, image_shape: Sequence[int] | None = None) -> Any:
+    """Return the rows of a dataset or loader as one array, and anything else as it is."""
+    if not is_dataset(X):
+        return X
+    return np.concatenate(list(dataset_rows(X, image_shape).chunks()))
 
 
-def refuse_dataset(X: Any) -> None:
-    """Raise an error if X is a torch dataset, which only some methods accept."""
-    if isinstance(X, Dataset):
-        raise TypeError(
-            f"X is a torch dataset, a {type(X).__name__}; here it must be an array. Only 'fit' and "
-            "'partial_fit' accept datasets. Everywhere else, pass the rows batch by batch as "
-            "arrays."
-        )
+def batches_of(X: Any, image_shape: Sequence[int] | None = None) -> Iterator[Any]:
+    """Yield the rows of X in batches: those of a data loader, or a few thousand rows at a time."""
+    if isinstance(X, DataLoader):
+        yield from IterableDatasetRows(X, image_shape).own_batches()
+    elif isinstance(X, Dataset):
+        yield from dataset_rows(X, image_shape).chunks()
+    else:
+        X = X if hasattr(X, "shape") else np.asarray(X)
+        size = rows_at_once(max(1, math.prod(X.shape[1:])))
+        for rows in row_slices(X.shape[0], size):
+            yield X.iloc[rows] if hasattr(X, "iloc") else X[rows]
 
 
 def start_sample(rows: RowSource) -> NDArray:

@@ -1,14 +1,15 @@
-"""Codes as sparse matrices, in output and input."""
+"""Sparse matrices: codes in output and input, and rows in input."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from .arrays import row_slices, rows_at_once
 from .compat import align_api_if_sparse
 
 
@@ -36,5 +37,14 @@ def join_codes(chunks: Iterable[NDArray], *, sparse_output: bool) -> Any:
 
 
 def dense_rows(Z: Any, rows: slice) -> NDArray:
-    """Return some rows of codes as a dense array."""
+    """Return some rows as a dense array."""
     return Z[rows].toarray() if sparse.issparse(Z) else Z[rows]
+
+
+def dense_blocks(X: Any) -> Iterator[NDArray]:
+    """Yield the rows of a sparse matrix as dense arrays, and an array as it is."""
+    if not sparse.issparse(X):
+        yield X
+        return
+    for rows in row_slices(X.shape[0], rows_at_once(X.shape[1])):
+        yield X[rows].toarray()

@@ -9,12 +9,13 @@ from dataclasses import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..solvers.sparse_rows import dense
 from .dictionary_fit import DictionaryFit
 from .dictionary_progress import LearningOptions
 from .interruption import HeldInterrupts
 
-# Rows whose codes are counted, at most.
-_ROWS = 2048
+# Rows whose codes are counted, and numbers in them, at most.
+_ROWS, _NUMBERS = 2048, 2**24
 # How near the share of non-zero codes must come, relatively, and steps that take it there at most.
 _NEAR, _STEPS = 2e-3, 40
 # Short fits that bring alpha and dictionary together: at most, their passes, and the change of
@@ -61,7 +62,8 @@ class DensityFit:
 
     def alpha(self, fit: DictionaryFit) -> float:
         """Return the alpha at which the codes of the training rows have the density."""
-        rows = fit.rows[:: math.ceil(len(fit.rows) / _ROWS)]
+        n_most = max(1, min(_ROWS, _NUMBERS // fit.rows.shape[1]))
+        rows = dense(fit.rows[:: math.ceil(len(fit.rows) / n_most)])
         dictionary = fit.progress.epoch.dictionary
         highest = largest_alpha(rows, dictionary, positive=fit.options.positive_code)
         if highest == 0:

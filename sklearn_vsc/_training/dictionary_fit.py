@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from .._inference import exponential_model, laplace_model
 from .._inference.row_coder import RowCoder
-from .._rows.arrays import few_rows, row_slices, seeded_generator, to_numpy
+from .._rows.arrays import few_rows, resolve_device, row_slices, seeded_generator, to_numpy
 from ..solvers.dictionary.full_batch import Epoch, FullBatchLearner, block_size, row_blocks
 from ..solvers.dictionary.online import OnlineLearner
 from ..solvers.dictionary.sparse_codes import SparseCodes
@@ -24,11 +25,13 @@ from ..solvers.dictionary.statistics import Statistics
 from ..solvers.dictionary.stopping import MiniBatchStopping
 from ..solvers.dictionary.update import initial_dictionary, normalise_atoms
 from ..solvers.lasso.coders import Coder, block_coder
+from ..solvers.sparse_rows import SparseRows, dense
 from .dictionary_progress import (
     FitProgress,
     LearnedDictionary,
     LearningOptions,
     SeenRows,
+    gram_array,
     record_of,
     shown,
     signs_of,
@@ -38,8 +41,9 @@ from .interruption import HeldInterrupts
 
 # Maximum number of rows that the noise variance is estimated from.
 _NOISE_ROWS = 4096
-# Minimum number of training rows coded at once after the fit.
-_CHUNK_ROWS = 1024
+# Maximum number of training rows coded at once after the fit, and of numbers in them or in their
+# codes.
+_CHUNK_ROWS, _NUMBERS_AT_ONCE = 4096, 2**24
 # Latest rows that `partial_fit` keeps at most: rows, numbers in them, and in any case so many rows.
 _RECENT_ROWS, _RECENT_NUMBERS, _LEAST_RECENT = 1024, 2**20, 16
 # Rows of a fit that stand for all in a noise variance after further calls of `partial_fit`.
@@ -55,7 +59,7 @@ class DictionaryFit:
     ----------
     options : LearningOptions
         Parameters of the fit.
-    X : ndarray of shape (n_rows, n_features)
+    X : ndarray or CSR matrix of shape (n_rows, n_features)
         Training rows; NaN is a missing entry.
     seed : int
         Seed of the first dictionary, the order of the rows and renewed atoms.
@@ -119,7 +123,7 @@ class DictionaryFit:
         """Do the same as `look` for a sample of the rows, which takes little time."""
         return self.look(few_rows(self.rows))
 
-    def look(self, rows: Tensor) -> LearnedDictionary:
+    def look(self, rows: Tensor | SparseRows) -> LearnedDictionary:
         """Code training rows once more, for the use of the atoms and the noise variance."""
         options, lasso = self.options, self.options.lasso
         # Where codes are never negative, signs mean something.
@@ -130,17 +134,18 @@ class DictionaryFit:
         n_uses = torch.zeros(len(dictionary), dtype=torch.int64, device=rows.device)
 
         def noise_blocks() -> Iterator[tuple[Tensor, Tensor]]:
-            # The computations that rows share grow with the square of the number of atoms.
-            size = max(_CHUNK_ROWS, len(dictionary))
+            size = max(1, min(_CHUNK_ROWS, _NUMBERS_AT_ONCE // max(dictionary.shape)))
             for block in row_slices(len(rows), every * math.ceil(size / every)):
-                codes = lasso.lasso(rows[block], dictionary).codes
+                part = dense(rows[block])
+                codes = lasso.lasso(part, dictionary).codes
                 n_uses.add_((codes != 0).sum(0))
-                yield rows[block][::every], codes[::every]
+                yield part[::every], codes[::every]
 
         noise = _best_noise_variance(self.options, noise_blocks(), dictionary)
         seen = learned.seen
         seen.n_uses, seen.n_rows = to_numpy(n_uses), len(rows)
-        sample = to_numpy(rows[:: math.ceil(len(rows) / _SAMPLE_ROWS)])
+        n_most = min(_SAMPLE_ROWS, _n_recent(rows.shape[1]))
+        sample = to_numpy(dense(rows[:: math.ceil(len(rows) / n_most)]))
         seen.recent = _recent(sample[:0], sample)
         return replace(learned, noise_variance=noise)
 
@@ -199,7 +204,7 @@ def take_step(
     signs = np.ones((len(components), 1), X.dtype)
     signs = signs if options.positive_code else signs_of(components)
     seen = SeenRows(
-        code_gram=signs * to_numpy(learner.statistics.code_gram) * signs.T,
+        code_gram=gram_array(learner.statistics.code_gram, signs),
         code_data=signs * to_numpy(learner.statistics.code_data),
         idle=to_numpy(learner.idle),
         n_uses=seen.n_uses + to_numpy((codes != 0).sum(0)),
@@ -227,10 +232,15 @@ def _before_stream(
 
 def _recent(before: NDArray, X: NDArray) -> NDArray:
     """Return the latest rows, with those of X."""
-    n_kept = max(_LEAST_RECENT, min(_RECENT_ROWS, _RECENT_NUMBERS // X.shape[1]))
+    n_kept = _n_recent(X.shape[1])
     if len(X) >= n_kept:
         return X[-n_kept:].copy()
     return np.concatenate([before[max(0, len(before) + len(X) - n_kept) :], X])
+
+
+def _n_recent(n_features: int) -> int:
+    """Return how many rows `partial_fit` keeps at most."""
+    return max(_LEAST_RECENT, min(_RECENT_ROWS, _RECENT_NUMBERS // n_features))
 
 
 def noise_of_recent_rows(options: LearningOptions, recent: NDArray, components: NDArray) -> float:
@@ -268,23 +278,30 @@ def coder_of_fit(algorithm: str, coder: RowCoder) -> Coder:
 
 def _start(
     options: LearningOptions, X: NDArray, generator: torch.Generator, *, keep: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Any, Tensor, Tensor]:
     """Return rows, the first dictionary, and the norms that its atoms were divided by.
 
     With ``keep``, a given dictionary that no pass will change is not normalised.
     """
-    rows, positive, n_features = options.lasso.to_rows(X), options.positive_dict, X.shape[1]
+    rows, positive, n_features = _rows(options, X), options.positive_dict, X.shape[1]
     if options.dict_init is None:
         n_components = int(options.n_components or n_features)
         dictionary = initial_dictionary(rows, n_components, positive=positive, generator=generator)
-        return rows, dictionary, rows.new_ones(n_components)
+        return rows, dictionary, dictionary.new_ones(n_components)
     n_components = int(options.n_components or np.shape(options.dict_init)[0])
     shape = n_components, n_features
     atoms = options.lasso.to_rows(_checked(options.dict_init, "dict_init", shape, X.dtype))
     if keep and options.keeps_dictionary:
-        return rows, atoms, rows.new_ones(n_components)
+        return rows, atoms, atoms.new_ones(n_components)
     norms = torch.linalg.vector_norm(atoms, dim=1)
     return rows, normalise_atoms(atoms, positive=positive, generator=generator), norms
+
+
+def _rows(options: LearningOptions, X: Any) -> Tensor | SparseRows:
+    """Bring rows to the device of the fit."""
+    if issparse(X):
+        return SparseRows(X, resolve_device(options.lasso.device))
+    return options.lasso.to_rows(X)
 
 
 def _checked(given: ArrayLike, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
@@ -315,11 +332,12 @@ def _initial_codes(
     """Return the codes that a fit starts from, in its blocks of rows."""
     n_components = len(dictionary)
     order = generator if options.shuffle else None
-    size = int(min(options.batch_size or block_size(n_components), len(X)))
-    blocks = row_blocks(len(X), size, order, dictionary.device)
+    n_rows, n_features = X.shape
+    size = int(min(options.batch_size or block_size(n_components, n_features), n_rows))
+    blocks = row_blocks(n_rows, size, order, dictionary.device)
     if options.code_init is None:
         return SparseCodes(blocks, n_components, dictionary.dtype)
-    shape = len(X), n_components
+    shape = X.shape[0], n_components
     codes = options.lasso.to_rows(_checked(options.code_init, "code_init", shape, X.dtype))
     # Atoms were divided by their norms; codes are multiplied by them.
     codes = codes * norms
@@ -328,7 +346,7 @@ def _initial_codes(
 
 def _epochs(
     options: LearningOptions,
-    rows: Tensor,
+    rows: Tensor | SparseRows,
     codes: SparseCodes,
     dictionary: Tensor,
     generator: torch.Generator,
@@ -361,7 +379,7 @@ def _online_learner(
     options: LearningOptions, dictionary: Tensor, generator: torch.Generator, seen: SeenRows
 ) -> OnlineLearner:
     statistics = Statistics.zeros_like(dictionary)
-    statistics.code_gram += torch.from_numpy(seen.code_gram).to(dictionary)
+    seen.add_gram(statistics)
     statistics.code_data += torch.from_numpy(seen.code_data).to(dictionary)
     return OnlineLearner(
         dictionary,

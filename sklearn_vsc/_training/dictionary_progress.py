@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,6 +18,7 @@ from .._inference.row_coder import RowCoder
 from .._rows.arrays import to_numpy
 from ..solvers.dictionary.accumulation import ObjectiveSums
 from ..solvers.dictionary.full_batch import Epoch
+from ..solvers.dictionary.sparse_gram import CodeGram, SparseGram
 from ..solvers.dictionary.statistics import Statistics
 from ..solvers.lasso.coders import Coder
 from .interruption import HeldInterrupts
@@ -62,7 +64,8 @@ class SeenRows:
     Attributes
     ----------
     code_gram, code_data : ndarray
-        Sums over the rows, from which the dictionary is updated.
+        Sums over the rows, from which the dictionary is updated. Of many atoms, ``code_gram`` has
+        the ``entries`` of a `SparseGram`.
     idle : ndarray of shape (n_components,)
         Rows since each atom was last used.
     n_uses : ndarray of shape (n_components,)
@@ -83,6 +86,33 @@ class SeenRows:
     n_rows: int
     n_placed: int
     recent: NDArray
+
+    def __post_init__(self) -> None:
+        n_components, shape = len(self.idle), self.code_gram.shape
+        if shape == (n_components, n_components):
+            return
+        places = self.code_gram[..., :2]
+        right = len(shape) == 2 and shape[1] == 3 and not (places % 1).any()
+        if not right or not ((places >= 0) & (places < n_components)).all():
+            raise ValueError("'code_gram' must have a row and a column for each atom, or entries.")
+
+    def add_gram(self, statistics: Statistics) -> None:
+        """Add the inner products of codes to other statistics."""
+        if isinstance(statistics.code_gram, SparseGram):
+            n_components = len(self.idle)
+            statistics.code_gram += SparseGram.from_entries(self.code_gram, n_components)
+        else:
+            statistics.code_gram += torch.from_numpy(self.code_gram).to(statistics.code_gram)
+
+
+def gram_array(gram: CodeGram, signs: NDArray) -> NDArray:
+    """Return the inner products of codes as one array, for atoms times a column of signs."""
+    if not isinstance(gram, SparseGram):
+        return signs * to_numpy(gram) * signs.T
+    entries = gram.entries
+    pairs = signs[entries[:, :2].astype(np.int64), 0]
+    entries[:, 2] *= pairs.prod(1)
+    return entries
 
 
 @dataclass(frozen=True)
@@ -164,14 +194,13 @@ class FitProgress:
         """
         statistics, n_components = self.epoch.statistics, len(self.epoch.dictionary)
         components = to_numpy(self.epoch.dictionary).copy()
-        code_gram, code_data = to_numpy(statistics.code_gram), to_numpy(statistics.code_data)
+        signs = np.ones((n_components, 1), components.dtype)
         if fixed_signs:
             signs = signs_of(components)
             components *= signs
-            code_gram, code_data = signs * code_gram * signs.T, signs * code_data
         seen = SeenRows(
-            code_gram=code_gram,
-            code_data=code_data,
+            code_gram=gram_array(statistics.code_gram, signs),
+            code_data=signs * to_numpy(statistics.code_data),
             idle=np.zeros(n_components, dtype=np.int64),
             n_uses=np.zeros(n_components),
             n_rows=0,

@@ -8,6 +8,8 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from .sparse_rows import SparseRows
+
 # Without ``fastmath``, which assumes that there is no NaN.
 _compiled: Any = njit(cache=True, nogil=True, error_model="numpy")
 
@@ -24,18 +26,26 @@ def n_observed(x: Tensor) -> Tensor | int:
     return x.shape[-1] if mask is None else mask.sum(-1)
 
 
-def rows_with_missing(X: Tensor) -> Tensor:
+def rows_with_missing(X: Tensor | SparseRows) -> Tensor:
     """Return which rows have missing entries, without a temporary array of the size of X."""
     return X.amax(1).isnan()
 
 
-def natural_reach(X: Tensor) -> float:
+def mean_filled(X: Tensor | SparseRows) -> Tensor | SparseRows:
+    """Return X with missing entries filled with the mean of their column."""
+    if isinstance(X, SparseRows):
+        return X.mean_filled()
+    return torch.where(X.isnan(), X.nanmean(0).nan_to_num(), X)
+
+
+def natural_reach(X: Tensor | SparseRows) -> float:
     """Return the ``reach`` for ``fill_missing`` that makes up for the missing entries of X.
 
     It is one over the observed share of a column, where the share is averaged over all observed
     entries.
     """
-    n_observed = (~X.isnan()).sum(0).cpu().double()
+    counts = X.n_observed() if isinstance(X, SparseRows) else (~X.isnan()).sum(0)
+    n_observed = counts.cpu().double()
     return float(len(X) * n_observed.sum() / n_observed.square().sum())
 
 

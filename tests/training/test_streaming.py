@@ -6,13 +6,17 @@ import sys
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from sklearn.exceptions import NotFittedError
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from sklearn_vsc import SCVAE, FISTADictionaryLearner, SparseVAE, ThresholdedVSC
+from sklearn_vsc._rows import sources
 from sklearn_vsc._rows.arrays import rows_at_once
 from sklearn_vsc._rows.missing import ObservedRows
 from sklearn_vsc._rows.sources import ArrayRows, dataset_rows
@@ -278,14 +282,14 @@ def test_forms_of_an_item(form):
 def test_dtypes_are_converted_like_those_of_arrays():
     for kind, wanted in (
         (np.float32, np.float32),
-        (np.float16, np.float64),
+        (np.float16, np.float32),
         (np.uint8, np.float64),
     ):
         rows = dataset_rows(Rows(X.astype(kind)), None)
         assert rows.dtype == wanted
         assert_array_equal(rows.sample(len(X)), X.astype(kind))
     half = torch.from_numpy(X).bfloat16()
-    assert_array_equal(dataset_rows(TensorDataset(half), None).sample(300), half.double())
+    assert_array_equal(dataset_rows(TensorDataset(half), None).sample(300), half.float())
 
 
 def test_images_are_flattened():
@@ -424,18 +428,56 @@ def test_early_stopping_needs_rows_with_indices():
         SparseVAE(early_stopping=True, **SMALL).fit(Rows(X[:1]))
 
 
+def loader(X):
+    return DataLoader(TensorDataset(torch.from_numpy(X)), batch_size=37)
+
+
 @each
-def test_other_methods_need_arrays(estimator):
-    rows = Rows(X)
-    model = clone(estimator)
-    with pytest.raises(TypeError, match="X is a torch dataset, a Rows; here it must be an array"):
-        model.fit_transform(rows)
-    assert not hasattr(model, "components_")
-    model.fit(X)
-    for method in (model.transform, model.score, model.posterior, model.sample_posterior):
-        with pytest.raises(TypeError, match="X is a torch dataset"):
-            method(rows)
-    assert not rows.requested
+@pytest.mark.parametrize("kind", [Rows, Stream, loader])
+def test_other_methods_take_datasets(estimator, kind):
+    model = clone(estimator).fit(X)
+    assert_array_equal(model.transform(kind(X)), model.transform(X))
+    assert_array_equal(model.posterior(kind(X)).mean, model.posterior(X).mean)
+    assert_allclose(model.score(kind(X)), model.score(X), rtol=1e-12)
+
+
+@each
+def test_fit_transform_takes_a_dataset(estimator):
+    assert_array_equal(clone(estimator).fit_transform(Rows(X)), clone(estimator).fit_transform(X))
+
+
+@each
+@pytest.mark.parametrize("kind", [Rows, Stream, loader, np.asarray, csr_matrix, pd.DataFrame])
+def test_codes_come_batch_by_batch(estimator, kind, monkeypatch):
+    monkeypatch.setattr(sources, "rows_at_once", lambda n_numbers: 64)
+    if kind is csr_matrix and estimator is not ONLINE:
+        pytest.skip("Sparse rows are for the lasso.")
+    model = clone(estimator).fit(kind(X) if kind is pd.DataFrame else X)
+    batches = list(model.transform_batches(kind(X)))
+    assert [len(batch) for batch in batches[:2]] == ([37, 37] if kind is loader else [64, 64])
+    assert_allclose(np.concatenate(batches), model.transform(kind(X)), atol=1e-10)
+
+
+def test_batches_need_a_fit():
+    with pytest.raises(NotFittedError):
+        clone(ONLINE).transform_batches(X)
+
+
+@each
+def test_a_fit_to_a_loader_equals_that_to_its_rows(estimator):
+    state = torch.get_rng_state()
+    found = clone(estimator).fit(loader(X))
+    assert torch.equal(torch.get_rng_state(), state)
+    wanted = clone(estimator).fit(Stream(X) if estimator is not ONLINE else X)
+    assert_array_equal(found.components_, wanted.components_)
+
+
+def test_each_batch_of_a_loader_is_a_step():
+    found, wanted = clone(ONLINE).partial_fit(loader(X)), clone(ONLINE)
+    for start in range(0, len(X), 37):
+        wanted.partial_fit(X[start : start + 37])
+    assert found.n_iter_ == 9
+    assert_allclose(found.components_, wanted.components_, atol=1e-10)
 
 
 @pytest.mark.parametrize("rows", [X, INCOMPLETE.astype(np.float32)], ids=["64", "incomplete 32"])

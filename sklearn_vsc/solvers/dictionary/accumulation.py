@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..missing import fill_missing
+from .sparse_gram import CodeGram, sparse_moments, stores_sparsely
 
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 
@@ -60,7 +61,9 @@ class ObjectiveSums:
         return self.total / self.n_rows if self.n_rows else math.nan
 
 
-def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def change_of_moments(
+    X: Tensor, old: Tensor | None, new: Tensor
+) -> tuple[CodeGram, Tensor, Tensor]:
     """Return how much new codes for some rows change the sums over all rows.
 
     Parameters
@@ -72,7 +75,7 @@ def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tenso
 
     Returns
     -------
-    code_gram : Tensor of shape (n_components, n_components)
+    code_gram : Tensor or SparseGram of shape (n_components, n_components)
         Change of U' U.
     code_data : Tensor of shape (n_components, n_features)
         Change of U' X.
@@ -80,6 +83,8 @@ def change_of_moments(X: Tensor, old: Tensor | None, new: Tensor) -> tuple[Tenso
         Change of the number of rows that use each atom.
     """
     n_components = new.shape[1]
+    if stores_sparsely(n_components, X.device):
+        return sparse_moments(X, old, new)
     old = torch.zeros_like(new) if old is None else old
     if X.device.type != "cpu":
         gram = torch.addmm(old.T @ old, new.T, new, beta=-1)

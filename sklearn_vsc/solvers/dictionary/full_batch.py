@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..lasso.coders import Coder
 from ..missing import fill_missing, natural_reach, observed_residual, rows_with_missing
+from ..sparse_rows import SparseRows
 from .accumulation import ObjectiveSums, objective_sums
 from .renewal import renew_atoms
 from .sparse_codes import SparseCodes
@@ -31,6 +32,8 @@ from .update import normalise_atoms, update_dictionary
 
 # Minimum number of rows coded between two updates of the dictionary.
 BLOCK_SIZE = 512
+# Number of codes in a larger block, and of entries in its rows, at most.
+_BLOCK_CODES, _BLOCK_NUMBERS = 2**25, 2**24
 # Allowed distance of the codes from their optimum, in units of alpha: in the first pass, and the
 # largest value allowed in the last passes, by default and for a ``tol`` that was given.
 _LOOSE, _CLOSE, _TIGHT = 0.1, 3e-2, 3e-3
@@ -110,7 +113,7 @@ class FullBatchLearner:
     missing entries hold their reconstruction from the codes and the dictionary at the last visit.
     """
 
-    X: Tensor
+    X: Tensor | SparseRows
     codes: SparseCodes
     dictionary: Tensor
     alpha: float
@@ -132,7 +135,10 @@ class FullBatchLearner:
     _ended: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._filled = torch.empty_like(self.X) if rows_with_missing(self.X).any() else None
+        self._filled = None
+        if rows_with_missing(self.X).any():
+            # Dense for sparse rows too: filling moves observed entries as well.
+            self._filled = self.dictionary.new_empty(self.X.shape)
 
     def epochs(
         self, tol: float | None, shuffle: bool, on_step: OnStep | None = None
@@ -311,7 +317,9 @@ def row_blocks(
     return list(order.to(device).split(size))
 
 
-def block_size(n_components: int) -> int:
+def block_size(n_components: int, n_features: int) -> int:
     """Return the number of rows in a block of a full-batch fit."""
-    # The cost of updating a large dictionary should be spread over more rows.
-    return max(BLOCK_SIZE, n_components)
+    # The cost of updating a large dictionary should be spread over more rows, but their codes must
+    # fit into memory, and the rows too, where those of a sparse matrix are made dense.
+    size = min(max(BLOCK_SIZE, n_components), max(BLOCK_SIZE, _BLOCK_CODES // n_components))
+    return max(1, min(size, _BLOCK_NUMBERS // n_features))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from .accumulation import change_of_moments
+from .sparse_gram import CodeGram, SparseGram, stores_sparsely
 
 
 @dataclass
@@ -17,15 +18,15 @@ class Statistics:
 
     Attributes
     ----------
-    code_gram : Tensor of shape (n_components, n_components)
-        U' U.
+    code_gram : Tensor or SparseGram of shape (n_components, n_components)
+        U' U; of many atoms only the pairs that occur together.
     code_data : Tensor of shape (n_components, n_features)
         U' X.
     n_users : Tensor of shape (n_components,)
         Number of rows that use each atom.
     """
 
-    code_gram: Tensor
+    code_gram: CodeGram
     code_data: Tensor
     n_users: Tensor
 
@@ -33,8 +34,11 @@ class Statistics:
     def zeros_like(cls, dictionary: Tensor) -> Self:
         """Return the sums over zero rows."""
         n_components = len(dictionary)
+        many = stores_sparsely(n_components, dictionary.device)
         return cls(
-            dictionary.new_zeros(n_components, n_components),
+            SparseGram.zeros(n_components, dictionary.dtype)
+            if many
+            else dictionary.new_zeros(n_components, n_components),
             torch.zeros_like(dictionary),
             torch.zeros(n_components, dtype=torch.int64, device=dictionary.device),
         )
@@ -50,25 +54,28 @@ class Statistics:
 
     def add(self, other: Self) -> None:
         """Add other sums, in place."""
-        self.code_gram += other.code_gram
+        gram: Any = self.code_gram
+        gram += other.code_gram
         self.code_data += other.code_data
         self.n_users += other.n_users
 
     def subtract(self, other: Self) -> None:
         """Subtract other sums, in place."""
-        self.code_gram -= other.code_gram
+        gram: Any = self.code_gram
+        gram -= other.code_gram
         self.code_data -= other.code_data
         self.n_users -= other.n_users
 
     def scale(self, factor: float) -> None:
         """Reduce the weight in the update of what was added so far."""
-        self.code_gram *= factor
+        gram: Any = self.code_gram
+        gram *= factor
         self.code_data *= factor
 
     def ahead(self, change: Self, factor: float) -> Self:
         """Return the sums plus ``factor`` times a change, cleared for atoms that are not in use."""
         sums = type(self)(
-            torch.add(self.code_gram, change.code_gram, alpha=factor),
+            _plus(self.code_gram, change.code_gram, factor),
             torch.add(self.code_data, change.code_data, alpha=factor),
             self.n_users,
         )
@@ -78,6 +85,15 @@ class Statistics:
     def clear(self, unused: Tensor) -> None:
         """Clear the sums of atoms that no row uses, including remnants of rounding."""
         if unused.any():
-            self.code_gram[unused] = 0
-            self.code_gram[:, unused] = 0
+            if isinstance(self.code_gram, SparseGram):
+                self.code_gram.clear(unused)
+            else:
+                self.code_gram[unused] = 0
+                self.code_gram[:, unused] = 0
             self.code_data[unused] = 0
+
+
+def _plus(gram: CodeGram, change: Any, factor: float) -> CodeGram:
+    if isinstance(gram, SparseGram):
+        return gram.plus(change, factor)
+    return torch.add(gram, change, alpha=factor)

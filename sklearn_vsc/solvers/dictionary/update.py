@@ -14,6 +14,10 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from ..missing import mean_filled
+from ..sparse_rows import SparseRows
+from .sparse_gram import CodeGram, SparseGram, update_by_pairs
+
 _compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 # Number of atoms whose targets are computed in one matrix product.
 _PANEL = 32
@@ -23,7 +27,7 @@ _N_PROJECTIONS, _RESOLUTION = 4, 1e4
 
 def update_dictionary(
     dictionary: Tensor,
-    code_gram: Tensor,
+    code_gram: CodeGram,
     code_data: Tensor,
     *,
     positive: bool = False,
@@ -37,7 +41,7 @@ def update_dictionary(
     ----------
     dictionary : Tensor of shape (n_components, n_features)
         Initial unit-norm atoms V; not modified.
-    code_gram : Tensor of shape (n_components, n_components)
+    code_gram : Tensor or SparseGram of shape (n_components, n_components)
         A = U' U, summed over the rows. Atoms with a zero on the diagonal are left unchanged.
     code_data : Tensor of shape (n_components, n_features)
         B = U' X, summed over the rows.
@@ -51,6 +55,10 @@ def update_dictionary(
     dictionary : Tensor of shape (n_components, n_features)
         Unit-norm atoms.
     """
+    if isinstance(code_gram, SparseGram):
+        return update_by_pairs(
+            dictionary, code_gram, code_data, positive=positive, n_sweeps=n_sweeps
+        )
     dictionary = dictionary.clone()
     weights = code_gram.diagonal()
     used = weights.nonzero().squeeze(1)
@@ -149,7 +157,11 @@ def normalise_atoms(atoms: Tensor, *, positive: bool = False, generator: torch.G
 
 
 def initial_dictionary(
-    X: Tensor, n_components: int, *, positive: bool = False, generator: torch.Generator
+    X: Tensor | SparseRows,
+    n_components: int,
+    *,
+    positive: bool = False,
+    generator: torch.Generator,
 ) -> Tensor:
     """Choose distinct random rows as atoms, plus random directions if there are too few rows.
 
@@ -170,14 +182,14 @@ def initial_dictionary(
     dictionary : Tensor of shape (n_components, n_features)
         Unit-norm atoms.
     """
-    atoms = X.new_zeros(n_components, X.shape[1])
+    atoms = torch.zeros(n_components, X.shape[1], dtype=X.dtype, device=X.device)
     rows = different_rows(X, n_components, atoms[:0], positive=positive, generator=generator)
     atoms[: len(rows)] = rows
     return normalise_atoms(atoms, positive=positive, generator=generator)
 
 
 def different_rows(
-    X: Tensor,
+    X: Tensor | SparseRows,
     n_rows: int,
     atoms: Tensor,
     *,
@@ -208,7 +220,7 @@ def different_rows(
     # Row maxima and minima need no temporary array of the size of X.
     highest = X.amax(1)
     if highest.isnan().any():
-        X = torch.where(X.isnan(), X.nanmean(0).nan_to_num(), X)
+        X = mean_filled(X)
         highest = X.amax(1)
     energetic = highest > 0
     if not positive:
@@ -217,7 +229,7 @@ def different_rows(
     order = energetic[torch.randperm(len(energetic), generator=generator).to(X.device)]
     # Unit vectors are told apart by a few random projections, rounded: inner products of all pairs
     # would take far more time and memory.
-    plane = torch.randn(X.shape[1], _N_PROJECTIONS, generator=generator).to(X)
+    plane = torch.randn(X.shape[1], _N_PROJECTIONS, generator=generator).to(atoms)
     seen = set(_keys(atoms, plane))
     found: list[Tensor] = []
     n_wanted = n_rows
@@ -232,7 +244,7 @@ def different_rows(
                 kept.append(row)
         found.append(rows[kept])
         n_wanted -= len(kept)
-    return torch.cat(found) if found else X.new_zeros(0, X.shape[1])
+    return torch.cat(found) if found else atoms[:0]
 
 
 def _keys(rows: Tensor, plane: Tensor) -> list[tuple[int, ...]]:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..missing import rows_with_missing
 from .coordinate_descent import CoordinateDescent
-from .masked_descent import MaskedDescent
-from .quadratic_fit import GramFit
+from .quadratic_fit import GramFit, gram_pays
 from .sign_search import sign_search
 from .solve import solve_lasso
 from .stopping import Stopping
+from .working_sets import WorkingSetDescent
 
 # Maps rows, dictionary, initial codes and a target distance (in units of alpha) to codes.
 Coder = Callable[[Tensor, Tensor, Tensor | None, float], Tensor]
@@ -34,10 +34,11 @@ def block_coder(method: str, alpha: float, max_iter: int, positive: bool) -> Cod
         weight = alpha or torch.finfo(X.dtype).eps * float(X.nan_to_num().abs().amax())
         stopping = Stopping(weight, 0.0, positive)
         missing = rows_with_missing(X)
-        if not missing.any():
+        if not missing.any() and gram_pays(len(X), dictionary):
             return _visit(X, dictionary, start, stopping, distance, max_iter)
-        if missing.all():
-            return MaskedDescent.of(dictionary, stopping).descend(X, start, distance, max_iter)
+        if missing.all() or not missing.any():
+            sets = WorkingSetDescent.of(dictionary, stopping)
+            return sets.descend(X, start, distance, max_iter)
         codes = torch.empty_like(start)
         for rows in (missing, ~missing):
             codes[rows] = descend(X[rows], dictionary, start[rows], distance)

@@ -8,6 +8,7 @@ Fercoq, Gramfort and Salmon (2015), Mind the duality gap: safer rules for the La
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor
 
 # The number of rows of a matrix product is padded to a multiple of this.
 _PRODUCT_ROWS = 64
+# Most atoms of which all pairs are multiplied on a CPU, number of multiplications in all pairs that
+# is worth avoiding, and how many atoms per row that takes.
+MOST_GRAM_ATOMS = 8192
+_MANY_PRODUCTS, _ATOMS_PER_ROW = 2**24, 8
 # Maximum number of entries in the atoms gathered at once for rows with missing entries.
 _LISTED_NUMEL = 2**22
 
@@ -131,6 +136,15 @@ class MaskedFit:
         return type(self)(self.dictionary, self.X[rows], self.observed[rows], self.energy[rows])
 
 
+def products_of_rows(X: Tensor, dictionary: Tensor, multiple: int = _PRODUCT_ROWS) -> Tensor:
+    """Return the inner products of rows and atoms, with the rows padded to a ``multiple``."""
+    # Matrix products of few rows round differently from those of many, and the codes of a row
+    # should not depend on the other rows of the batch.
+    padding = -len(X) % multiple
+    padded = torch.nn.functional.pad(X, (0, 0, 0, padding)) if padding else X
+    return (padded @ dictionary.T)[: len(X)]
+
+
 Fit = GramFit | DataFit | MaskedFit
 
 
@@ -166,11 +180,43 @@ class Atoms:
             return DataFit.from_rows(X, self.dictionary)
         return GramFit.from_rows(X, self.dictionary, self.gram)
 
-    def double(self) -> Self:
+    def double(self) -> Atoms:
         """Return the same atoms in float64."""
+        return self._double
+
+    @cached_property
+    def _double(self) -> Atoms:
         dictionary = self.dictionary.double()
         gram = None if self.gram is None else _inner_products(dictionary, self.symmetric)
-        return type(self)(dictionary, gram, self.masked, self.symmetric)
+        return Atoms(dictionary, gram, self.masked, self.symmetric)
+
+
+class AtomCache:
+    """Keeps the inner products of the last atoms that it was asked for."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, str, bool, Atoms] | None = None
+
+    def of(self, dictionary: Tensor, form: str, *, symmetric: bool) -> Atoms:
+        """Do the same as `Atoms.of`; the atoms are compared, since their array may change."""
+        if self._last is not None:
+            known, *wanted, atoms = self._last
+            same = known.dtype == dictionary.dtype and known.device == dictionary.device
+            if wanted == [form, symmetric] and same and torch.equal(known, dictionary):
+                return atoms
+        atoms = Atoms.of(dictionary, form, symmetric=symmetric)
+        if atoms.gram is not None:
+            self._last = dictionary.clone(), form, symmetric, atoms
+        return atoms
+
+
+def gram_pays(n_rows: int, dictionary: Tensor) -> bool:
+    """Return whether coordinate descent on so many rows should use all inner products."""
+    n_components, n_features = dictionary.shape
+    if n_components > MOST_GRAM_ATOMS:
+        return False
+    few = n_rows * _ATOMS_PER_ROW <= n_components
+    return not few or n_components**2 * n_features < _MANY_PRODUCTS
 
 
 def _inner_products(dictionary: Tensor, symmetric: bool) -> Tensor:
@@ -180,15 +226,6 @@ def _inner_products(dictionary: Tensor, symmetric: bool) -> Tensor:
     # NumPy sees that both factors are the same array.
     array = dictionary.contiguous().numpy()
     return torch.from_numpy(array @ array.T)
-
-
-def products_of_rows(X: Tensor, dictionary: Tensor) -> Tensor:
-    """Return the inner products of rows and atoms."""
-    # Matrix products of few rows round differently from those of many, and the codes of a row
-    # should not depend on the other rows of the batch.
-    padding = -len(X) % _PRODUCT_ROWS
-    padded = torch.nn.functional.pad(X, (0, 0, 0, padding)) if padding else X
-    return (padded @ dictionary.T)[: len(X)]
 
 
 def certify(fit: Fit, codes: Tensor, alpha: float, *, positive: bool) -> Certificate:

@@ -20,13 +20,15 @@ from ..missing import rows_with_missing
 from .active_set import active_set_search
 from .coordinate_descent import CoordinateDescent
 from .fista import Fista
-from .masked_descent import MaskedDescent
-from .quadratic_fit import Atoms, Certificate, DataFit, Fit
+from .quadratic_fit import MOST_GRAM_ATOMS, AtomCache, Atoms, Certificate, DataFit, Fit, gram_pays
 from .sign_search import search_from_zero, sign_search
 from .stopping import BestCodes, LassoResult, Stopping
+from .working_sets import WorkingSetDescent
 
 # Entries in a block of codes: few enough for a CPU's cache, or enough to keep a GPU busy.
 _BLOCK_NUMEL = {"cpu": 2**18, "other": 2**24}
+# Rows in a block, at least, where a CPU multiplies residuals by all atoms, and entries at most.
+_PRODUCT_ROWS, _PRODUCT_NUMEL = 256, 2**23
 # Iterations before the exact finish is first tried on rows that have not converged.
 _STAGE = 100
 # The same where the search is compiled, and so cheap.
@@ -60,6 +62,7 @@ def solve_lasso(
     positive: bool = False,
     finish: bool = True,
     form: str = "auto",
+    cache: AtomCache | None = None,
 ) -> LassoResult:
     """Solve the lasso of every row of X.
 
@@ -91,8 +94,11 @@ def solve_lasso(
         Whether to solve linear systems on the support for rows that are slow to converge, which
         gives the optimum up to rounding once the support has been found.
     form : {'auto', 'gram', 'data'}, default='auto'
-        Whether FISTA computes gradients from inner products of the atoms or from residuals; 'auto'
-        takes the one with fewer operations. For rows with missing entries, always residuals.
+        Whether gradients are computed from the inner products of all atoms or from residuals;
+        'auto' takes the faster one, and residuals where the inner products would take too much
+        memory. For rows with missing entries, always residuals.
+    cache : AtomCache, optional
+        Keeps the inner products of the atoms for the next call.
 
     Returns
     -------
@@ -113,6 +119,7 @@ def solve_lasso(
                 positive=positive,
                 finish=finish,
                 form=form,
+                cache=cache,
             )
 
         return _put_together(missing, solve(missing), solve(~missing))
@@ -120,10 +127,13 @@ def solve_lasso(
         form = "masked"
     if method == "auto":
         method = fastest_method(X.device)
-    # The search needs one Gram matrix for all rows.
-    early = method == "search" and form != "masked"
+    exact = method == "search" and form != "masked"
     if method == "search":
         method = "cd"
+    if method == "cd" and form == "auto":
+        form = "gram" if gram_pays(len(X), dictionary) else "data"
+    # The compiled search needs one Gram matrix for all rows.
+    early = exact and form == "gram"
     if alpha == 0:
         X, unit = _in_own_units(X, dictionary)
         alpha = torch.finfo(X.dtype).eps ** 0.625
@@ -135,19 +145,18 @@ def solve_lasso(
     elif positive:
         code_init = code_init.clamp_min(0)
     stopping = Stopping(alpha, default_tolerance(X.dtype) if tol is None else tol, positive)
-    if early and len(X) * _SEARCH_STEPS <= len(dictionary):
+    if exact and len(X) * _SEARCH_STEPS <= len(dictionary) <= MOST_GRAM_ATOMS:
         result = _lone_rows(X, dictionary, code_init, stopping)
         if result is not None:
             return result if unit is None else _in_units(result, unit)
-    form = "gram" if method == "cd" and form != "masked" else form
-    atoms = Atoms.of(dictionary, form, symmetric=early)
+    atoms = (cache or AtomCache()).of(dictionary, form, symmetric=early)
     iterate = _iteration(method, atoms, stopping)
     search, stage = (sign_search, _SHORT_STAGE) if early else (active_set_search, _STAGE)
-    solver = _Solver(iterate, stopping, search, stage, polish=early)
+    solver = _Solver(iterate, stopping, search, stage, polish=exact)
     result = _join(
         [
             solver.solve(X[rows], atoms, code_init[rows], max_iter, finish)
-            for rows in _blocks(len(X), len(dictionary), X.device)
+            for rows in _blocks(len(X), len(dictionary), X.device, gram=atoms.gram is not None)
         ]
     )
     return result if unit is None else _in_units(result, unit)
@@ -159,8 +168,8 @@ def _iteration(
     """Return the iteration of a method, prepared for the atoms."""
     if method != "cd":
         return Fista.of(atoms.dictionary, stopping).iterate
-    if atoms.masked:
-        return MaskedDescent.of(atoms.dictionary, stopping).iterate
+    if atoms.gram is None:
+        return WorkingSetDescent.of(atoms.dictionary, stopping).iterate
     return CoordinateDescent.of(atoms.dictionary, stopping, atoms.gram).iterate
 
 
@@ -282,9 +291,11 @@ def _join(results: list[LassoResult]) -> LassoResult:
     )
 
 
-def _blocks(n_rows: int, n_components: int, device: torch.device) -> Iterator[slice]:
+def _blocks(n_rows: int, n_components: int, device: torch.device, *, gram: bool) -> Iterator[slice]:
     """Yield slices of rows such that the codes of each have a bounded number of entries."""
     numel = _BLOCK_NUMEL["cpu" if device.type == "cpu" else "other"]
+    if not gram:
+        numel = max(numel, min(_PRODUCT_ROWS * n_components, _PRODUCT_NUMEL))
     size = max(numel // n_components // 64, 1) * 64
     for start in range(0, max(n_rows, 1), size):
         yield slice(start, start + size)

@@ -40,7 +40,7 @@ def objective(X, codes, dictionary):
 def full_batch(X, n_components=20, coder=code):
     generator = torch.Generator().manual_seed(0)
     dictionary = initial_dictionary(X, n_components, generator=generator)
-    size = dictionary_learning.block_size(n_components)
+    size = dictionary_learning.block_size(n_components, X.shape[1])
     blocks = row_blocks(len(X), size, generator, X.device)
     codes = SparseCodes(blocks, n_components, X.dtype)
     return FullBatchLearner(X, codes, dictionary, ALPHA, coder, False, generator)
