@@ -114,7 +114,9 @@ class WorkingSetDescent:
         """
         rows, atoms, moved = X.cpu().contiguous().numpy(), self.dictionary.numpy(), codes.numpy()
         # A mask is needed: compiled with ``fastmath``, the loop cannot recognise NaN.
-        seen = np.empty((0, 0), np.bool_) if observed is None else observed.cpu().contiguous().numpy()
+        seen = np.empty((0, 0), np.bool_)
+        if observed is not None:
+            seen = observed.cpu().contiguous().numpy()
         real, n_rows = rows.dtype.type, len(rows)
         rules = _Rules(
             real(self.stopping.alpha),
