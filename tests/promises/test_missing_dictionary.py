@@ -216,8 +216,8 @@ def test_one_missing_entry_changes_little():
     barely[0, 0] = np.nan
     near = learner(max_iter=3, dict_init=complete.components_).fit(barely)
     far = learner(max_iter=3, dict_init=complete.components_).fit(DIGITS)
-    # Column 0 is zero throughout: its missing entry changes almost nothing. From the second pass on,
-    # only fits without missing entries have momentum.
+    # Column 0 is zero throughout: its missing entry changes almost nothing. From the second pass
+    # on, only fits without missing entries have momentum.
     np.testing.assert_allclose(near.error_[0], far.error_[0], rtol=1e-4)
     np.testing.assert_allclose(near.error_, far.error_, rtol=1e-2)
     assert near.noise_variance_ == pytest.approx(far.noise_variance_, rel=1e-2)

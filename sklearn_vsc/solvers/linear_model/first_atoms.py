@@ -45,7 +45,8 @@ def lasso_atoms(
     alpha = float(np.quantile(products.numpy(), _QUANTILE))
     if alpha <= 0:
         return atoms.double().numpy()
-    blocks = row_blocks(len(X), block_size(n_components), generator, X.device)
+    size = block_size(n_components, X.shape[1])
+    blocks = row_blocks(len(X), size, generator, X.device)
     learner = FullBatchLearner(
         X,
         SparseCodes(blocks, n_components, X.dtype),
