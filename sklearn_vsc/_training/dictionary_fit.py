@@ -306,6 +306,10 @@ def _rows(options: LearningOptions, X: Any) -> Tensor | SparseRows:
 
 def _checked(given: ArrayLike, name: str, shape: tuple[int, int], dtype: np.dtype) -> NDArray:
     """Return a copy of ``dict_init`` or ``code_init`` after a check of its shape."""
+    try:
+        given = np.asarray(given, dtype=None if isinstance(given, np.ndarray) else np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} must hold numbers, with shape {shape}: {error}.") from error
     with np.errstate(over="ignore", invalid="ignore"):
         array = check_array(
             given,
