@@ -139,7 +139,7 @@ def test_shapes_and_dtypes(estimator, dtype):
 
 
 @each
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float16, np.bool_, ">f8"])
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_, ">f8"])
 def test_other_types_become_float64(estimator, dtype):
     X = DIGITS > 7 if dtype == np.bool_ else DIGITS
     estimator = clone(estimator).set_params(max_iter=2)
@@ -147,6 +147,15 @@ def test_other_types_become_float64(estimator, dtype):
     assert_same_answers(plain, model, X.astype(float), X.astype(dtype))
     assert model.transform(X.astype(dtype)).dtype == np.float64
     assert model.components_.dtype == np.float64
+
+
+@each
+def test_float16_becomes_float32(estimator):
+    estimator, X = clone(estimator).set_params(max_iter=2), DIGITS.astype(np.float16)
+    wide = X.astype(np.float32)
+    model, plain = clone(estimator).fit(X), clone(estimator).fit(wide)
+    assert_same_answers(plain, model, wide, X)
+    assert model.transform(X).dtype == model.components_.dtype == np.float32
 
 
 @each
