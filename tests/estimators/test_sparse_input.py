@@ -161,6 +161,7 @@ def test_numbers_of_16_bits_become_float32():
     assert clone(LEARNER).fit(tensor).components_.dtype == np.float32
 
 
+@pytest.mark.slow
 def test_a_fit_makes_no_dense_copy():
     code = """
 import resource, numpy as np
