@@ -105,7 +105,7 @@ class BaseSparseCoder(
         """Return the sparse code of each row."""
 
     def transform_batches(self, X: Any) -> Iterator[NDArray]:
-        """Yield the codes of the rows of X batch by batch, for more rows than fit into memory.
+        """Return the codes of the rows of X batch by batch, for more rows than fit into memory.
 
         Parameters
         ----------
@@ -113,10 +113,10 @@ class BaseSparseCoder(
             Rows to code. The batches are those of a torch ``DataLoader``; other rows, those of a
             torch ``Dataset`` among them, come a few thousand at a time.
 
-        Yields
-        ------
-        codes : ndarray or CSR matrix of shape (n_rows, n_features_out)
-            The same as ``transform`` of the rows of one batch.
+        Returns
+        -------
+        batches : iterator of ndarray or CSR matrix of shape (n_rows, n_features_out)
+            The same as ``transform`` of the rows of each batch, coded when it is asked for.
         """
         model = self._check_usable()
         return map(model.transform, batches_of(X, getattr(self, "image_shape", None)))
