@@ -197,13 +197,18 @@ def test_without_dispatch_results_are_numpy_arrays(estimator):
 
 
 @each
-def test_tensors_of_other_dtypes_become_float64(estimator):
+def test_tensors_of_other_dtypes_become_floats(estimator):
     model = clone(estimator).fit(X)
     expected = model.transform(ROWS)
-    for dtype in (torch.int64, torch.uint8, torch.bfloat16, torch.float16):
+    for dtype in (torch.int64, torch.uint8):
         codes = model.transform(torch.from_numpy(ROWS).to(dtype))
         assert codes.dtype == np.float64
         assert_array_equal(codes, expected)
+    narrow = model.transform(ROWS.astype(np.float32))
+    for dtype in (torch.bfloat16, torch.float16):
+        codes = model.transform(torch.from_numpy(ROWS).to(dtype))
+        assert codes.dtype == np.float32
+        assert_array_equal(codes, narrow)
     # Only the values of a tensor that requires gradients are used.
     assert_array_equal(model.transform(torch.from_numpy(ROWS).requires_grad_()), expected)
 
