@@ -355,7 +355,7 @@ def test_decorated_methods_keep_their_signature(estimator):
 def test_tags_describe_the_estimator(estimator):
     tags = get_tags(estimator)
     assert tags.array_api_support is True
-    assert tags.input_tags.sparse is False
+    assert tags.input_tags.sparse is isinstance(estimator, FISTADictionaryLearner)
     assert tags.input_tags.two_d_array is True
     assert tags.no_validation is False
     assert tags.target_tags.required is False
