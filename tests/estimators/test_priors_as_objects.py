@@ -252,7 +252,7 @@ PAIRS = {
     "gaussian thresholds": (
         ThresholdedVSC,
         gamma(base="gaussian"),
-        GAMMA | {"prior": "gaussian"},
+        GAMMA | {"prior": "gaussian", "threshold_prior": "gamma"},
         {"objective": "iwae", "n_draws": 2},
     ),
 }

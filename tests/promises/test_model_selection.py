@@ -34,7 +34,9 @@ each = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 
 @pytest.mark.slow
 def test_grid_search_of_a_classifier_on_codes():
-    coder = ThresholdedVSC(32, max_iter=40, transform_method="mean", **TRAINING)
+    coder = ThresholdedVSC(
+        32, max_iter=40, transform_method="mean", threshold_prior="gamma", **TRAINING
+    )
     pipeline = Pipeline(
         [
             ("scale", StandardScaler()),
