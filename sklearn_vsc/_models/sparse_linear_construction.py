@@ -120,6 +120,11 @@ class SparseLinearDescription(ModelDescription):
             Decides the first atoms.
         """
         self.check_family(self.family)
+        if self.n_dense > start.n_features:
+            raise ValueError(
+                f"n_dense={self.n_dense} is more than X has features: with as many dense columns as "
+                f"features, {start.n_features}, every covariance is possible."
+            )
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         rows = np.ascontiguousarray(start.rows.double().numpy())
         filled = np.nan_to_num(rows - np.nanmean(rows, axis=0))
