@@ -122,8 +122,8 @@ class SparseLinearDescription(ModelDescription):
         self.check_family(self.family)
         if self.n_dense > start.n_features:
             raise ValueError(
-                f"n_dense={self.n_dense} is more than X has features: with as many dense columns as "
-                f"features, {start.n_features}, every covariance is possible."
+                f"n_dense={self.n_dense} is more than the number of features of X, "
+                f"{start.n_features}: with as many dense columns, every covariance is possible."
             )
         rng = np.random.default_rng(int(torch.randint(2**31, (), generator=generator)))
         rows = np.ascontiguousarray(start.rows.double().numpy())
