@@ -369,7 +369,8 @@ def sparse_encode(
         check_observed(rows, columns=False)
     check_features(rows, atoms)
     n_rows, n_components = rows.shape[0], len(atoms)
-    check_n_nonzero(algorithm, n_nonzero_coefs, n_components, "n_nonzero_coefs, dictionary")
+    names = {"name": "n_nonzero_coefs", "other": "dictionary"}
+    check_n_nonzero(algorithm, n_nonzero_coefs, n_components, **names)
     known = Precomputed(
         gram=_precomputed("gram", gram, (n_components, n_components), rows.dtype),
         cov=_precomputed("cov", cov, (n_components, n_rows), rows.dtype),

@@ -104,7 +104,8 @@ class LassoCoder(BaseSparseCoder):
             self.transform_algorithm,
             n_nonzero,
             n_components,
-            f"transform_n_nonzero_coefs, {self._atoms_parameter}",
+            name="transform_n_nonzero_coefs",
+            other=self._atoms_parameter,
         )
         if self.transform_algorithm in BY_PENALTY:
             coder = replace(coder, n_kept=n_nonzero, refit=self.refit)

@@ -301,13 +301,14 @@ def check_features(X: Any, dictionary: NDArray) -> None:
         )
 
 
-def check_n_nonzero(algorithm: str, given: int | None, n_components: int, names: str) -> None:
+def check_n_nonzero(
+    algorithm: str, given: int | None, n_components: int, *, name: str, other: str
+) -> None:
     """Check that 'omp' is not asked for more codes than there are atoms.
 
-    ``names`` are those of the two parameters, for the message.
+    The message says ``name`` for the number of codes, and ``other`` for what has the atoms.
     """
     if algorithm == "omp" and given is not None and given > n_components:
-        name, other = names.split(", ")
         raise ValueError(
             f"{name}={given} asks for more codes than there are atoms: {other} has "
             f"{n_components}. Ask for at most as many codes as atoms."

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from numpy.typing import NDArray
-from torch import Tensor
 
+from ..solvers.lasso.penalty import largest_alpha
 from ..solvers.sparse_rows import dense
 from .dictionary_fit import DictionaryFit
 from .dictionary_progress import LearningOptions
@@ -79,9 +79,3 @@ class DensityFit:
                 break
             low, high = (middle, high) if share > self._density else (low, middle)
         return math.exp((low + high) / 2)
-
-
-def largest_alpha(rows: Tensor, dictionary: Tensor, *, positive: bool) -> float:
-    """Return the smallest alpha at which all codes are zero."""
-    products = rows.nan_to_num() @ dictionary.T
-    return max(0.0, float(products.amax() if positive else products.abs().amax()))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
+from ..solvers.lasso.penalty import largest_alpha
 from ._checks import check_table
 
 
@@ -39,13 +41,12 @@ def alpha_max(
     >>> alpha_max([[3.0, 4.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]], positive=True)
     3.0
     """
-    X = np.nan_to_num(check_table(X, "X", ensure_all_finite="allow-nan"))
+    X = check_table(X, "X", ensure_all_finite="allow-nan")
     if dictionary is None:
-        return float(np.linalg.norm(X, axis=1).max())
+        return float(np.linalg.norm(np.nan_to_num(X), axis=1).max())
     atoms = check_table(dictionary, "dictionary")
     if atoms.shape[1] != X.shape[1]:
         raise ValueError(
             f"dictionary must have as many columns as X, {X.shape[1]}, but has {atoms.shape[1]}."
         )
-    products = X @ atoms.T
-    return float(max(0.0, (products if positive else np.abs(products)).max()))
+    return largest_alpha(torch.from_numpy(X), torch.from_numpy(atoms), positive=positive)

@@ -154,9 +154,13 @@ def test_samples_have_the_moments_of_the_model(params):
     expected = (W.T * variance) @ W + dense.T @ dense + np.diag(model.noise_variance_)
     spread = np.sqrt(np.diag(expected))
     assert_allclose((X.mean(0) - model.intercept_ - mean @ W) / spread, 0, atol=0.03)
-    # The standard error of the mean square of the rarest Laplace code, relative to it.
-    error = np.sqrt(6 / (density.min() * len(X)))
-    assert_allclose((np.cov(X.T) - expected) / np.outer(spread, spread), 0, atol=4 * error)
+    covariance = np.cov(X.T)
+    centred = (X - X.mean(0)) ** 2
+    # Rare codes have heavy tails: where they do, five standard errors of the mean product count.
+    error = np.sqrt((centred.T @ centred / len(X) - covariance**2) / len(X))
+    assert (
+        np.abs(covariance - expected) < np.maximum(0.05 * np.outer(spread, spread), 5 * error)
+    ).all()
 
 
 @each

@@ -55,6 +55,7 @@ def test_grid_search_of_a_classifier_on_codes():
     assert np.isfinite(results["mean_test_score"]).all()
     # Observed: 0.86; chance gives 0.1.
     assert search.best_score_ > 0.75
+    assert search.best_params_["code__prior"] == "laplace"
     best = search.best_estimator_.named_steps["code"]
     assert best.threshold_ == search.best_params_["code__threshold"]
     assert search.predict(X).shape == (300,)

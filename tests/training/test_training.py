@@ -480,6 +480,15 @@ def test_divergence_leaves_an_earlier_fit_alone(call):
 def test_divergence_before_any_step_names_other_causes():
     with pytest.raises(ValueError, match=r"epoch 1\. No step was taken yet.*'decoder' of your own"):
         vsc(decoder=Spoiled(1)).fit(DIGITS)
+    # The units of a fit that goes on are those of the first one.
+    model = vsc(warm_start=True).fit(DIGITS)
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="rows of X far larger than those of the first fit"):
+        model.fit(DIGITS * 1e60)
+    assert_array_equal(model.score_samples(DIGITS), before.score_samples(DIGITS))
+    # Random numbers that a failed call drew are drawn again.
+    model.partial_fit(DIGITS), before.partial_fit(DIGITS)
+    assert_array_equal(model.components_, before.components_)
 
 
 @pytest.mark.parametrize("scale", [1e-98, 1e30, 1e98])

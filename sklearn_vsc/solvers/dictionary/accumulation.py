@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._kernels import compiled, find_used
 from ..missing import fill_missing
 from .sparse_gram import CodeGram, sparse_moments, stores_sparsely
-
-_compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
@@ -117,21 +114,9 @@ def _array(tensor: Tensor) -> NDArray:
     return tensor.contiguous().numpy()
 
 
-@_compiled
-def _find_used(codes, used):  # type: ignore[no-untyped-def]
-    """List the indices of the non-zero codes, followed by four zeros; return their number."""
-    n_used = 0
-    for k in range(len(codes)):
-        # Written without a branch, which the CPU could not predict.
-        used[n_used] = k
-        n_used += codes[k] != 0
-    used[n_used : n_used + 4] = 0
-    return n_used
-
-
-@_compiled
+@compiled
 def _add_half_gram(codes, used, sign, gram):  # type: ignore[no-untyped-def]
-    n_used = _find_used(codes, used)
+    n_used = find_used(codes, used)
     for a in range(n_used):
         weight = sign * codes[used[a]]
         row = gram[used[a]]
@@ -139,7 +124,7 @@ def _add_half_gram(codes, used, sign, gram):  # type: ignore[no-untyped-def]
             row[used[b]] += weight * codes[used[b]]
 
 
-@_compiled
+@compiled
 def _change_of_moments(X, old, new, gram, data, n_users):  # type: ignore[no-untyped-def]
     used = np.empty(new.shape[1] + 4, np.int64)
     one = X.dtype.type(1)
@@ -150,13 +135,13 @@ def _change_of_moments(X, old, new, gram, data, n_users):  # type: ignore[no-unt
         for k in range(new.shape[1]):
             change[k] = new[i, k] - old[i, k]
             n_users[k] += int(new[i, k] != 0) - int(old[i, k] != 0)
-        for a in range(_find_used(change, used)):
+        for a in range(find_used(change, used)):
             weight, row, x = change[used[a]], data[used[a]], X[i]
             for j in range(len(x)):
                 row[j] += weight * x[j]
 
 
-@_compiled
+@compiled
 def _subtract_atoms(residual, codes, dictionary, used, n_used):  # type: ignore[no-untyped-def]
     # Four atoms at a time: a quarter of the loads and stores of the residual.
     for a in range(0, n_used, 4):
@@ -169,13 +154,13 @@ def _subtract_atoms(residual, codes, dictionary, used, n_used):  # type: ignore[
             residual[j] -= u0 * v0[j] + u1 * v1[j] + u2 * v2[j] + u3 * v3[j]
 
 
-@_compiled
+@compiled
 def _objective_sums(X, codes, dictionary, alpha):  # type: ignore[no-untyped-def]
     used = np.empty(codes.shape[1] + 4, np.int64)
     residual = np.empty_like(X[0])
     total, reconstruction, size, n_nonzero = 0.0, 0.0, 0.0, 0
     for i in range(len(X)):
-        n_used = _find_used(codes[i], used)
+        n_used = find_used(codes[i], used)
         residual[:] = X[i]
         _subtract_atoms(residual, codes[i], dictionary, used, n_used)
         energy = 0.0

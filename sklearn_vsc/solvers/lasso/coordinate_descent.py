@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .._rows import over_rows
 from .quadratic_fit import Fit, GramFit
-from .stopping import LassoResult, Stopping
+from .stopping import LassoResult, Stopping, blank_answers
 
 # Lanes of a vector: coordinates k, k + 16, k + 32, ... share a lane, which yields one candidate.
 _LANES = 16
@@ -152,12 +152,7 @@ class CoordinateDescent:
         goal, noise = distance * float(self.upper.min()), _NOISE * np.finfo(real).eps
         rules = _Rules(real(goal), real(tol), real(noise), max_iter * self.n_components)
         atoms = _Atoms(self.gram, self.upper, self.lower)
-        answers = (
-            np.zeros(n_rows, real),
-            np.zeros(n_rows, real),
-            np.zeros(n_rows, np.bool_),
-            np.zeros(n_rows, np.int64),
-        )
+        answers = blank_answers(n_rows, real)
 
         def work(rows: slice) -> None:
             _descend(atoms, rules, *(a[rows] for a in (correlations, energy, codes, *answers)))

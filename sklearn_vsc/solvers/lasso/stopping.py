@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .quadratic_fit import Certificate, Fit, certify
@@ -93,3 +95,13 @@ class BestCodes:
 
     def result(self, n_iter: int) -> LassoResult:
         return LassoResult(self.codes, self.objective, self.gaps, self.converged, n_iter)
+
+
+def blank_answers(n_rows: int, real: Any) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Return what compiled descents fill in: objective, gap, whether done, and number of moves."""
+    return (
+        np.zeros(n_rows, real),
+        np.zeros(n_rows, real),
+        np.zeros(n_rows, np.bool_),
+        np.zeros(n_rows, np.int64),
+    )

@@ -32,8 +32,8 @@ _LATER_VISIT = Stops(max_sweeps=10, tol=0.1, bound_tol=0.3)
 # than it has to.
 _YOUTH = 2.0
 # Rows whose mean square is so many times what the model expects are louder than it; quieter, where
-# it is less than one over this number.
-_LOUD = 4.0
+# it is less than one over this number. Fewer rows than this do not tell.
+_LOUD, _ROWS_THAT_TELL = 4.0, 8
 # How fast the noise rises where more codes are active than asked for.
 _PRESSURE_STEP = 0.5
 _MOST_PRESSURE = 1e4
@@ -236,7 +236,8 @@ class Learner:
         """Make atoms that are zero from badly described rows, once there are rows enough."""
         model, sums = self.model, self.sums
         assert sums is not None
-        n_present = int(np.count_nonzero(model.atoms.any(axis=1)))
+        absent = np.flatnonzero(~model.atoms.any(axis=1))
+        n_present = len(model.atoms) - len(absent)
         n_new = atoms_for(float(sums.n_rows), len(model.atoms)) - n_present
         if n_new <= 0 or not self.learned.learns_density:
             return
@@ -245,7 +246,7 @@ class Learner:
         rows = worse[:: max(1, len(worse) // n_new)][:n_new]
         rest = (X[rows] - model.intercept) / found.contrast[rows, None]
         rest = np.nan_to_num(rest - found.factors.mean[rows] @ model.atoms)
-        new = np.flatnonzero(~model.atoms.any(axis=1))[: len(rows)]
+        new = absent[: len(rows)]
         density = model.density.copy()
         density[new] = FIRST_DENSITY
         atoms = model.atoms.copy()
@@ -259,7 +260,7 @@ class Learner:
         """
         model, observed = self.model, ~np.isnan(X)
         fixed = self.learned.noise == "fixed" or self.has_contrast
-        if self.sums is None or fixed or len(X) < _ROWS_FOR_AN_ATOM:
+        if self.sums is None or fixed or len(X) < _ROWS_THAT_TELL:
             return model
         mean, variance = model.moments
         counts = np.maximum(np.count_nonzero(observed, axis=0), 1)

@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-compiled: Any = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+from .._kernels import compiled, dot
 
 # Multiples of machine epsilon. An atom is in the span of the support where the rest of its squared
 # norm is below the first; a residual is explained where its correlation with an atom is below the
@@ -92,7 +91,7 @@ def pursue_rows(  # type: ignore[no-untyped-def]
         observed = masks[min(i, len(masks) - 1)]
         if len(masks) > 1:
             _forget(atoms)
-        energy = _dot(X[i], X[i])
+        energy = dot(X[i], X[i])
         size = _pursue_row(
             atoms, rules, correlations[i], energy, observed, n_components, most[i], state
         )
@@ -126,8 +125,8 @@ def refit_rows(dictionary, gram, rules, largest, X, observed, codes):  # type: i
             x[j] = X[i, j]
         _list_atoms(dictionary, gram, observed[i], listed, size, atoms)
         for a in range(size):
-            correlations[a] = _dot(atoms.dictionary[a], x)
-        found = _pursue_row(atoms, rules, correlations, _dot(x, x), observed[i], size, size, state)
+            correlations[a] = dot(atoms.dictionary[a], x)
+        found = _pursue_row(atoms, rules, correlations, dot(x, x), observed[i], size, size, state)
         for a in range(found):
             row[listed[state.support[a]]] = state.codes[a]
 
@@ -145,7 +144,7 @@ def _list_atoms(dictionary, gram, observed, listed, size, atoms):  # type: ignor
             if len(gram):
                 own[b] = gram[listed[a], listed[b]]
             else:
-                own[b] = _dot(atoms.dictionary[a], atoms.dictionary[b])
+                own[b] = dot(atoms.dictionary[a], atoms.dictionary[b])
             atoms.gram[b, a] = own[b]
         atoms.norms[a] = np.sqrt(own[a])
 
@@ -332,7 +331,7 @@ def _products(atom, atoms, observed, n_atoms, state):  # type: ignore[no-untyped
     for j in range(len(full)):
         own[j] = full[j] if observed[j] else zero
     for k in range(n_atoms):
-        row[k] = _dot(atoms.dictionary[k], own)
+        row[k] = dot(atoms.dictionary[k], own)
     atoms.slots[atom] = slot
     atoms.known[0] = slot + 1
     return row
@@ -344,15 +343,6 @@ def _forget(atoms):  # type: ignore[no-untyped-def]
     for k in range(len(atoms.slots)):
         atoms.slots[k] = -1
     atoms.known[0] = 0
-
-
-@compiled
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    """Return an inner product."""
-    total = a.dtype.type(0)
-    for j in range(len(a)):
-        total += a[j] * b[j]
-    return total
 
 
 @compiled

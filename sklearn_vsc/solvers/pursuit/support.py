@@ -7,8 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._kernels import compiled
 from .._rows import over_rows
-from .kernel import Rules, compiled, refit_rows
+from .kernel import Rules, refit_rows
 
 # How much faster a matrix product is than inner products one at a time.
 _SPEED_OF_PRODUCTS = 4

@@ -8,7 +8,7 @@ from sklearn.linear_model import Lasso
 
 from sklearn_vsc import FISTADictionaryLearner, SparseCoder
 from sklearn_vsc._base import lasso_coder
-from sklearn_vsc.solvers.lasso import quadratic_fit, solve, working_sets
+from sklearn_vsc.solvers.lasso import quadratic_fit, solve, working_set_kernels, working_sets
 from sklearn_vsc.solvers.lasso.quadratic_fit import AtomCache, Atoms, DataFit, gram_pays
 from sklearn_vsc.solvers.lasso.solve import solve_lasso
 from sklearn_vsc.solvers.lasso.stopping import Stopping
@@ -73,7 +73,7 @@ def test_the_working_set_grows():
     X = 3 * torch.randn(4, 400, dtype=X.dtype, generator=torch.Generator().manual_seed(0))
     result = solve_lasso(X, V, 0.1, form="data", tol=1e-6)
     assert result.converged.all()
-    assert (result.codes != 0).sum(1).min() > working_sets._ROOM
+    assert (result.codes != 0).sum(1).min() > working_set_kernels._ROOM
 
 
 @pytest.mark.parametrize("masked", [False, True])
