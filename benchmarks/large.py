@@ -100,7 +100,7 @@ def one_pass(share: float) -> dict[str, float]:
     n_rows = int(50_000 * share)
     X, atoms = sparse_rows(n_rows, 32_768, 384, 20)
     FISTADictionaryLearner(20, alpha=0.35, max_iter=1, batch_size=512).fit(X[:600, :30])
-    # Atoms near those of the rows, for about twenty codes a row from the start.
+    # Starting near the true atoms gives each row about twenty codes from the first pass on.
     first = atoms + 0.02 * np.random.default_rng(1).standard_normal(atoms.shape, dtype=np.float32)
     learner = FISTADictionaryLearner(
         32_768, alpha=0.8, max_iter=1, batch_size=512, dict_init=first, random_state=0

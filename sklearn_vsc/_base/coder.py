@@ -110,8 +110,8 @@ class BaseSparseCoder(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), Dataset or DataLoader
-            Rows to code. The batches are those of a torch ``DataLoader``; other rows, those of a
-            torch ``Dataset`` among them, come a few thousand at a time.
+            Rows to code. A torch ``DataLoader`` decides the batches; arrays and torch datasets are
+            coded a few thousand rows at a time.
 
         Returns
         -------
@@ -147,7 +147,7 @@ class BaseSparseCoder(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), Dataset or DataLoader
-            Rows to score. Those of a torch dataset or data loader are read batch by batch.
+            Rows to score. A torch dataset or data loader is read batch by batch.
         y : Ignored
             Not used, present for API consistency by convention.
 

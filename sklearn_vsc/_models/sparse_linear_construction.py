@@ -253,8 +253,8 @@ def _first_atoms(
 ) -> NDArray:
     """Return atoms for rows that have features of one size.
 
-    Where there are several rows for each atom, a lasso finds them; else they have the directions
-    of random rows, and noise makes those of equal or zero rows differ.
+    The lasso learns them where there are several rows for each atom. Elsewhere atoms are random
+    rows, with noise, so that equal rows and rows of zeros give different atoms.
     """
     n_features = rows.shape[1]
     if len(rows) >= _ROWS_OF_LASSO * n_components:
